@@ -1,1 +1,2 @@
-"""Dagster only: thin assets named for what they make. Each loads its input, calls one plain function, returns metadata."""
+"""Dagster only: thin assets, named for their output. Each loads its input, calls one plain function
+and returns metadata."""

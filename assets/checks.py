@@ -1,4 +1,4 @@
-"""Checks of single cells: each partition has a result of its own, so that no cell's bad end vanishes behind another's good one."""
+"""Checks with one result per cell, so that a good cell cannot hide the failure of another."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,18 @@ WARN = dg.AssetCheckSeverity.WARN
 def per_cell(name: str, asset: str, description: str) -> dg.AssetCheckSpec:
     """A check with one result per cell."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", dg.PreviewWarning
-        )  # of partitioned checks; the tests name the version they were tried on
+        # Partitioned checks are a preview; the tests name the Dagster version that was tried.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
         return dg.AssetCheckSpec(name, asset=asset, description=description, partitions_def=CELLS)
 
 
 def not_run(name: str, why: str) -> dg.AssetCheckResult:
-    """A cell that was not run has not passed; the check says why."""
+    """A failed check for a cell that was not run, with the reason."""
     return dg.AssetCheckResult(check_name=name, passed=False, severity=WARN, metadata={"not run": why})
 
 
 def cell_is_ok(attempts: Sequence[Attempt]) -> dg.AssetCheckResult:
-    """Passed where every seed's attempt ended ok; with the numbers either way."""
+    """Passes if every seed's attempt ended ok; shows the numbers in both cases."""
     measured = {
         "peak memory": _text(_largest(attempts, "peak_memory_gb"), ".2f", "GB"),
         "train loss": _text(_mean(attempts, "train_loss"), ".3f", "nats per token"),
@@ -38,7 +37,7 @@ def cell_is_ok(attempts: Sequence[Attempt]) -> dg.AssetCheckResult:
 
 
 def evaluation_is_ok(evaluations: Sequence[Evaluation]) -> dg.AssetCheckResult:
-    """Passed where every seed could be evaluated; with the numbers either way."""
+    """Passes if every seed could be evaluated; shows the numbers in both cases."""
     trained = [evaluation.attempt for evaluation in evaluations]
     measured = {
         "bits per byte": _text(_mean(evaluations, "eval_bits_per_byte"), ".4f", "on held-out records; lower is better"),
@@ -53,7 +52,7 @@ def _result(
 ) -> dg.AssetCheckResult:
     statuses = [run.result.status for run in runs]
     details = {
-        f"seed {_seed(run)}": f"{run.result.status}: {run.result.status_detail or 'no further word'}"
+        f"seed {_seed(run)}": f"{run.result.status}: {run.result.status_detail or 'no detail'}"
         for run in runs
         if run.result.status != "ok"
     }
@@ -84,7 +83,8 @@ def _mean(runs: Sequence[Attempt] | Sequence[Evaluation], name: str) -> float | 
 
 
 def _text(value: float | None, form: str, unit: str) -> str | None:
-    """As text: Dagster draws numbers of different cells as one line, and then leaves them out of the list."""
+    """The value as text. Dagster would plot numbers of different cells as one line and drop them
+    from the list."""
     return None if value is None else f"{value:{form}} {unit}".strip()
 
 

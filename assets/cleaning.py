@@ -1,4 +1,4 @@
-"""The user's own files, the corpus and the generators' answers, cleaned into one set of examples."""
+"""The user's files, the corpus and the generators' answers, cleaned into one set of examples."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ Metadata = dict[str, Any]
 
 @dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=["corpus_records", "generated_records"])
 def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One row is one example on its side of the split, train or eval. Every reject, with its reason, lies beside them.
+    """One row is one example in the train or eval split. The rejects and their reasons lie beside it.
 
-    What goes in is what `sources:` in experiments.yaml names. All of it lies in `data/lake/clean/`.
+    The input is `sources:` in experiments.yaml. The output is in `data/lake/clean/`.
     """
     project = project_now()
     records = raw_records(project.data, project.experiments, say=context.log.info)
@@ -36,7 +36,7 @@ def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
 
 def _metadata(result: CleaningResult) -> Metadata:
-    """What was dropped and why, first; then what is left."""
+    """The dropped records and their reasons first, then the accepted ones."""
     dropped = sorted(result.reasons.items(), key=lambda item: -item[1])
     rows = summary_rows(result)
     return {
@@ -65,7 +65,8 @@ def _metadata(result: CleaningResult) -> Metadata:
 
 
 def _bars(result: CleaningResult) -> list[Metadata]:
-    """A bar chart out of characters: the UI shows a short table in place, a picture only after a click."""
+    """A bar chart made of characters: the UI shows a short table inline, but a picture only after a
+    click."""
     most = max(result.reasons.values(), default=1)
     return [
         {
@@ -95,7 +96,10 @@ def _notes(result: CleaningResult) -> list[Metadata]:
 
 
 def _warnings(result: CleaningResult) -> dg.MetadataValue:
-    """A line of a warning is a row: the UI runs the lines of a text together. `table` escapes what they quote of records."""
+    """One row per line of a warning, since the UI joins the lines of a text.
+
+    `table` escapes the quoted records.
+    """
     lines = [line.strip() for warning in result.warnings for line in warning.split("\n")]
     return table([{"to look at": line} for line in lines], ["to look at"])
 
@@ -107,7 +111,7 @@ def _current() -> tuple[CleaningResult, Cleaning]:
     return current, project.experiments.cleaning
 
 
-@dg.asset_check(asset=sft_examples, blocking=True, description="accepted + rejected = read: no record went missing.")
+@dg.asset_check(asset=sft_examples, blocking=True, description="accepted + rejected = read: no record is lost.")
 def every_record_is_accounted_for() -> dg.AssetCheckResult:
     current, _ = _current()
     (counts,) = queried(
@@ -120,7 +124,7 @@ def every_record_is_accounted_for() -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=sft_examples, blocking=True, description="No question stands on both sides of the split.")
+@dg.asset_check(asset=sft_examples, blocking=True, description="No question is in both splits.")
 def train_and_eval_do_not_overlap() -> dg.AssetCheckResult:
     current, _ = _current()
     (counts,) = queried(
@@ -137,7 +141,7 @@ def train_and_eval_do_not_overlap() -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=sft_examples, blocking=True, description="Both sides hold as many examples as cleaning: asks for."
+    asset=sft_examples, blocking=True, description="Both splits hold the minimum number of examples in cleaning:."
 )
 def enough_examples() -> dg.AssetCheckResult:
     current, settings = _current()
@@ -152,9 +156,7 @@ def enough_examples() -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(
-    asset=sft_examples, description="Of each source, the share of rejects is in the range of cleaning.reject_share."
-)
+@dg.asset_check(asset=sft_examples, description="The share of rejects of each source is within cleaning.reject_share.")
 def reject_share_per_source() -> dg.AssetCheckResult:
     current, settings = _current()
     low, high = settings.reject_share
@@ -168,7 +170,7 @@ def reject_share_per_source() -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=sft_examples, description="Each configured language has its share of both sides.")
+@dg.asset_check(asset=sft_examples, description="Each configured language has its share of both splits.")
 def language_mix() -> dg.AssetCheckResult:
     current, settings = _current()
     counts = summary.language_counts(current)

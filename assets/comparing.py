@@ -1,4 +1,4 @@
-"""The table that people decide by, published where anyone reads it."""
+"""The comparison table and its publication."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -33,10 +33,13 @@ from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
 from pipelines.settings.experiments import TEACHER, is_teacher
 
-LAKE, PROFILE = "version of the lake", "profile"  # metadata of a publication, which later ones look up
-CELL, COLUMNS_BESIDE_CELL = ("model", "method"), 6  # columns of a table
-HEADINGS = {column.name: column.heading for column in SHOWN}  # shorter than the names
-# few enough that the UI shows the table in place rather than behind a click
+# Metadata of a publication that later ones look up.
+LAKE, PROFILE = "version of the lake", "profile"
+# The leading columns of each table by subject, and the number of columns beside them.
+CELL, COLUMNS_BESIDE_CELL = ("model", "method"), 6
+# Column headings, shorter than the names.
+HEADINGS = {column.name: column.heading for column in SHOWN}
+# Few enough columns that the UI shows the table inline.
 SHORT_COLUMNS = (
     "model",
     "method",
@@ -49,18 +52,18 @@ SHORT_COLUMNS = (
 
 EVERY_CELL_IS_OK = "every_cell_is_ok"
 Row = dict[str, Any]
-# Seconds that a publication which is to disturb nobody waits for a moment without a cell: two steps of a cell, or two cells, leave
-# some between them
+# Seconds that a publication waits for a free device. The device is free for a moment between the
+# steps of a cell and between two cells.
 PATIENCE = 1800.0
 
 
 class PublishingConfig(ProfileConfig):
-    """What one publication does other than usual."""
+    """Options of one publication."""
 
     waits_for_device: bool = Field(
         False,
-        description="Publish in a moment in which no cell uses this machine's device, and have one that comes wait; where there is "
-        "none within half an hour, publish nothing now. The sensor that follows the lake asks so.",
+        description="Publish only while no cell uses this machine's device, and let new cells wait; if the device is not free "
+        "within half an hour, publish nothing now. The sensor that follows the lake sets this.",
     )
 
 
@@ -72,7 +75,7 @@ class PublishingConfig(ProfileConfig):
         dg.AssetCheckSpec(
             EVERY_CELL_IS_OK,
             asset="comparison",
-            description="Every cell of the profile ended ok; lists those that did not.",
+            description="Every cell of the profile ended ok; lists the others.",
         )
     ],
     pool="publisher",
@@ -87,22 +90,26 @@ def comparison(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """One row is one cell of the profile (one model × one method): its quality, memory, speed and cost.
 
-    The grid of all cells, the picks and the pictures stand with [each publication](/assets/comparison?view=events).
-    Published in `data/warehouse.duckdb`, which anyone reads at any moment, and in `data/report/index.html`.
+    [Each publication](/assets/comparison?view=events) has the grid of all cells, the picks and the
+    pictures. The table is in `data/warehouse.duckdb`, which can be read at any time, and in
+    `data/report/index.html`.
     """
     project = project_now(config.profile)
     if night := night_of(context.run):
-        note_runs(project.data, night, [context.run.run_id])  # so that what it publishes names this run, too
+        # The published table of nights then includes this run.
+        note_runs(project.data, night, [context.run.run_id])
     with ExitStack() as held:
         try:
             if config.waits_for_device:
                 paths = devices.watched_locks(project.settings.devices)
                 held.enter_context(devices.kept(paths, "the publication", seconds=PATIENCE, say=context.log.info))
         except InUseError as error:
-            context.log.info(f"not published now, but once the device is free: {error}")
+            context.log.info(f"not published now; the next try follows when the device is free: {error}")
             yield _every_cell_is_ok(comparison_rows(project.resolve()))
             return
-        version = lake_version(project.data)  # before it is read: what comes while we publish is published next
+        # The version is taken before reading: changes during the publication belong to the next
+        # one.
+        version = lake_version(project.data)
         result = _published(context, project, compare(project), version)
     yield result
 
@@ -110,7 +117,7 @@ def comparison(
 def _published(
     context: dg.AssetExecutionContext, project: Project, publication: Publication, version: str
 ) -> dg.MaterializeResult:
-    """What Dagster keeps of a publication."""
+    """The materialization of a publication, with its metadata."""
     rows = publication.rows
     named = _profile_rows(rows)
     counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}}
@@ -140,12 +147,12 @@ def _published(
 
 
 def _profile_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the cells that the profile names: none of another cell, none of a provider."""
+    """The rows of the profile's cells, without other cells and providers."""
     return [row for row in of_profile(rows) if not is_teacher(row["method"])]
 
 
 def _best(rows: Sequence[Row]) -> dict[str, Any]:
-    """What is worth following of the profile's cells from one publication to the next; Dagster plots each number."""
+    """Key numbers of the profile's cells. Dagster plots each number over the publications."""
     good = [row for row in _profile_rows(rows) if row["status"] == "ok"]
     quality = [row["eval_bits_per_byte"] for row in good if row["eval_bits_per_byte"] is not None]
     memory = [row["peak_memory_gb"] for row in good if row["peak_memory_gb"] is not None]
@@ -157,7 +164,7 @@ def _best(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
-    """The columns that a terminal shows, in tables that a page of 1,440 pixels has room for."""
+    """The columns of the terminal table, split into tables that fit a page of 1,440 pixels."""
     subjects: dict[str, list[str]] = {}
     for column in SHOWN:
         if column.name not in CELL:
@@ -173,7 +180,7 @@ def _by_subject(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
 
 
 def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
-    """A warning with a line for each cell of the profile that is not ok, whatever run it came from."""
+    """A warning with a line for each cell of the profile that is not ok, from any run."""
     rows = of_profile(rows)
     bad = [row for row in rows if row["status"] != "ok"]
     shown = ["model", "method", "status", "phase", "status_detail", "advice"]
@@ -185,9 +192,10 @@ def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=comparison, description="No cell's newest run is worse than its past beyond the noise.")
+@dg.asset_check(asset=comparison, description="No cell's newest run is significantly worse than its earlier runs.")
 def no_cell_got_worse() -> dg.AssetCheckResult:
-    """From the lake, as table `history` has it: quality by its paired interval, time and memory by the spread of equal runs."""
+    """Check the rows of table `history`: quality by its paired interval, time and memory by the spread of
+    equal runs."""
     rows = history_rows(list(all_attempts(project_now().data)))
     worse = [row for row in rows if row["worse"]]
     return dg.AssetCheckResult(
@@ -200,9 +208,7 @@ def no_cell_got_worse() -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(
-    asset=comparison, description="The published tables hold every configured cell once, and every attempt."
-)
+@dg.asset_check(asset=comparison, description="The published tables hold every configured cell once and every attempt.")
 def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     shown = last_published(context.instance, PROFILE)
     project = project_now(shown if shown in experiments_now().profiles else None)
@@ -213,7 +219,8 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
     cells = sorted((row["model"], row["method"]) for row in rows)
     with connect(project.data) as db:
         runs = [run for (run,) in db.execute("SELECT run_id FROM training_runs").fetchall()]
-    later = known - set(runs)  # those made since are published next
+    # Attempts since the publication belong to the next one.
+    later = known - set(runs)
     return dg.AssetCheckResult(
         passed=cells == configured and len(runs) == len(set(runs)) and set(runs) <= known,
         metadata={"cells": len(cells), "configured": len(configured), "attempts": len(runs), "made since": len(later)},
@@ -221,13 +228,14 @@ def every_cell_and_attempt_is_published(context: dg.AssetCheckExecutionContext) 
 
 
 def last_published(instance: dg.DagsterInstance, name: str) -> str | None:
-    """A metadatum of the newest publication, as text."""
+    """A metadata entry of the newest publication, as text."""
     event = instance.get_latest_materialization_event(comparison.key)
     entry = event.asset_materialization.metadata.get(name) if event and event.asset_materialization else None
     return str(entry.value) if entry else None
 
 
 def published_profile(instance: dg.DagsterInstance) -> str:
-    """The profile to publish for: the night's own after a night has published, until somebody publishes for this machine's."""
+    """The profile to publish for: that of the newest publication if it is the nights' profile, else
+    `auto`."""
     nights = experiments_now().nightly.profile
     return nights if last_published(instance, PROFILE) == nights else "auto"

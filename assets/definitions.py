@@ -1,4 +1,4 @@
-"""The code location: everything that Dagster shows and runs. Importing it loads no torch."""
+"""The code location: all of Dagster's definitions. Importing it does not load torch."""
 
 import dagster as dg
 

@@ -1,4 +1,5 @@
-"""What the UI shows of every asset beside its description: owners, tags, documentation, its table and that table's columns."""
+"""What the UI shows for every asset besides its description: owners, tags, documentation, table and
+columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from pipelines.compare.columns.training import TRAINING_RUNS
 from pipelines.lake.paths import PROJECT
 from pipelines.lake.schema import Column, Table
 
-DATABASE = "warehouse.main"  # as DuckDB names what is published in data/warehouse.duckdb
+# DuckDB's name for the schema in data/warehouse.duckdb.
+DATABASE = "warehouse.main"
 ROWS = "dagster/row_count"
 
 
 @dataclass(frozen=True)
 class AssetDetails:
-    """`cost` is what one materialization spends; `page` a file of docs/; `table` the published table, None where there is none."""
+    """`cost` is the cost class of one materialization; `page` a file of docs/; `table` the
+    published table, if any."""
 
     cost: Literal["seconds", "device-minutes", "api-dollars"]
     page: str
@@ -58,7 +61,7 @@ ASSETS = {
 
 
 def described(spec: dg.AssetSpec) -> dg.AssetSpec:
-    """The asset with all that is said of it here. Its group is its stage."""
+    """The asset with its details. Its group is its stage."""
     known = ASSETS[spec.key.to_user_string()]
     return spec.replace_attributes(
         owners=list(grid().dagster.owners),
@@ -75,7 +78,7 @@ def described(spec: dg.AssetSpec) -> dg.AssetSpec:
 
 
 def _documentation(page: str) -> dg.MetadataValue:
-    """A link where docs/ can be read, else the place of the file."""
+    """A link to the page if `dagster.docs` has an address, else the path of the file."""
     address = grid().dagster.docs
     file = dg.MetadataValue.path(PROJECT / "docs" / page)
     return dg.MetadataValue.url(f"{address.rstrip('/')}/{page}") if address else file

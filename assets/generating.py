@@ -1,4 +1,4 @@
-"""Where records come from: the corpus, a local LLM server, and LLM APIs within their budget."""
+"""Sources of records: the corpus, a local LLM server, and LLM APIs within their budget."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +24,15 @@ PROVIDERS_ANSWER = "providers_answer"
 
 @dg.asset(group_name="generate", kinds={"json"})
 def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One row is one record of `data/corpus.json`, read and checked: a question and its answer on books, in Korean or English."""
+    """One row is one record of `data/corpus.json`, validated: a question about books and its answer.
+
+    The records are in Korean or English.
+    """
     project = project_now()
     records = read_corpus_records(project.data)
     used = project.experiments.sources.uses_corpus
     if not used:
-        context.log.info("sources: leaves the corpus out; it is checked, but nothing is trained on it")
+        context.log.info("sources: leaves the corpus out; it is validated, but not used for training")
     for line in switched_off(project.experiments):
         (context.log.info if project.experiments.sources.own_only else context.log.warning)(line)
     return dg.MaterializeResult(
@@ -45,9 +48,10 @@ def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
 @dg.asset(group_name="generate", kinds={"llamacpp", "sqlite"}, pool=DEVICE_POOL)
 def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One row is one answer of a local language model, to a prompt of the topic grid. They lie in `data/lake/journal.sqlite`.
+    """One row is one answer of a local language model to a prompt of the topic grid.
 
-    It takes its turn with training and evaluation: two at once on a device falsify every speed.
+    The answers are in `data/lake/journal.sqlite`. The step shares the device's pool with training
+    and evaluation, since two at once would distort every speed measurement.
     """
     project = project_now()
     name = project.experiments.local_provider
@@ -69,15 +73,15 @@ def local_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         dg.AssetCheckSpec(
             PROVIDERS_ANSWER,
             asset="generated_records",
-            description="No enabled provider had to stop or answered without a valid record, and all their records are trained on.",
+            description="No enabled provider stopped early or gave no valid record, and all their records are trained on.",
         )
     ],
 )
 def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> dg.MaterializeResult:
-    """One row is one answer of a language model, over an API or on this machine. They lie in `data/lake/journal.sqlite`.
+    """One row is one answer of a language model, over an API or on this machine.
 
-    Only providers with `enabled: true` are asked, within `budget_usd`; no answer that the journal holds is asked for again.
-    Runs beside training.
+    The answers are in `data/lake/journal.sqlite`. Only providers with `enabled: true` are asked,
+    within `budget_usd`. Stored answers are never requested again. Runs in parallel to training.
     """
     project = project_now()
     total, cap = project.experiments.generation.budget_usd, config.cap(project, context.run)
@@ -107,11 +111,11 @@ def generated_records(context: dg.AssetExecutionContext, config: AskConfig) -> d
 def _metadata(
     context: dg.AssetExecutionContext, project: Project, result: GenerationResult, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Counts, costs, a sample of the records, and how well they cover the grid."""
+    """Counts, costs, a sample of the records, and their coverage of the grid."""
     for line in summary(result):
         (context.log.warning if is_warning(line) else context.log.info)(line)
     if result.providers and result.reused == result.wanted:
-        context.log.info(f"reused: the journal holds all {result.wanted} answers, nothing was asked again")
+        context.log.info(f"reused: the journal holds all {result.wanted} answers, no request was sent")
     records = read_generated_records(project.data, project.experiments, names)
     shown = [{**r.value, "provider": r.provider} for r in records if r.problem is None and isinstance(r.value, dict)]
     sample = [row for name in names for row in [row for row in shown if row["provider"] == name][:SAMPLE]]
@@ -132,6 +136,7 @@ def _metadata(
     }
 
 
-SAMPLE = 3  # records of each provider
+# Number of sample records per provider.
+SAMPLE = 3
 COST_COLUMNS = ("provider", "wanted", "answered", "refused", "failed", "missing", "usd", "reserved_usd")
 COVERAGE_COLUMNS = ("provider", "records", "cells", "topics", "distinct_1", "distinct_2")

@@ -1,4 +1,5 @@
-"""The grid: methods down, models across; each cell's status, bits per byte, GB and a link to its page."""
+"""The grid of cells: methods down, models across. A cell shows its status, bits per byte and GB,
+and links to its page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +16,22 @@ from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
 from pipelines.settings.experiments import TEACHER
 
-MAX_MODELS = 4  # models side by side: as many as a page of 1,440 pixels shows without scrolling
-INLINE_CHARS, MAX_INLINE_TABLES = (
-    1000,
-    4,
-)  # characters from which on Dagster puts a text behind a click; tables that are better than a click
-LEGEND = "Status, bits per byte (lower is better), peak memory; a status leads to the cell's page."
+# Models side by side: a page of 1,440 pixels shows this many without scrolling.
+MAX_MODELS = 4
+# Dagster hides a text of this many characters behind a click.
+INLINE_CHARS = 1000
+# Up to this many inline tables are better than one table behind a click.
+MAX_INLINE_TABLES = 4
+LEGEND = "Status, bits per byte (lower is better), peak memory; a status links to the cell's page."
 ABSENT = "–"
 Row = dict[str, Any]
 
 
 def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
-    """The cells of `rows` as tables of at most four models. A row has model, method and status; is_stale, eval_bits_per_byte and
-    peak_memory_gb where they are known."""
+    """The cells of `rows` as tables of at most four models.
+
+    A row has model, method and status; is_stale, eval_bits_per_byte and peak_memory_gb if known.
+    """
     models = list(dict.fromkeys(row["model"] for row in rows))
     tables = {}
     for start in range(0, len(models), MAX_MODELS):
@@ -44,8 +48,11 @@ def grid_of(rows: Sequence[Row]) -> dict[str, dg.MetadataValue]:
 
 
 def newest_rows(project: Project) -> list[dict[str, Any]]:
-    """The profile's cells as they stand in the lake now, then those outside it: of several seeds the worst status, and means of
-    what was measured. Cheaper than the comparison, and without its word on what is stale."""
+    """The current cells of the lake: those of the profile, then those outside it.
+
+    Several seeds give the worst status and the means of the measurements. This is cheaper than the
+    comparison, but does not know which cells are stale.
+    """
     seeds = project.settings.seeds
     named = {cell: [CellKey(*cell, seed) for seed in seeds] for cell in project.grid}
     outside = [{**_newest(project, keys), "outside_profile": True} for keys in cells_outside(project).values()]
@@ -71,7 +78,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
-    """The cells of `models` as tables that a page shows in place; as one behind a click, where there would be too many."""
+    """The cells of `models` as inline tables, or as one table behind a click if there would be too
+    many."""
     cells = {(row["model"], row["method"]): row for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows if row["model"] in models))
     heading = f"| method | {' | '.join(_escaped(model) for model in models)} |\n| --- |{' --- |' * len(models)}"
@@ -94,12 +102,13 @@ def _rendered(heading: str, lines: Sequence[str]) -> str:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ABSENT
-    is_cell = row["method"].partition("+")[0] != TEACHER  # a provider has no page
+    # A teacher is a provider and has no page.
+    is_cell = row["method"].partition("+")[0] != TEACHER
     status = f"[{_escaped(row['status'])}]({_address(row)})" if is_cell else _escaped(row["status"])
     numbers = [
         MARK if is_outside(row) else None,
         "stale" if row.get("is_stale") else None,
-        _number(row.get("eval_bits_per_byte"), ".3f", "bits"),
+        _number(row.get("eval_bits_per_byte"), ".3f", "bits/byte"),
         _number(row.get("peak_memory_gb"), ".2f", "GB"),
     ]
     return " · ".join(filter(None, [status, *numbers]))

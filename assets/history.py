@@ -1,5 +1,6 @@
-"""`python -m assets.history [--days N] [--yes]`: old runs of Dagster with their events and logs, so that its history does not
-grow for ever. A run that made the newest version of any asset or partition stays, whatever its age.
+"""`python -m assets.history [--days N] [--yes]` lists and removes old runs of Dagster, with their
+events and logs, so that its history does not grow forever. A run that made the newest version of
+any asset or partition stays at any age.
 """
 
 import argparse
@@ -22,7 +23,7 @@ PAGE = 1000
 
 
 def old_runs(instance: dg.DagsterInstance, *, days: float) -> list[dg.RunRecord]:
-    """Finished runs that ended more than `days` ago and are not the newest word on anything."""
+    """Finished runs that ended more than `days` ago and made no newest version of anything."""
     before = datetime.now(UTC) - timedelta(days=days)
     finished = [status for status in dg.DagsterRunStatus if status.value in ("SUCCESS", "FAILURE", "CANCELED")]
     records = instance.get_run_records(dg.RunsFilter(statuses=finished, updated_before=before))
@@ -31,8 +32,11 @@ def old_runs(instance: dg.DagsterInstance, *, days: float) -> list[dg.RunRecord]
 
 
 def _newest(instance: dg.DagsterInstance) -> Iterator[str]:
-    """The run of the newest materialization, and of the newest observation (a cell that did not end ok has no other word), of every
-    asset and every partition."""
+    """The runs of the newest materialization and the newest observation of every asset and
+    partition.
+
+    Observations count because a cell that did not end ok has no materialization.
+    """
     for key in instance.all_asset_keys():
         for fetch in (instance.fetch_materializations, instance.fetch_observations):
             partitions: set[str | None] = set()
@@ -54,7 +58,7 @@ def _days(text: str) -> float:
 
 
 def forget(instance: dg.DagsterInstance, record: dg.RunRecord) -> None:
-    """Remove a run, its events and what its steps printed."""
+    """Remove a run, its events and the output of its steps."""
     run_id = record.dagster_run.run_id
     instance.delete_run(run_id)
     home = Path(instance.root_directory)

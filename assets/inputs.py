@@ -1,7 +1,9 @@
-"""What results are made from, as assets with our own fingerprints as data versions, so that Dagster calls stale what we call stale.
+"""Inputs of results, as assets with our own fingerprints as data versions. Dagster and the
+comparison then agree on which cells are stale.
 
-Dagster's code version is one per asset and its data version of `sft_examples` one for all cells. A cell's own fingerprint is finer:
-a changed recipe of one method, or new records that no profile selects, make nothing else stale.
+Dagster's code version covers a whole asset, and its data version of `sft_examples` covers all
+cells. A cell's own fingerprint is finer: a changed recipe of one method makes only its cells stale,
+and records that no profile selects make nothing stale.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,10 +30,11 @@ REPORTED = {CODE: "reported", USER_PROVIDED: "true"}
 
 @dg.asset(group_name="train", kinds={"json"}, partitions_def=CELLS, deps=[sft_examples])
 def cell_inputs(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One partition is one cell (one model × one method): what it is made from, its examples, recipe, trainer's code and machine.
+    """One partition is one cell (one model × one method): the versions of all its inputs.
 
-    Nothing is stored; the data version is the hash of those four fingerprints, noted anew whenever one of them changes, and makes
-    `trained_model` stale then.
+    The inputs are its examples, recipe, trainer's code and machine. Nothing is stored. The data
+    version is the hash of these four fingerprints. When one of them changes, a new version is
+    recorded and `trained_model` becomes stale.
     """
     project, cell = project_now(), cell_of(context.partition_key)
     if why := unknown(project, *cell):
@@ -56,17 +59,18 @@ evaluation_inputs = dg.AssetSpec(
     "evaluation_inputs",
     group_name="evaluate",
     kinds={"json"},
-    description="One version is what every evaluation of the profile is made from: records, settings, models they must fit, code. "
-    "Its data version is the hash of these, noted whenever it changes; a change makes `evaluation` stale, and nothing is "
-    "trained for it.",
+    description="One version is the inputs of all evaluations of the profile: records, settings, models to fit, code. "
+    "Its data version is the hash of these, recorded at every change. A change makes `evaluation` stale, but not "
+    "`trained_model`.",
 )
 
 
 def note_inputs(
     instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]] | None = None
 ) -> int:
-    """Tell Dagster the versions of what `cells` (None: the whole grid) and evaluations are made from, where they are not those it
-    knows. Returns how many were new.
+    """Report new input versions of `cells` (None: the whole grid) and evaluations to Dagster.
+
+    Returns the number of new versions.
     """
     count = 0
     for event in _events(instance, resolved, cells if cells is not None else shown_cells()):
@@ -78,7 +82,8 @@ def note_inputs(
 def _events(
     instance: dg.DagsterInstance, resolved: Resolved, cells: Sequence[tuple[str, str]]
 ) -> Iterator[dg.AssetMaterialization]:
-    known = set(resolved.experiments.cells)  # a name that the code location still has may be gone
+    # The code location may still have names that experiments.yaml no longer has.
+    known = set(resolved.experiments.cells)
     configured = [cell for cell in cells if cell in known]
     provenance = _provenance(instance, sft_examples.key)
     cell_tags = {
@@ -93,13 +98,15 @@ def _events(
 def _evaluation_events(
     instance: dg.DagsterInstance, resolved: Resolved, models: Sequence[str]
 ) -> Iterator[dg.AssetMaterialization]:
-    """What evaluations are made from and, where the untouched models have been evaluated so, that they have."""
+    """A new version of `evaluation_inputs`, and a new `base_evaluation` for each model with a
+    current one."""
     by = evaluated_by(resolved)
     version = {VERSION: by.fingerprint}
     latest = instance.fetch_materializations(evaluation_inputs.key, limit=1).records
     if not latest or _tags(latest[0]).get(VERSION) != by.fingerprint:
         yield dg.AssetMaterialization(evaluation_inputs.key, tags={**version, USER_PROVIDED: "true"})
-    provenance = _provenance(instance, evaluation_inputs.key)  # as it is after the line above
+    # This reads the event that may have been reported just above.
+    provenance = _provenance(instance, evaluation_inputs.key)
     done = {model: {**version, **provenance} for model in models if base_is_evaluated(resolved, model, by)}
     for model, tags in _new(instance, BASE_EVALUATION, done):
         yield dg.AssetMaterialization(BASE_EVALUATION, partition=model, tags={**REPORTED, **tags})
@@ -108,7 +115,7 @@ def _evaluation_events(
 def _new(
     instance: dg.DagsterInstance, asset: dg.AssetKey, tags_by_partition: dict[str, dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Those of the `wanted` partitions, each with its tags, that Dagster knows by other tags or not at all."""
+    """The partitions and tags that Dagster knows with other tags or not at all."""
     known = _known(instance, asset, list(tags_by_partition))
     for partition, tags in tags_by_partition.items():
         if any(known.get(partition, {}).get(name) != value for name, value in tags.items()):
@@ -131,7 +138,8 @@ def _known(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: list[st
 
 
 def _provenance(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, str]:
-    """What Dagster itself notes of an asset that was made from `asset`, so that a version that we report is not older than that."""
+    """The tags that Dagster sets on an asset made from `asset`, so that a reported version counts
+    as made from its newest version."""
     record = instance.fetch_materializations(asset, limit=1).records
     if not record:
         return {}

@@ -1,4 +1,5 @@
-"""The Dagster instance of this project: its home under data/dagster, its settings, and what a killed run left behind."""
+"""The Dagster instance of this project: its home under data/dagster, its settings, and cleanup
+after killed runs."""
 
 import hashlib
 import json
@@ -18,15 +19,18 @@ from pipelines.lake.paths import PROJECT, data_root
 from pipelines.runs.launchers.chosen import launcher_for
 
 SETTINGS = "dagster.yaml"
-HASH_FILE = ".dagster.yaml.sha256"  # of the settings as we wrote them: a file that still has it was not edited
-# of what was shipped before that was noted
+# Hash of the settings as we wrote them: a file with this hash was not edited.
+HASH_FILE = ".dagster.yaml.sha256"
+# Hashes of the settings that were shipped before the hash file existed.
 SHIPPED_BEFORE = (
     "4fbe5ec0268dfb93959acd2a0b6cc62102b7f3e748aa9a36bcd15ad13464cda0",
     "dba6256053120c0268b18c81ca9e7d57d5f1a0cb553e8532d2ab0b28802f3abe",
 )
 
-OWNER = ".dagster/featherweight_owner"  # the prefix keeps it out of the UI's list of tags
-TEMPORARY = ".tmp_dagster_home_"  # how the folders begin that Dagster makes where DAGSTER_HOME is not set
+# The prefix hides the tag in the UI.
+OWNER = ".dagster/featherweight_owner"
+# Prefix of the folders that Dagster makes if DAGSTER_HOME is not set.
+TEMPORARY = ".tmp_dagster_home_"
 NEEDS_HOME = "Does nothing while DAGSTER_HOME is not set (`make ui` sets it)."
 UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
@@ -34,7 +38,8 @@ UNFINISHED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.Dags
 def prepare_home() -> Path:
     """DAGSTER_HOME (default data/dagster, always absolute) with the project's dagster.yaml in it.
 
-    One that is there is brought up to date where nobody has edited it; of an edited one is said which settings it lacks.
+    An existing file is updated if nobody has edited it. For an edited file, the settings that it
+    lacks are announced.
 
     Raises:
         UsageError: its dagster.yaml is not YAML.
@@ -43,8 +48,9 @@ def prepare_home() -> Path:
     home = Path(os.environ.get("DAGSTER_HOME") or data_root().root / "dagster").resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
+        # For a read-only folder Dagster itself would print a page of database errors.
         with tempfile.TemporaryFile(dir=home):
-            pass  # Dagster's own word on a folder that it cannot write is a page of database errors
+            pass
     except OSError as error:
         raise WorkError(
             f"DAGSTER_HOME: cannot write in {home}: {error.strerror or error}. Nothing was started; free disk space, make the "
@@ -67,7 +73,7 @@ def _bring_up_to_date(home: Path) -> None:
     if text != ours:
         write_text(path, ours)
         if text is not None:
-            announce(f"{path}: brought up to date; nobody had edited it")
+            announce(f"{path}: updated, since nobody had edited it")
     if stored_hash != _sha256(ours):
         write_text(note, _sha256(ours))
 
@@ -76,11 +82,11 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {error}; mend it, or remove it to have it written anew.") from None
+        raise UsageError(f"{path}: not YAML: {error}; correct it, or remove it to get a new one.") from None
 
 
 def _missing_settings(ours: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """The settings of `ours` that `found` does not name; what it sets otherwise is its own business."""
+    """The settings of `ours` that `settings` lacks, whatever values it has for the others."""
     if not isinstance(settings, dict):
         return {}
     missing = {}
@@ -97,20 +103,22 @@ def _sha256(text: str) -> str:
 
 
 def why_homeless(instance: dg.DagsterInstance) -> str | None:
-    """Why nothing is started by itself on an instance that is gone when its server ends: another one of the same kind would know
-    nothing of it, and do it again. None for one that stays."""
+    """Why schedules and sensors start nothing on a temporary instance; None for a permanent one.
+
+    The next temporary instance would know nothing of the runs and would repeat them.
+    """
     if instance.is_ephemeral or not Path(instance.root_directory).name.startswith(TEMPORARY):
         return None
-    return f"DAGSTER_HOME is not set: nothing is run or published by itself. export DAGSTER_HOME={data_root().root / 'dagster'}"
+    return f"DAGSTER_HOME is not set: nothing is run or published automatically. export DAGSTER_HOME={data_root().root / 'dagster'}"
 
 
 def owner_tags() -> dict[str, str]:
-    """The tag that says which process executes a run, so that a later one can tell whether it still lives."""
+    """The tag with the identity of the process that executes a run, to check later if it is alive."""
     return {OWNER: json.dumps(own_identity())}
 
 
 def owner_of(run: dg.DagsterRun) -> dict[str, Any] | None:
-    """Which process executes a run that `owner_tags` names; earlier versions wrote PID@START."""
+    """The process that executes a run, from its owner tag; earlier versions wrote PID@START."""
     tag = run.tags.get(OWNER)
     if not tag:
         return None
@@ -121,7 +129,7 @@ def owner_of(run: dg.DagsterRun) -> dict[str, Any] | None:
 
 
 def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
-    """Runs whose executing process is gone are marked failed and give their place in the pool back. Returns how many."""
+    """Mark runs whose process is gone as failed and free their pool slots. Returns their number."""
     ended = 0
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         owner = owner_of(run)
@@ -134,7 +142,10 @@ def end_orphaned_runs(instance: dg.DagsterInstance) -> int:
 
 
 def size_pool(instance: dg.DagsterInstance) -> None:
-    """Give the cells' pool as many places as the profile keeps cells under way; dagster.yaml can only size all pools alike."""
+    """Size the cells' pool for the number of parallel cells of the profile.
+
+    dagster.yaml can only give all pools the same size.
+    """
     launcher = launcher_for(own_profile())
     if not launcher.holds_device:
         instance.event_log_storage.set_concurrency_slots(cell_pool(), launcher.at_once)

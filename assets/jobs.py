@@ -1,4 +1,4 @@
-"""What can be started as a whole."""
+"""Jobs."""
 
 import dagster as dg
 
@@ -15,25 +15,26 @@ data = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         corpus_records, local_records, generated_records, sft_examples, provider_comparison
     ),
-    description="Make and clean the examples. What is current is reused.",
+    description="Make and clean the examples. Current results are reused.",
 )
 training = dg.define_asset_job(
     "training",
     selection=dg.AssetSelection.assets(cell_inputs, trained_model, evaluation),
-    description="Train and evaluate the chosen cells (method × model). What is current is reused.",
+    description="Train and evaluate the chosen cells (method × model). Current results are reused.",
 )
 base = dg.define_asset_job(
     "base",
     selection=dg.AssetSelection.assets(base_evaluation),
-    description="Evaluate the chosen models untouched: what their trained cells are compared with. What is current is reused.",
+    description="Evaluate the chosen models untouched, as the baseline of their trained cells. Current results are reused.",
 )
 everything = dg.define_asset_job(
     "everything",
-    selection=dg.AssetSelection.all() - dg.AssetSelection.assets(base_evaluation),  # by model, not by cell
-    description="Data, the chosen cells, and the comparison. What is current is reused.",
+    # base_evaluation has partitions by model, not by cell.
+    selection=dg.AssetSelection.all() - dg.AssetSelection.assets(base_evaluation),
+    description="Data, the chosen cells, and the comparison. Current results are reused.",
 )
 publish = dg.define_asset_job(
     "publish",
     selection=dg.AssetSelection.assets(judged_answers, comparison),
-    description="Have new answers judged, where a judge is configured, and rebuild the comparison from the lake; no training.",
+    description="Judge new answers, if a judge is configured, and rebuild the comparison from the lake; no training.",
 )

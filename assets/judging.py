@@ -1,4 +1,5 @@
-"""What LLM APIs say of the answers that the evaluations kept. It needs no model, so no device waits for them."""
+"""Verdicts of LLM APIs on the stored answers of evaluations. They need no model, so they block no
+device."""
 
 import dagster as dg
 
@@ -22,22 +23,22 @@ JUDGES_ANSWER = "judges_answer"
         dg.AssetCheckSpec(
             JUDGES_ANSWER,
             asset="judged_answers",
-            description="No judge or teacher had to stop, and verdicts are readable.",
+            description="No judge or teacher stopped early, and all verdicts are readable.",
         )
     ],
 )
 def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> dg.MaterializeResult:
-    """One row is one call of a judge or a teacher: its word on an answer that the comparison shows, or an answer of its own.
+    """One row is one call of a judge or a teacher: a verdict on a compared answer, or an answer.
 
-    They lie in `data/lake/journal.sqlite`. Only enabled providers are asked, within their budgets; what the journal holds is not
-    asked again. Without `judging:` in experiments.yaml nothing is done. Runs beside training, before every publication; while
-    somebody else is asking APIs it waits for nobody, and what is missing is asked before the next one.
+    The calls are stored in `data/lake/journal.sqlite`. Only enabled providers are asked, within
+    their budgets; stored replies are not requested again. Without `judging:` in experiments.yaml
+    the step does nothing. It runs in parallel to training, before every publication. If another
+    process is sending requests, it does not wait; the missing requests are sent before the next
+    publication.
     """
     project = project_now(config.profile)
     if not answers.is_configured(project):
-        return _nothing_asked(
-            context, "nobody was asked: judging: in experiments.yaml names neither a judge nor teachers"
-        )
+        return _nothing_asked(context, "no requests: judging: in experiments.yaml names neither a judge nor teachers")
     try:
         result = answers.ask(
             project.resolve(),
@@ -46,7 +47,7 @@ def judged_answers(context: dg.AssetExecutionContext, config: JudgingConfig) -> 
             wait=False,
         )
     except InUseError as error:
-        return _nothing_asked(context, f"nobody was asked now, the next publication asks: {error}")
+        return _nothing_asked(context, f"no requests now; the next publication sends them: {error}")
     problems = result.stopped | unreadable(result)
     for line in summary(result):
         (context.log.warning if is_warning(line) else context.log.info)(line)

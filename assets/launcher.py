@@ -1,7 +1,7 @@
-"""The run launcher of a single machine: Dagster's own, which also knows when the process of a run is gone.
+"""Run launcher for a single machine: Dagster's default, plus detection of dead run processes.
 
-Dagster's default launcher cannot tell, so that a run whose machine was rebooted would say "started" for ever and keep its place
-in the pool. dagster.yaml names this one; the daemon's run monitoring asks it.
+Dagster's default launcher has no such check. After a reboot a run would stay "started" forever and
+keep its pool slot. dagster.yaml selects this launcher; the daemon's run monitoring calls it.
 """
 
 from typing import Any
@@ -13,7 +13,8 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from assets.instance import owner_of
 from pipelines.hardware.machine import is_alive, process_is_alive
 
-START_SECONDS = 120  # between a run's start and the event that names its process
+# Maximum time between a run's start and the event with its process id.
+START_SECONDS = 120
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -22,7 +23,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Whether the process that executes `run` lives, on this machine."""
+        """Whether the process that executes `run` is alive on this machine."""
         if owner := owner_of(run):
             pid, alive = owner["pid"], is_alive(owner)
         elif process := _process_of(self._instance, run):

@@ -1,4 +1,4 @@
-"""What a person may set for one run in the launchpad, and what a night sets by the tags of its runs."""
+"""The options of one run in the launchpad, and those that a night sets by the tags of its runs."""
 
 import json
 from typing import Any
@@ -12,17 +12,17 @@ from pipelines.choices import Choices
 from pipelines.nightly.night import begin, limit_reached, money_left
 from pipelines.project import ANY, Project, Resolved
 
-# Dagster's launchpad offers no field whose default is null, so that a limit which is off has a number
+# Dagster's launchpad omits fields whose default is null, so a disabled limit has a number.
 ALL, NO_CAP = 0, -1.0
 
 
 def night_of(run: dg.DagsterRun) -> str | None:
-    """The night that the run belongs to, under whose budget and hours it works."""
+    """The night that the run belongs to; its budget and hours apply to the run."""
     return run.tags.get(NIGHT)
 
 
 def seen_by(run: dg.DagsterRun) -> dict[str, str]:
-    """Each seed's newest attempt when a night asked for this run; empty where a person did."""
+    """Each seed's newest attempt when a night requested this run; empty for a manual run."""
     return json.loads(run.tags.get(SEEN, "{}"))
 
 
@@ -33,15 +33,16 @@ def _require_cap(value: float | None) -> float | None:
 
 
 class Spending(dg.Config):
-    """What one materialization may spend."""
+    """The budget of one materialization."""
 
     budget_usd: float | None = Field(
-        NO_CAP, description="This run's own cap in dollars, below those of experiments.yaml; -1: those alone."
+        NO_CAP, description="A cap for this run in dollars, below those of experiments.yaml; -1: only those."
     )
     _cap = field_validator("budget_usd")(_require_cap)
 
     def cap(self, project: Project, run: dg.DagsterRun) -> float | None:
-        """Dollars that this run may spend: its own cap, and what is left to its night."""
+        """Dollars that this run may spend: the smaller of its own cap and its night's remaining
+        budget."""
         caps = [] if self.budget_usd in (None, NO_CAP) else [self.budget_usd]
         if night := night_of(run):
             left = money_left(project, project.experiments.nightly, begin(project.data, night)["started_at"])
@@ -50,42 +51,41 @@ class Spending(dg.Config):
 
 
 class AskConfig(Spending):
-    """What one materialization may spend, and whom it asks."""
+    """The budget of one materialization, and the providers to ask."""
 
     providers: list[str] = Field([], description="Ask only these of the enabled providers; empty: all of them.")
 
 
 class JudgingConfig(Spending, ProfileConfig):
-    """What one materialization may spend, and on whose cells."""
+    """The budget of one materialization, and the profile whose cells it covers."""
 
 
 class CellConfig(dg.Config):
-    """What one materialization, or every one of a backfill, does other than usual."""
+    """Options of one materialization, or of all in a backfill."""
 
-    force: bool = Field(False, description="Train and evaluate also where the last result is current.")
+    force: bool = Field(False, description="Train and evaluate even if the last result is current.")
     seeds: list[int] = Field([], description="Only these seeds; empty: the profile's.")
     max_examples: int | None = Field(
         ALL,
-        description="Train on at most so many examples, as a trial; its row is stale, since the profile asks for more. 0: on all.",
+        description="A trial on at most so many examples; its row is stale, since the profile asks for more. 0: all examples.",
     )
     budget_usd: float | None = Field(
         NO_CAP,
         description="Stop (timed_out, with a checkpoint) at this cost by the profile's price_per_hour; -1: no cap.",
     )
     profile: str = Field(
-        "auto", description="Whose settings count: a profile of experiments.yaml; auto: this machine's."
+        "auto", description="The profile whose settings apply, from experiments.yaml; auto: this machine's."
     )
     outside_profile: bool = Field(
-        False, description="Where every partition was chosen, also run those that the profile does not name."
+        False, description="If every partition was chosen, also run those outside the profile."
     )
     rerun_for: list[str] = Field(
         list(ANY),
-        description="Make a good row again only where one of these has changed. `make run` and the nightly leave out what "
-        "nightly.rerun_for does.",
+        description="Rerun a good row only if one of these has changed. `make run` and the nightly use nightly.rerun_for.",
     )
     retime: bool = Field(
         False,
-        description="Train a good row that nothing has changed since again, for its speed; it stays unless the new one ends ok.",
+        description="Train a current row again to measure its speed; the old row stays unless the new attempt ends ok.",
     )
     _cap = field_validator("budget_usd")(_require_cap)
 
@@ -98,7 +98,7 @@ class CellConfig(dg.Config):
 
     @property
     def cap_usd(self) -> float | None:
-        """The run's own cap; None where it has none."""
+        """The run's own cap, None without one."""
         return None if self.budget_usd == NO_CAP else self.budget_usd
 
     @property
@@ -109,8 +109,10 @@ class CellConfig(dg.Config):
         return project_now(self.profile)
 
     def applied(self, resolved: Resolved, cell: tuple[str, str], began: str, run: dg.DagsterRun) -> Resolved:
-        """With what the next seed, or evaluation, of a run that `began` then may use. Cells that run side by side elsewhere share
-        what is left to the night."""
+        """`resolved` with the limits for the next seed or evaluation of a run that `began` then.
+
+        Cells that run in parallel elsewhere share the night's remaining budget.
+        """
         project, caps = resolved.project, []
         if night := night_of(run):
             left = money_left(project, project.experiments.nightly, begin(project.data, night)["started_at"])
@@ -119,16 +121,17 @@ class CellConfig(dg.Config):
 
 
 class BaseConfig(ProfileConfig):
-    """What one materialization of an untouched model does other than usual."""
+    """Options of one materialization of an untouched model."""
 
-    force: bool = Field(False, description="Evaluate also where the last result is current.")
+    force: bool = Field(False, description="Evaluate even if the last result is current.")
     outside_profile: bool = Field(
-        False, description="Where every model was chosen, also evaluate those that the profile does not name."
+        False, description="If every model was chosen, also evaluate those outside the profile."
     )
 
 
 def night_is_over(project: Project, run: dg.DagsterRun) -> str | None:
-    """Why the night that asked for the run begins no further cell; None where it does, or where no night asked."""
+    """Why the night of this run starts no further cell; None if it does, or if the run has no
+    night."""
     night = night_of(run)
     if night is None:
         return None

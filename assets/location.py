@@ -1,6 +1,7 @@
-"""The code location that Dagster's pages show, and runs of this process that belong to it.
+"""Runs of this process that belong to the code location on Dagster's pages.
 
-`dg.execute_job` makes runs that belong to no code location: the list of runs has them, but neither Timeline nor a job's own page.
+`dg.execute_job` makes runs without a code location. The list of runs shows them, but Timeline and
+the job's own page do not.
 """
 
 from collections.abc import Mapping
@@ -18,14 +19,18 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from assets.serving import LOCATION, MODULE
 from pipelines.lake.paths import PROJECT
 
-REPOSITORY = "__repository__"  # Dagster's name for what a module's Definitions hold
+# Dagster's name for the repository of a module's Definitions.
+REPOSITORY = "__repository__"
 
 
 def execute(
     name: str, instance: dg.DagsterInstance, *, config: Mapping[str, Any], tags: Mapping[str, str]
 ) -> dg.JobExecutionResult:
-    """Execute the job of that name: the steps that train and evaluate in processes of their own, the others in this one, which has
-    imported what they need. A step that fails raises nothing."""
+    """Execute the job of that name. A failed step raises nothing.
+
+    Training and evaluation steps run in separate processes. The others run in this process, which
+    has already imported their modules.
+    """
     job = dg.reconstructable(_JOBS[name])
     run = instance.create_run_for_job(
         _JOBS[name](),
@@ -38,7 +43,7 @@ def execute(
 
 
 def _origin(job: str) -> RemoteJobOrigin:
-    """Where the job is found, as `dagster -w workspace.yaml` finds it."""
+    """The origin of the job, equal to that of `dagster -w workspace.yaml`."""
     target = LoadableTargetOrigin(module_name=MODULE, working_directory=str(PROJECT))
     return RemoteJobOrigin(
         RemoteRepositoryOrigin(ManagedGrpcPythonEnvCodeLocationOrigin(target, LOCATION), REPOSITORY), job
@@ -63,5 +68,5 @@ def _job(name: str) -> dg.JobDefinition:
     return defs.resolve_job_def(name)
 
 
-# functions with names, since each step's process makes its job again by calling one
+# Named functions, since each step's process rebuilds its job by calling one.
 _JOBS = {"data": data_job, "training": training_job, "publish": publish_job}

@@ -1,4 +1,4 @@
-"""Metadata that people read in the UI: tables, pictures, and model-written text that stays text."""
+"""Readable metadata for the UI: tables, pictures, and escaped text from models."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def picture(png: bytes | None, alt: str) -> dict[str, dg.MetadataValue]:
-    """A small PNG shown in place; nothing where there is none."""
+    """A small inline PNG; empty if `png` is None."""
     if png is None:
         return {}
     return {alt: dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")}
@@ -25,8 +25,11 @@ def picture(png: bytes | None, alt: str) -> dict[str, dg.MetadataValue]:
 def table(
     rows: Sequence[Row], columns: Sequence[str], *, limit: int = 400, headings: Mapping[str, str] | None = None
 ) -> dg.MetadataValue:
-    """Rows as a Markdown table; every value is escaped, since a model may have written it. A value that rests on a disturbed speed
-    is marked, and a line below says what disturbed it. `headings`: of columns that are not headed by their names."""
+    """Rows as a Markdown table. Every value is escaped, since a model may have written it.
+
+    Values from a disturbed speed measurement are marked, and a line below gives the cause.
+    `headings` replaces the names of some columns.
+    """
     titles = [(headings or {}).get(name, name) for name in columns]
     lines = [table_of(titles, [[_text(row, name, limit) for name in columns] for row in rows])]
     marked = [dict(row) for row in rows if any(is_marked(row, name) for name in columns)]
@@ -35,7 +38,7 @@ def table(
 
 
 def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of texts that are escaped already."""
+    """A Markdown table of escaped texts."""
     lines = [" | ".join(headings), " | ".join(["---"] * len(headings)), *map(" | ".join, rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -51,17 +54,20 @@ def _text(row: Row, name: str, limit: int) -> str:
 
 
 def speed_note(measured: Row, device: str | None) -> dict[str, dg.MetadataValue]:
-    """What disturbed the speed of one training, beside its numbers; nothing where nothing did."""
+    """A note on what disturbed the speed of a training run; empty if nothing did."""
     share = measured.get("other_cpu_pct")
     if not disturbed(share, device):
         return {}
-    message = f"other programs used {share:.0f} % of the processors: train it again on a quiet machine"
+    message = f"other programs used {share:.0f} % of the processors: train again on a quiet machine"
     return {"speed disturbed": dg.MetadataValue.text(message)}
 
 
 def numbers(measured: Row, plotted: Sequence[str]) -> dict[str, dg.MetadataValue]:
-    """What was measured: `plotted` as entries of their own, which Dagster plots over time, all else in one table, since the plot of
-    a number that never changes says nothing."""
+    """The measurements: `plotted` as separate entries, which Dagster plots over time, the rest in
+    one table.
+
+    The plot of a number that never changes would be useless.
+    """
     entries: dict[str, dg.MetadataValue] = {}
     for name in plotted:
         value = measured.get(name)

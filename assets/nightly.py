@@ -1,7 +1,8 @@
-"""The night in Dagster: a schedule starts it with the data, a sensor carries it on. What is due is decided in `pipelines/nightly`.
+"""The nightly run in Dagster: a schedule starts it with the data, a sensor continues it. The
+decisions are made in `pipelines/nightly`.
 
-Every run of a night bears its name. Each step is decided anew from those runs and from the lake, so a daemon that was away, a
-machine that was rebooted, or two daemons at once change nothing in what is done.
+Every run of a night is tagged with its name. Each step is decided from those runs and from the
+lake, so a daemon outage, a reboot, or two daemons at once do not change the work.
 """
 
 import json
@@ -45,7 +46,8 @@ from pipelines.runs import devices
 
 UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 RUNNING = dg.DefaultSensorStatus.RUNNING
-# Each tick opens Dagster's three databases anew, which takes some 0.15 s of a processor: most of what an idle UI costs
+# Each tick reopens Dagster's three databases, which takes about 0.15 s of CPU time: most of the
+# cost of an idle UI.
 TICK_SECONDS = 60
 NOTHING_NEW = dg.SkipReason("nothing new in the lake")
 
@@ -55,10 +57,10 @@ NOTHING_NEW = dg.SkipReason("nothing new in the lake")
     cron_schedule=grid().nightly.cron,
     execution_timezone=grid().nightly.timezone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description=f"Begins the night with the data; the sensor night_goes_on carries it on. {NEEDS_HOME}",
+    description=f"Starts the night with the data; the sensor night_goes_on continues it. {NEEDS_HOME}",
 )
 def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Begins the night with the data; `night_goes_on` does the rest. While one night is under way no other begins."""
+    """Start the night with the data; `night_goes_on` does the rest. Nights do not overlap."""
     if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     night = context.scheduled_execution_time.strftime("%Y-%m-%dT%H%M")
@@ -71,11 +73,12 @@ def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipRea
     jobs=[data, training, publish],
     minimum_interval_seconds=TICK_SECONDS,
     default_status=RUNNING,
-    description="After a night's data: runs exactly the cells that are stale, missing or ended badly for a passing reason, then "
+    description="After a night's data: runs exactly the cells that are stale, missing or failed for a temporary reason, then "
     f"publishes once. {NEEDS_HOME}",
 )
 def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[dg.RunRequest]:
-    """After the data: exactly the cells that are stale, missing or ended badly for a passing reason, then one publication."""
+    """After the data: run exactly the cells that are stale, missing or failed for a temporary
+    reason, then publish once."""
     if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     runs = _newest_night(context.instance)
@@ -106,17 +109,21 @@ def night_goes_on(context: dg.SensorEvaluationContext) -> dg.SkipReason | list[d
     job=publish,
     minimum_interval_seconds=TICK_SECONDS,
     default_status=RUNNING,
-    description="Publishes the comparison when the lake holds something new, no more has come for two minutes (at most fifteen), "
+    description="Publishes the comparison after a change in the lake, once nothing has changed for two minutes (at most fifteen) "
     f"and no cell uses the device. {NEEDS_HOME}",
 )
 def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Publishes the comparison when the lake holds something new (a cell ended, also badly, or examples changed), nothing has come
-    for two minutes or the first of it waits for fifteen, and nobody uses the device, whose measurements it would disturb. A night
+    """Publish the comparison after a change in the lake: a cell ended, with any status, or examples
+    changed.
+
+    It waits until nothing has changed for two minutes, or until the first change is fifteen minutes
+    old. It also waits until the device is free, since it would disturb measurements. A night
     publishes once, at its end.
     """
     version = lake_version(data_root())
     if context.cursor == version:
-        return NOTHING_NEW  # without a look into Dagster's databases, which costs more than all else here
+        # Return before the lookup in Dagster's databases, the most expensive part of this sensor.
+        return NOTHING_NEW
     if why := why_homeless(context.instance):
         return dg.SkipReason(why)
     project = project_now(published_profile(context.instance))
@@ -132,22 +139,26 @@ def lake_has_changed(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.
     context.update_cursor(changes.text)
     if now < changes.due:
         return dg.SkipReason(
-            f"the lake has changed: published at {changes.due:%H:%M:%S} UTC, unless more comes till then"
+            f"the lake has changed: publication at {changes.due:%H:%M:%S} UTC, unless it changes again"
         )
     if user := devices.holder(devices.watched_locks(project.settings.devices)):
-        return dg.SkipReason(f"published when nobody uses the device any more: {user} does")
+        return dg.SkipReason(f"publication waits for the device: {user} uses it")
     return _lake_request(context.instance, version, project.profile)
 
 
 def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> dg.RunRequest | dg.SkipReason:
-    """One publication at a time. What a run did not publish, since a cell came first, is asked for again; what failed is, once."""
+    """Request a publication, one at a time.
+
+    If a run published nothing because a cell took the device, the request is repeated. A version
+    that failed TRIES times is given up.
+    """
     if instance.get_run_records(dg.RunsFilter(job_name=publish.name, statuses=UNDER_WAY), limit=1):
         return dg.SkipReason("a publication is under way")
     runs = instance.get_run_records(dg.RunsFilter(tags={LAKE_VERSION: version}))
     if sum(not run.dagster_run.is_success for run in runs) >= TRIES:
-        return dg.SkipReason(f"it could not be published, {TRIES} times; the next change is tried again")
+        return dg.SkipReason(f"the publication failed {TRIES} times; the next change starts a new try")
     if runs and abs(_now() - runs[0].update_timestamp.replace(tzinfo=UTC)) < LONGEST:
-        return dg.SkipReason("it was tried within the last 15 minutes")
+        return dg.SkipReason("the last try is less than 15 minutes ago")
     return dg.RunRequest(
         run_key=f"{version}/{len(runs)}",
         tags={LAKE_VERSION: version},
@@ -158,11 +169,13 @@ def _lake_request(instance: dg.DagsterInstance, version: str, profile: str) -> d
 @dg.sensor(
     minimum_interval_seconds=2 * TICK_SECONDS,
     default_status=RUNNING,
-    description=f"Notes what every cell is made from, so that a cell is called stale here when the table calls it so. {NEEDS_HOME}",
+    description=f"Records the inputs of every cell, so that Dagster and the table agree on which cells are stale. {NEEDS_HOME}",
 )
 def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Notes the fingerprints of what every cell is made from, so that the UI calls a cell stale when the table does. News that
-    a webhook did not take is tried again here, where no night waits for it.
+    """Record the fingerprints of every cell's inputs, so that the UI and the table agree on stale
+    cells.
+
+    Undelivered webhook messages are retried here, where no night waits for them.
     """
     if why := why_homeless(context.instance):
         return dg.SkipReason(why)
@@ -173,31 +186,35 @@ def inputs_have_changed(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     project = _project() if under_way else project_now(published_profile(context.instance))
     try:
         noted = note_inputs(context.instance, project.resolve())
-    except UsageError as error:  # nothing was cleaned yet, or the profile takes nothing of it
+    except UsageError as error:
+        # Nothing has been cleaned yet, or the profile selects none of the examples.
         return dg.SkipReason(str(error))
-    return dg.SkipReason(f"{noted} new versions noted" if noted else "no new version")
+    return dg.SkipReason(f"{noted} new versions recorded" if noted else "no new version")
 
 
 def _project() -> Project:
-    """The night's profile, by the configuration as it is now."""
+    """The project with the night's profile, from the current configuration."""
     return project_now(experiments_now().nightly.profile)
 
 
 def _next_loaded(context: dg.SensorEvaluationContext, project: Project, night: str, done: Done) -> Step:
-    """The night's next step, without cells that the code location does not know yet, having loaded an earlier experiments.yaml."""
+    """The night's next step, without new cells that the code location has not loaded yet."""
     step = next_step(project, project.experiments.nightly, night, done)
     shown = shown_cells()
     new = [cell for cell in step.cells if (cell.model, cell.method) not in shown]
     if not new:
         return step
     names = ", ".join(f"{cell.model} × {cell.method}" for cell in new)
-    context.log.warning(f"{names}: not run, since experiments.yaml names it anew: reload the code location")
+    context.log.warning(f"{names}: not run, since it is new in experiments.yaml: reload the code location")
     excluded = [*done.asked, *(cell.name for cell in new)]
     return next_step(project, project.experiments.nightly, night, replace(done, asked=excluded))
 
 
 def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
-    """The runs of the night that began last, oldest first. One that a person executed again bears the name of its old night."""
+    """The runs of the newest night, oldest first.
+
+    A manual re-execution has the tag of its old night and is ignored when the newest is chosen.
+    """
     newest = instance.get_run_records(dg.RunsFilter(tags={NIGHTLY: "yes"}, job_name=data.name), limit=50)
     originals = [record for record in newest if PARENT not in record.dagster_run.tags]
     if not originals:
@@ -207,7 +224,7 @@ def _newest_night(instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
 
 
 def _under_way(instance: dg.DagsterInstance) -> str | None:
-    """The night that somebody still carries on."""
+    """The night that is still in progress, if any."""
     runs = _newest_night(instance)
     if not runs:
         return None
@@ -228,7 +245,8 @@ def _done(runs: Sequence[dg.RunRecord]) -> Done:
 
 
 def _requests(night: str, step: Step, project: Project, runs: Sequence[dg.RunRecord]) -> Iterator[dg.RunRequest]:
-    """`run_key` names the night and the state that was found, so that two daemons ask for the same thing once."""
+    """The run requests of a step. `run_key` has the night and its state, so that two daemons
+    request a run only once."""
     if step.do == "cells":
         yield from (_cell_request(night, cell, project) for cell in step.cells)
         return
@@ -246,7 +264,7 @@ def _publish_request(night: str, tries: int, profile: str) -> dg.RunRequest:
 
 
 def _publishing(profile: str, *, waits_for_device: bool = False) -> dict[str, Any]:
-    """The configuration of a publication of that profile's cells."""
+    """The run configuration of a publication for that profile."""
     shown = {"profile": profile}
     published = {**shown, "waits_for_device": waits_for_device}
     return {"ops": {"judged_answers": {"config": shown}, "comparison": {"config": published}}}
@@ -283,4 +301,4 @@ def _tags(night: str) -> dict[str, str]:
 
 def _tell(context: dg.SensorEvaluationContext, project: Project, text: str) -> None:
     if problem := news.tell(project.data, f"featherweight: {text}"):
-        context.log.warning(f"{problem}; the news is kept and sent when the webhook is back")
+        context.log.warning(f"{problem}; the message is kept and sent when the webhook is back")

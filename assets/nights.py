@@ -1,4 +1,5 @@
-"""The nights on a page of their own: what each did, what it cost, and its runs. The sensor that ends a night adds it there."""
+"""The page of all nights: their work, cost and runs. The sensor that ends a night adds it to the
+page."""
 
 import json
 from collections.abc import Sequence
@@ -17,35 +18,38 @@ from pipelines.compare.stamp import moment
 from pipelines.lake.paths import DataRoot, data_root
 from pipelines.records.foreign_text import plain
 
-SHOWN = 30  # nights, the newest first
-RUNS_SHOWN = 12  # of one night
-SHORT = 8  # characters of a run's id, as Dagster's own pages show it
+# Number of nights on the page, the newest first.
+SHOWN = 30
+# Number of runs shown per night.
+RUNS_SHOWN = 12
+# Characters of a run id, as on Dagster's own pages.
+SHORT = 8
 Row = dict[str, Any]
 HEADINGS = ("night", "began", "minutes", "dollars", "cells", "outcome", "why it ended", "runs")
 
 
 @dg.asset(group_name="compare", kinds={"json"})
 def nights() -> dg.MaterializeResult:
-    """One row is one night: when it ran, what it cost, how many of its cells ended ok, and why it ended.
+    """One row is one night: its time, its cost, the number of its cells that ended ok, and why it ended.
 
-    Each night adds itself at its end; a click reads data/lake/nights/ anew.
+    Each night adds itself at its end. Materializing the asset reads data/lake/nights/ again.
     """
     return dg.MaterializeResult(metadata=nights_metadata(data_root()))
 
 
 def report_nights(instance: dg.DagsterInstance, data: DataRoot) -> None:
-    """Show the nights as they stand now, without a run."""
+    """Report the current nights without a run."""
     instance.report_runless_asset_event(dg.AssetMaterialization(nights.key, metadata=nights_metadata(data)))
 
 
 def nights_metadata(data: DataRoot) -> dict[str, Any]:
-    """The newest nights as a table with links to their runs, and what is worth following from one night to the next."""
+    """The newest nights as a table with links to their runs, and numbers to plot over the nights."""
     rows = night_rows(data)
     newest = rows[-1] if rows else {}
     plotted = {"minutes": "minutes", "dollars": "spent_usd", "cells not ok": "cells_not_ok"}
     return {
         ROWS: len(rows),
-        # the one that a page has room for in place, then all of them, behind a click
+        # The newest night fits inline; the table of all nights is behind a click.
         "newest night": dg.MetadataValue.md(
             _table([["", ""], *zip(HEADINGS, _values(newest), strict=True)] if newest else [])
         ),
@@ -55,7 +59,7 @@ def nights_metadata(data: DataRoot) -> dict[str, Any]:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    return table_of(lines[0], lines[1:]) if lines else "No night has begun yet."
+    return table_of(lines[0], lines[1:]) if lines else "No night has started yet."
 
 
 def _values(row: Row) -> list[str]:

@@ -1,6 +1,6 @@
 """Cells and models as partitions.
 
-Beside assets/project.py, since a configuration that makes no sense is an error here as soon as this is imported.
+Separate from assets/project.py, because importing this module fails for an invalid configuration.
 """
 
 import dagster as dg
@@ -8,9 +8,9 @@ import dagster as dg
 from assets.shown import grid, shown_names, shown_profiles
 from pipelines.lake.paths import data_root
 
-# As they were when the code location loaded; a reload brings what has come since (`make ui` asks for one by itself)
+# The names at the time when the code location loaded. A reload updates them; `make ui` triggers it.
 MODEL_NAMES, METHOD_NAMES = shown_names(grid(), data_root(), shown_profiles(grid()))
-# A cell is one model trained by one method
+# A cell is one model trained by one method.
 CELLS = dg.MultiPartitionsDefinition(
     {"method": dg.StaticPartitionsDefinition(METHOD_NAMES), "model": dg.StaticPartitionsDefinition(MODEL_NAMES)}
 )

@@ -1,8 +1,9 @@
-"""Which cells of those that somebody picked are run, and how a backfill of them ends.
+"""Which of the chosen cells run, and how a backfill of them ends.
 
-A cell outside the profile is run where somebody picked it, and passed over where everything was picked. Dagster calls a backfill
-failed when one of its partitions was not materialized, also where every run has succeeded; so in a backfill a cell that is passed
-over, or that did not end ok, is materialized with the reason for its only content.
+A cell outside the profile runs if it was chosen explicitly, and is skipped if everything was
+chosen. Dagster marks a backfill as failed if a partition was not materialized, even if every run
+succeeded. In a backfill, a cell that is skipped or does not end ok is therefore materialized with
+only the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from assets.project import cell_of
 from assets.tags import BACKFILL
 from pipelines.project import Project
 
-NOTHING = "nothing"  # the data version of a partition that holds no result
+# The data version of a partition without a result.
+NOTHING = "nothing"
 
 
 def reason_not_run(context: dg.AssetExecutionContext, project: Project, outside_profile: bool) -> str | None:
-    """Why this step passes over its partition, a cell or a model; None where it runs it."""
+    """Why this step skips its partition, a cell or a model; None if it runs."""
     key = context.partition_key
     model, method = cell_of(key) if isinstance(key, dg.MultiPartitionKey) else (key, None)
     name = model if method is None else f"{model} × {method}"
@@ -36,7 +38,7 @@ def reason_not_run(context: dg.AssetExecutionContext, project: Project, outside_
 
 
 def unknown(project: Project, model: str, method: str | None) -> str | None:
-    """Which of the two names experiments.yaml does not hold; None where it holds both."""
+    """A message on the names that experiments.yaml lacks; None if it has both."""
     gone = [
         f"{kind} {name!r}"
         for kind, name, known in (
@@ -49,7 +51,8 @@ def unknown(project: Project, model: str, method: str | None) -> str | None:
 
 
 def is_of_everything(context: dg.AssetExecutionContext) -> bool:
-    """Whether the run belongs to a backfill of every partition of this asset; of a backfill that is gone nobody knows."""
+    """Whether the run belongs to a backfill of every partition of this asset; True if the backfill
+    is gone."""
     backfill_id = context.run.tags.get(BACKFILL)
     if backfill_id is None:
         return False
@@ -59,23 +62,25 @@ def is_of_everything(context: dg.AssetExecutionContext) -> bool:
 
 
 def _chosen(context: dg.AssetExecutionContext, backfill_id: str) -> Sequence[str] | None:
-    """The partitions of this asset that the backfill holds. These are no public names of Dagster."""
+    """The partitions of this asset in the backfill. This uses private names of Dagster."""
     backfill = context.instance.get_backfill(backfill_id)
     if backfill is None:
         return None
-    if backfill.asset_backfill_data is None:  # of a job
+    # Only the backfill of a job has no asset data.
+    if backfill.asset_backfill_data is None:
         return backfill.partition_names
     target = backfill.asset_backfill_data.target_subset
     return list(target.get_partitions_subset(context.asset_key).get_partition_keys())
 
 
 def is_requested(context: dg.AssetExecutionContext, asset: str) -> bool:
-    """Whether the run belongs to a backfill and is to make `asset`."""
+    """Whether the run belongs to a backfill that includes `asset`."""
     return BACKFILL in context.run.tags and dg.AssetKey(asset) in (context.run.asset_selection or ())
 
 
 def record_no_result(context: dg.AssetExecutionContext, asset: str, metadata: Mapping[str, Any]) -> None:
-    """In a backfill that asks for it, materialize this partition of `asset` with what became of it."""
+    """In a backfill that includes `asset`, materialize this partition with the reason in
+    `metadata`."""
     if is_requested(context, asset):
         context.log_event(
             dg.AssetMaterialization(
@@ -89,7 +94,7 @@ def record_no_result(context: dg.AssetExecutionContext, asset: str, metadata: Ma
 
 
 def record_skipped(context: dg.AssetExecutionContext, asset: str, check: str, why: str) -> None:
-    """The same for an asset whose own step is skipped and says nothing; its check has not passed, and says why."""
+    """Do the same for an asset whose step is skipped, and record a failed check with the reason."""
     if not is_requested(context, asset):
         return
     record_no_result(context, asset, {"not run": why})
@@ -98,7 +103,7 @@ def record_skipped(context: dg.AssetExecutionContext, asset: str, check: str, wh
     target = AssetCheckEvaluationTargetMaterializationData(
         storage_id=record.storage_id, run_id=context.run.run_id, timestamp=record.timestamp
     )
-    # Any: log_event takes checks, too, but its annotation does not say so
+    # Any, because the annotation of log_event omits checks.
     event: Any = dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(asset),
         check_name=check,

@@ -1,4 +1,4 @@
-"""What every asset needs: the checked configuration, the names of cells, the device's pool."""
+"""Basics of every asset: the validated configuration, the names of cells, the device's pool."""
 
 import multiprocessing
 import os
@@ -20,23 +20,27 @@ from pipelines.settings import experiments as configuration
 from pipelines.settings.experiments import Profile
 
 GRACE_SECONDS = 10
-# Training, evaluation and the local LLM server share it, so that one of them runs at a time: two falsify every speed.
+# Training, evaluation and the local LLM server share this pool, so that only one of them runs at a
+# time: two at once would distort every speed measurement.
 DEVICE_POOL = f"device-{machine.device_slug()}"
 
 
 def cell_pool() -> str:
-    """The pool of training and evaluation: the device's, or where this machine's profile starts its cells elsewhere, one as large
-    as its launcher's `at_once`."""
+    """The pool of training and evaluation.
+
+    It is the device's pool, or a pool of the launcher's `at_once` slots if this machine's profile
+    starts its cells elsewhere.
+    """
     return DEVICE_POOL if launcher_for(own_profile()).holds_device else "cluster"
 
 
 def own_profile() -> Profile:
-    """The profile that this machine runs, as it was when the code location loaded."""
+    """This machine's profile at the time when the code location loaded."""
     return grid().profile(configuration.profile_name(grid(), os.environ.get("FEATHERWEIGHT_PROFILE")))
 
 
 def project_now(profile: str | None = None) -> Project:
-    """The data root, the configuration as it is now, and `profile`, else the one that this machine runs."""
+    """The project from the current configuration with `profile`, else this machine's profile."""
     _end_with_the_run()
     experiments = experiments_now()
     name = profile if profile and profile != "auto" else os.environ.get("FEATHERWEIGHT_PROFILE")
@@ -45,8 +49,11 @@ def project_now(profile: str | None = None) -> Project:
 
 @cache
 def _end_with_the_run() -> None:
-    """When a run is killed, its steps end some seconds later. Dagster's steps are children of a fork server; without this they
-    would wait forever for a reader of their events that is gone."""
+    """Make the steps of a killed run end some seconds later.
+
+    Dagster's steps are children of a fork server. Without this they would wait forever for the
+    reader of their events.
+    """
     if (parent := multiprocessing.parent_process()) is not None:
 
         def follow() -> None:
@@ -58,9 +65,11 @@ def _end_with_the_run() -> None:
 
 
 class ProfileConfig(dg.Config):
-    """What a step takes that works for a whole profile."""
+    """Options of a step that works on a whole profile."""
 
-    profile: str = Field("auto", description="Whose cells: a profile of experiments.yaml; auto: this machine's.")
+    profile: str = Field(
+        "auto", description="The profile whose cells count, from experiments.yaml; auto: this machine's."
+    )
 
 
 def cell_of(partition: str) -> tuple[str, str]:
@@ -71,7 +80,7 @@ def cell_of(partition: str) -> tuple[str, str]:
 
 
 def keys_of(context: dg.AssetExecutionContext, project: Project, seeds: Sequence[int] = ()) -> list[CellKey]:
-    """The partition's cell, once for each of `seeds`, or of the profile's."""
+    """The keys of the partition's cell: one for each of `seeds`, or for each seed of the profile."""
     model, method = cell_of(context.partition_key)
     return [CellKey(model, method, seed) for seed in seeds or project.settings.seeds]
 

@@ -1,4 +1,4 @@
-"""Which provider's records are worth their price."""
+"""The comparison of providers: quality of their records against price."""
 
 import dagster as dg
 
@@ -14,17 +14,18 @@ from pipelines.compare.providers import duel_rows, provider_rows
 from pipelines.generate.judge import judge
 from pipelines.generate.show import ProgressLines, is_warning, summary
 
-# few enough columns each that the UI shows them whole
+# Few enough columns that the UI shows each table inline.
 SHORT_COLUMNS = ("provider", "requested", "valid", "refused", "duplicate", "accepted", "usd_per_accepted", "win_rate")
 PAIRS = ("provider", "against", "verdict", "win_rate", "cells", "wins", "losses", "ties", "judge")
 
 
 @dg.asset(group_name="compare", kinds={"duckdb"}, deps=[generated_records, sft_examples])
 def provider_comparison(context: dg.AssetExecutionContext, config: Spending) -> dg.MaterializeResult:
-    """One row is one provider, on prompts that all were given: what was asked, answered, valid and accepted, its cost, who wins.
+    """One row is one provider on the prompts that all received: counts, cost and win rate.
 
-    With `generation.judge` configured, the judge compares the providers' records in pairs, within the same budget. Published in
-    the warehouse by `comparison`, as `provider_comparison` and `provider_duels`.
+    The counts are requests, answers, valid and accepted records. With `generation.judge`, the judge
+    compares the providers' records in pairs, within the same budget. `comparison` publishes the
+    tables `provider_comparison` and `provider_duels` in the warehouse.
     """
     project = project_now()
     progress = ProgressLines(context.log.info)

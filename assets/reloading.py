@@ -1,5 +1,7 @@
-"""`make ui` follows experiments.yaml and the lake: Dagster reads its partitions when the code location loads, so that what has come
-since is seen after a reload. It is asked for here, when nobody uses the device: loading computes for some seconds.
+"""Reload the code location of `make ui` after changes of experiments.yaml or the lake.
+
+Dagster reads its partitions only when the code location loads. The reload waits until the device is
+free, since loading computes for some seconds.
 """
 
 import json
@@ -16,14 +18,16 @@ from pipelines.lake.paths import data_root, experiments_file
 from pipelines.runs import devices
 from pipelines.settings.experiments import Experiments
 
-SECONDS = 5.0  # between two looks
+# Seconds between two checks.
+SECONDS = 5.0
 TIMEOUT = 300
 RELOAD = "mutation Reload($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"
 
 
 @dataclass
 class Reloading:
-    """Compares what the code location has loaded with what is there, and asks the webserver at `address` to load it anew."""
+    """Compares the loaded state of the code location with the current one, and makes the webserver
+    at `address` reload it."""
 
     address: str
     location: str
@@ -35,16 +39,17 @@ class Reloading:
         self.loaded = _state(grid())
 
     def look(self) -> None:
-        """At most every some seconds; says what it does, and once why it does not."""
+        """Check for changes, at most every SECONDS; reports a reload, and an error once."""
         if time.monotonic() < self.last_look + SECONDS:
             return
         self.last_look = time.monotonic()
         try:
             experiments = experiments_now()
             state = _state(experiments)
-        except (UsageError, OSError) as error:  # somebody is writing it, or has made a mistake
+        except (UsageError, OSError) as error:
+            # The file is being written or has a mistake.
             if self.last_error != str(error):
-                print(f"featherweight: the UI stays with what it has loaded: {error}", file=sys.stderr)
+                print(f"featherweight: the UI keeps its loaded configuration: {error}", file=sys.stderr)
             self.last_error = str(error)
             return
         self.last_error = ""
@@ -54,15 +59,16 @@ class Reloading:
     def _reload(self, state: str) -> None:
         body = json.dumps({"query": RELOAD, "variables": {"name": self.location}}).encode()
         request = urllib.request.Request(f"{self.address}/graphql", body, {"Content-Type": "application/json"})
-        with suppress(OSError):  # not up yet, or busy: at the next look
+        # If the webserver is not up yet or busy, the next check tries again.
+        with suppress(OSError):
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 response.read()
             self.loaded = state
-            print("featherweight: experiments.yaml or the lake has changed: the UI has loaded it anew", file=sys.stderr)
+            print("featherweight: experiments.yaml or the lake has changed: the UI has reloaded", file=sys.stderr)
 
 
 def _state(experiments: Experiments) -> str:
-    """All that the definitions are made from."""
+    """A hash of everything that the definitions depend on."""
     names = shown_names(experiments, data_root(), shown_profiles(experiments))
     return stable_hash([experiments_file().read_text(encoding="utf-8"), names])
 

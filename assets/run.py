@@ -1,7 +1,8 @@
-"""`make run` and `make tour`: the whole graph through Dagster on one profile, cell by cell, with progress; then the table.
+"""`make run` and `make tour`: run the whole graph through Dagster on one profile, cell by cell,
+with progress; then print the table.
 
-Every run is in the UI afterwards: in its history, on Timeline and on its job's page. What is current is reused, so that a second
-call takes seconds.
+Every run is in the UI afterwards: in the history, on Timeline and on its job's page. Current
+results are reused, so that a second call takes seconds.
 """
 
 import os
@@ -35,12 +36,14 @@ from pipelines.upkeep.upgrade import noticed
 
 DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
-STOP_SECONDS = 45  # a cell has 30 to keep what it has done
+# Longer than the 30 seconds that a cell has to save its state.
+STOP_SECONDS = 45
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def run() -> int:
-    """Returns the exit code: 0 all cells ok, 3 recorded but some are not ok, 1 a Dagster step failed."""
+    """Run everything. Exit code: 0 all cells ok, 3 recorded but some not ok, 1 a Dagster step
+    failed."""
     from assets.instance import end_orphaned_runs, owner_tags, prepare_home, size_pool
     from assets.project import project_now
 
@@ -52,7 +55,7 @@ def run() -> int:
     _fetch(project)
     with dg.DagsterInstance.get() as instance:
         if ended := end_orphaned_runs(instance):
-            say(f"{ended} run(s) of a killed process marked as failed; what they had not finished is done now")
+            say(f"{ended} run(s) of a killed process marked as failed; their unfinished work is done now")
         tags = owner_tags()
         say(f"profile {project.profile}: {len(project.grid)} cells; data root {project.data.root}")
         if not _execute("data", instance, "data: corpus, generated records, cleaning", tags):
@@ -76,11 +79,12 @@ def _fetch(project: Project) -> None:
         try:
             store.fetch(project.data, project.experiments, model, say=say)
         except UnavailableError as error:
-            say(f"{model}: {error}")  # its cells will be rows that say so
+            # The rows of its cells will have this error.
+            say(f"{model}: {error}")
 
 
 def _run_cells(project: Project, instance: dg.DagsterInstance, tags: dict[str, str]) -> list[bool]:
-    """Run what is not settled; whether each went well."""
+    """Run the cells that are not settled; returns whether each succeeded."""
     from pipelines.estimate.estimate import ensure_predictions
 
     settled = _settled(project)
@@ -96,10 +100,10 @@ def _run_cells(project: Project, instance: dg.DagsterInstance, tags: dict[str, s
 
 
 def check_inputs(project: Project) -> None:
-    """Read the files that a user edits before anything starts.
+    """Read the user's files before anything starts.
 
     Raises:
-        UsageError: one of them is missing or broken; the message names the place.
+        UsageError: a file is missing or broken; the message names the place.
     """
     sources = project.experiments.sources
     if sources.uses_corpus:
@@ -110,7 +114,7 @@ def check_inputs(project: Project) -> None:
 
 
 def _settled(project: Project) -> list[tuple[str, str]]:
-    """The cells that ended ok and in which nothing is due: a run of Dagster's would only find that out anew, in seconds a cell."""
+    """The ok cells with nothing due. A Dagster run would reach the same result in seconds per cell."""
     from pipelines.evaluate.cell import evaluated_by
     from pipelines.nightly.due import why_due
 
@@ -131,7 +135,7 @@ def _why_reused(project: Project, model: str, method: str) -> str:
 
 
 def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
-    """Train and evaluate one cell, and publish, so that the table fills while the rest still trains."""
+    """Train and evaluate one cell, then publish, so that the table grows during the run."""
     from assets.project import partition_of
 
     key = CellKey(model, method, project.settings.seeds[0])
@@ -149,7 +153,7 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
 def _side_by_side(
     project: Project, instance: dg.DagsterInstance, cells: list[tuple[str, str]], tags: dict[str, str], at_once: int
 ) -> list[bool]:
-    """Keep so many cells under way, each run by a process of its own, the longest first; publish after each."""
+    """Run up to `at_once` cells in parallel processes, the longest first; publish after each."""
     from pipelines.plan.plan import longest_first
 
     waiting, good = longest_first(project, cells), list[bool]()
@@ -177,7 +181,7 @@ def _side_by_side(
 
 
 def one_cell(model: str, method: str) -> int:
-    """Train and evaluate one cell of those that run side by side."""
+    """Train and evaluate one of the parallel cells."""
     from assets.instance import owner_tags, prepare_home
     from assets.project import partition_of, project_now
 
@@ -218,14 +222,15 @@ def _execute(
     for event in result.all_events if not result.success else []:
         if event.is_step_failure and event.step_failure_data.error:
             cause = event.step_failure_data.error.cause or event.step_failure_data.error
-            if "Interrupted" in (cause.cls_name or ""):  # Dagster turns a Ctrl-C into a failed step
+            # Dagster turns a Ctrl-C into a failed step.
+            if "Interrupted" in (cause.cls_name or ""):
                 raise KeyboardInterrupt
             say(f"      {event.step_key}: {cause.message.strip()}")
     return result.success
 
 
 def _kept_rows() -> dict[str, Any]:
-    """Rows that are stale by `code` alone are kept, as at night."""
+    """The config that keeps rows that are stale only by `code`, as at night."""
     from assets.shown import grid
 
     return {"rerun_for": list(grid().nightly.rerun_for)}
@@ -264,8 +269,11 @@ def say(message: str) -> None:
 
 
 def main() -> int:
-    """Run in a child with a session of its own: a terminal's Ctrl-C reaches every process of its group, and Dagster's
-    helpers would each answer with a traceback. We pass it on to the one process that knows how to stop the others."""
+    """Run in a child process with its own session.
+
+    A terminal's Ctrl-C reaches every process of its group, and each of Dagster's helpers would
+    print a traceback. This process passes the signal only to the driver, which stops the others.
+    """
     print_anything()
     if DRIVER in sys.argv:
         return drive(run)
@@ -295,7 +303,7 @@ def drive(work: Callable[[], int]) -> int:
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         if ONE_CELL not in sys.argv:
             print(
-                "featherweight: interrupted; what is finished is kept, the same command goes on from there",
+                "featherweight: interrupted; finished work is kept, and the same command continues from there",
                 file=sys.stderr,
             )
         return INTERRUPTED

@@ -1,7 +1,8 @@
-"""The servers of `make ui`, which prepares everything and goes on here: started, watched and ended together, whatever ends first.
+"""The servers of `make ui`: started, watched and stopped together.
 
-This process lives as long as they do, so it loads no Dagster. Without a code server of ours webserver and daemon start one
-each, and the daemon's anew every minute.
+`make ui` prepares their home and continues here. This process lives as long as the servers, so it
+does not load Dagster. Without a shared code server, webserver and daemon would each start their
+own, and the daemon would restart its own every minute.
 """
 
 import signal
@@ -22,16 +23,19 @@ from pipelines.lake.paths import PROJECT
 from pipelines.runs.process import stop_group
 
 HOST = "127.0.0.1"
-LOCATION = "featherweight"  # as workspace.yaml and pyproject.toml have it
+# The name in workspace.yaml and pyproject.toml.
+LOCATION = "featherweight"
 MODULE = "assets.definitions"
 GRACE_SECONDS = 8
-LOAD_SECONDS = 300  # for a busy machine to load the definitions
-SOCKET_CHARS = 100  # of the path of a Unix socket, of which the kernel takes 107
+# Enough time for a busy machine to load the definitions.
+LOAD_SECONDS = 300
+# Maximum length of the socket's path; the kernel accepts 107 characters.
+SOCKET_CHARS = 100
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the code server listens, and the file that tells webserver and daemon."""
+    """The socket of the code server, and the workspace file for webserver and daemon."""
 
     socket: Path
     file: Path
@@ -45,7 +49,7 @@ class Workspace:
 
 
 def serve(port: int) -> int:
-    """Run the three servers until one of them ends (1) or somebody ends us (0)."""
+    """Run the three servers. Returns 1 if one of them ends, 0 if the user stops this process."""
     children: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="featherweight-", dir=_short_folder()))
@@ -66,12 +70,13 @@ def serve(port: int) -> int:
             return 0
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            for child in reversed(children):  # the code server last: it waits for the others to let go
+            # The code server goes last, since it waits for the others to disconnect.
+            for child in reversed(children):
                 stop_group(child, grace_seconds=GRACE_SECONDS)
 
 
 def _short_folder() -> str | None:
-    """A folder for the socket, whose path the kernel limits; None: the usual one."""
+    """The parent folder for a socket path short enough for the kernel; None: the default."""
     return None if len(tempfile.gettempdir()) + len("/featherweight-12345678/code.sock") <= SOCKET_CHARS else "/tmp"
 
 
@@ -81,7 +86,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """Return when the code server listens, or has ended, or takes too long, which the UI then shows."""
+    """Wait until the code server listens, has ended or takes too long. The UI then shows the error."""
     deadline = time.monotonic() + LOAD_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         with socket.socket(socket.AF_UNIX) as probe:

@@ -1,6 +1,7 @@
-"""The configuration, as it was when it was loaded and as it is now, and what of it is shown as partitions.
+"""The configuration, loaded and current, and the names that Dagster shows as partitions.
 
-Without Dagster, which takes a hundred megabytes: `make ui` follows the configuration in a process of its own.
+This module does not import Dagster, which takes a hundred megabytes, because the process of `make
+ui` that watches the configuration uses it.
 """
 
 import os
@@ -13,32 +14,36 @@ from pipelines.lake.paths import DataRoot, experiments_file
 from pipelines.settings import experiments as configuration
 from pipelines.settings.experiments import Experiments, Profile
 
-SLUG = r"[a-z0-9][a-z0-9.-]*"  # of models and methods; a folder of another name is none of theirs
+# Names of models and methods. A folder with another name is not a cell.
+SLUG = r"[a-z0-9][a-z0-9.-]*"
 
 
 @cache
 def grid() -> Experiments:
-    """The configuration as it was when the code location loaded; partitions come from it."""
+    """The configuration at the time when the code location loaded; it determines the partitions."""
     return configuration.load()
 
 
 def experiments_now() -> Experiments:
-    """The configuration as it is now. Sensors ask for it every some seconds: it is read anew only where the file has changed.
+    """The current configuration. Sensors call this every few seconds, so an unchanged file is not
+    parsed again.
 
     Raises:
-        UsageError: what configuration.load raises.
+        UsageError: as configuration.load.
     """
     path = experiments_file()
     try:
         return _loaded(path, path.read_bytes())
     except OSError:
-        return configuration.load(path)  # which has the words for it
+        # Loading again raises the proper error.
+        return configuration.load(path)
 
 
 @lru_cache(maxsize=2)
 def _loaded(path: Path, content: bytes) -> Experiments:
     loaded = configuration.load(path)
-    if path.read_bytes() != content:  # somebody is writing it: nothing is remembered
+    # The file is being written: the exception keeps the result out of the cache.
+    if path.read_bytes() != content:
         raise OSError(f"{path} has changed while it was read")
     return loaded
 
@@ -52,8 +57,12 @@ def shown_profiles(experiments: Experiments) -> list[Profile]:
 
 
 def shown_names(experiments: Experiments, data: DataRoot, profiles: Sequence[Profile]) -> tuple[list[str], list[str]]:
-    """The models and methods that Dagster shows as partitions: those of the profiles, those that were ever run and those that
-    `dagster:` in experiments.yaml adds; in the order of that file, then what it no longer names."""
+    """The models and methods that Dagster shows as partitions.
+
+    They come from the profiles, from all cells that ever ran, and from `dagster:` in
+    experiments.yaml. The order is that of experiments.yaml, followed by the names that it no longer
+    has.
+    """
     trained = [(path.parent.name, path.name) for path in data.cells.glob("*/*") if path.is_dir()]
     models = {*experiments.dagster.models, *(model for profile in profiles for model in profile.models)}
     methods = {*experiments.dagster.methods, *(method for profile in profiles for method in profile.methods)}

@@ -1,9 +1,16 @@
-"""The names of the tags that our runs bear."""
+"""The tags of our runs."""
 
-NIGHTLY = "featherweight/nightly"  # on every run of a night: "yes"
-NIGHT = "featherweight/night"  # which night, under whose budget and hours the run works
-CELL = "featherweight/cell"  # of a cell's run: the name of its `Due`
-SEEN = "featherweight/seen"  # of a cell's run: JSON, each seed's newest attempt when the night asked for it
-LAKE_VERSION = "featherweight/lake"  # of a publication that the sensor asked for: of which version of the lake
-PARENT = "dagster/parent_run_id"  # Dagster's own, on a run that was executed again
-BACKFILL = "dagster/backfill"  # Dagster's own, on every run of a backfill: which
+# "yes" on every run of a night.
+NIGHTLY = "featherweight/nightly"
+# The name of the night whose budget and hours apply to the run.
+NIGHT = "featherweight/night"
+# On a cell's run of a night: the name of its `Due`.
+CELL = "featherweight/cell"
+# On a cell's run of a night: JSON with each seed's newest attempt when the night requested the run.
+SEEN = "featherweight/seen"
+# On a publication that the sensor requested: the version of the lake.
+LAKE_VERSION = "featherweight/lake"
+# Dagster's own tag on a re-executed run.
+PARENT = "dagster/parent_run_id"
+# Dagster's own tag on every run of a backfill: its id.
+BACKFILL = "dagster/backfill"

@@ -1,5 +1,8 @@
-"""One cell of the grid: trained, then evaluated. An outcome that is not ok is recorded and shown as a warning; the step
-succeeds, and the evaluation of a cell that has no model is skipped."""
+"""Training and evaluation of one cell of the grid.
+
+An outcome that is not ok is recorded and shown as a warning; the step still succeeds. The
+evaluation of a cell without a model is skipped.
+"""
 
 import multiprocessing
 import warnings
@@ -51,15 +54,19 @@ CURVE = {
 
 
 class OptionalOutputs(dg.AssetExecutionContext):
-    """The step's context for a Pipes session that leaves outputs optional: opening one makes all of them required, but a
-    cell that did not end ok has no model to materialize."""
+    """The step's context for a Pipes session that keeps outputs optional.
+
+    Opening a session makes all outputs required, but a cell that did not end ok has no model to
+    materialize.
+    """
 
     def set_requires_typed_event_stream(self, *, error_message: str | None = None) -> None:
         pass
 
 
 class PipesLauncher:
-    """A launcher with a Dagster Pipes session around each command: what the child says appears in the run's log."""
+    """A launcher with a Dagster Pipes session around each command, so that the run's log has the
+    child's messages."""
 
     def __init__(self, context: Context, inner: Starter) -> None:
         self._inner = inner
@@ -68,7 +75,8 @@ class PipesLauncher:
     def start(self, command: CellCommand) -> "PipesCommand":
         stack = ExitStack()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.PreviewWarning)  # Dagster's own, about a method we do not use
+            # Dagster warns about a method that we do not use.
+            warnings.simplefilter("ignore", dg.PreviewWarning)
             session = stack.enter_context(
                 dg.open_pipes_session(
                     context=self._context,
@@ -114,11 +122,12 @@ def _watch(context: Context) -> RunHooks:
 
 
 def stop_if_orphaned(_attempt: Attempt) -> None:
-    """End the step, and with it its child, when the process that executes the run is gone (Dagster's steps are children of
-    a fork server, which outlives it).
+    """End the step and its child when the process that executes the run is gone.
+
+    Dagster's steps are children of a fork server, which outlives that process.
 
     Raises:
-        DagsterExecutionInterruptedError: nobody is left to report to.
+        DagsterExecutionInterruptedError: the process that executes the run is gone.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
@@ -132,15 +141,14 @@ def stop_if_orphaned(_attempt: Attempt) -> None:
     pool=cell_pool(),
     deps=[cell_inputs],
     output_required=False,
-    check_specs=[
-        per_cell(CELL_IS_OK, "trained_model", "Every seed of the cell ended ok; else its status, and what to do.")
-    ],
+    check_specs=[per_cell(CELL_IS_OK, "trained_model", "Every seed of the cell ended ok; else its status and advice.")],
 )
 def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """One row is one attempt at a cell, and a cell is one model × one method; each seed is a process of its own.
+    """One row is one attempt at a cell (one model × one method); each seed has its own process.
 
-    Attempts lie in `data/lake/cells/<model>/<method>/<seed>/`. A cell that is current is reused. One that ends in out_of_memory,
-    killed, timed_out, ... is a row of the comparison and a warning here.
+    Attempts are in `data/lake/cells/<model>/<method>/<seed>/`. A current cell is reused. A cell
+    that ends as out_of_memory, killed, timed_out, ... is a row of the comparison and a warning
+    here.
     """
     project = config.project()
     if why := reason_not_run(context, project, config.outside_profile) or night_is_over(project, context.run):
@@ -155,7 +163,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     if why := config.choices.no_cap(project):
         context.log.warning(why)
     results = _trained(context, config, resolved)
-    if resolved.weights_now(cell_of(context.partition_key)[0], context.log.info):  # which training may have fetched
+    # Training may have fetched the weights.
+    if resolved.weights_now(cell_of(context.partition_key)[0], context.log.info):
         refresh_inputs(context, resolved)
     for attempt, reused in results:
         context.log.info(f"{attempt.key}: {attempt.status}{', reused' if reused else ''}")
@@ -171,7 +180,8 @@ def trained_model(context: Context, config: CellConfig) -> Iterator[dg.AssetChec
     context.log_event(dg.AssetObservation("trained_model", partition=context.partition_key, metadata=metadata))
     record_no_result(context, "trained_model", metadata)
     record_skipped(context, "evaluation", EVALUATION_IS_OK, f"the cell is {metadata['status'].value}")
-    yield check  # last: it belongs to the newest event of its partition
+    # The check comes last, since it belongs to the newest event of its partition.
+    yield check
 
 
 def _trained(context: Context, config: CellConfig, resolved: Resolved) -> list[tuple[Attempt, bool]]:
@@ -193,13 +203,13 @@ def _trained(context: Context, config: CellConfig, resolved: Resolved) -> list[t
 
 
 def _began(context: Context) -> str:
-    """When this run was made, in the lake's form."""
+    """The creation time of this run, in the lake's format."""
     record = context.instance.get_run_record_by_id(context.run.run_id)
     return record.create_timestamp.replace(tzinfo=UTC).isoformat(timespec="milliseconds") if record else now()
 
 
 def refresh_inputs(context: Context, resolved: Resolved) -> None:
-    """Have Dagster note as this step's inputs what they are now, not what they were when it last looked."""
+    """Make Dagster record the current versions of this step's inputs, not those of its last check."""
     _refresh(context, resolved, [cell_of(context.partition_key)])
 
 
@@ -209,12 +219,13 @@ def _refresh(context: Context, resolved: Resolved, cells: list[tuple[str, str]])
 
 
 def _version(names: list[str]) -> dg.DataVersion:
-    """Equal where the same attempts were reused, so that nothing downstream becomes stale."""
+    """Equal if the same attempts were reused, so that nothing downstream becomes stale."""
     return dg.DataVersion(stable_hash(names))
 
 
 def _relative(folder: Path) -> str:
-    """Where a run lies under the data root: a whole path is wider than a page of 1,440 pixels has room for, and does not wrap."""
+    """The folder relative to the data root. A full path does not fit a page of 1,440 pixels and
+    does not wrap."""
     return str(folder.relative_to(data_root().root))
 
 
@@ -245,9 +256,9 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     output_required=False,
 )
 def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.MaterializeResult]:
-    """One row is one answer of an untouched model to a held-out record: what the model's other cells are compared with.
+    """One row is one answer of an untouched model to a held-out record, the baseline of its other cells.
 
-    It is the row of method `base`; when that cell has been evaluated it is noted here, too.
+    It is the row of method `base`. An evaluation of that cell is also recorded here.
     """
     project, model = project_now(config.profile), context.partition_key
     if why := reason_not_run(context, project, config.outside_profile):
@@ -280,13 +291,16 @@ def _why_not(resolved: Resolved, model: str, run: Evaluation | None) -> str:
     pool=cell_pool(),
     deps=[trained_model, evaluation_inputs, base_evaluation],
     output_required=False,
-    check_specs=[per_cell(EVALUATION_IS_OK, "evaluation", "Every seed of the cell could be evaluated; else why not.")],
+    check_specs=[
+        per_cell(EVALUATION_IS_OK, "evaluation", "Every seed of the cell could be evaluated; else the reason.")
+    ],
 )
 def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """One row is one answer of a cell (one model × one method) to a held-out record, with its scores.
 
-    Losses on held-out records and general texts and what serving costs are measured, too. All of it lies in the attempt's folder.
-    Nobody is asked about the answers here, where the device is held: that is `judged_answers`.
+    It also measures losses on held-out records and general texts, and the serving cost. The results
+    are in the attempt's folder. Judges and teachers are not asked here, where the device is held,
+    but in `judged_answers`.
     """
     project = config.project()
     if why := reason_not_run(context, project, config.outside_profile) or _untrained(context, project, config):
@@ -302,14 +316,15 @@ def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckRe
         record_no_result(context, "evaluation", dict(check.metadata))
         yield check
         return
-    refresh_inputs(context, resolved)  # of the untouched model, that it now has an evaluation
+    # The untouched model may now have an evaluation.
+    refresh_inputs(context, resolved)
     metadata = _evaluation_metadata(results[-1][0], reused=all(reused for _, reused in results))
     version = _version([one.folder.name for one, _ in results])
     yield dg.MaterializeResult(data_version=version, metadata=metadata, check_results=[check])
 
 
 def _untrained(context: Context, project: Project, config: CellConfig) -> str | None:
-    """Which seeds of the cell have no model to evaluate; None where all have one."""
+    """A message on the seeds without a model to evaluate; None if all have one."""
     newest = {key: latest(project.data, key) for key in keys_of(context, project, config.seeds)}
     bad = [
         f"{key} is {attempt.status if attempt else 'missing'}"

@@ -1,5 +1,6 @@
-"""`make ui`: Dagster's webserver, daemon and one code server for both, on 127.0.0.1. This prepares their home; serving.py starts
-them and follows them to their end.
+"""`make ui`: Dagster's webserver, its daemon and one code server for both, on 127.0.0.1.
+
+This module prepares their home; serving.py starts and watches them.
 """
 
 import os
@@ -18,7 +19,8 @@ from pipelines.runs.process import print_anything
 
 
 def serve_without_dagster(port: int) -> NoReturn:
-    """Go on as the process that only watches the servers, without the hundred megabytes that preparing them took."""
+    """Replace this process by one that only watches the servers, to free Dagster's hundred
+    megabytes."""
     os.execv(sys.executable, [sys.executable, "-m", "assets.serving", str(port)])
 
 
@@ -44,13 +46,13 @@ def main() -> int:
     port = int(text)
     if not port_is_free(port):
         print(
-            f"featherweight: port {port} is in use: end what uses it, or choose another: `make ui PORT={port + 1}`",
+            f"featherweight: port {port} is in use: stop its program, or choose another port: `make ui PORT={port + 1}`",
             file=sys.stderr,
         )
         return 2
     try:
         home = prepare_home()
-        # its tables are made here once: two processes that start on an empty home trip over each other
+        # Create the tables once here: two processes that start on an empty home would collide.
         with dg.DagsterInstance.get() as instance:
             size_pool(instance)
     except (UsageError, WorkError) as error:

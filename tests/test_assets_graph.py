@@ -287,7 +287,7 @@ def test_settings_that_nobody_edited_are_brought_up_to_date(
     prepare_home()
     assert (home / "dagster.yaml").read_text() == "nux: {enabled: false}\n" and capsys.readouterr().err == ""
     monkeypatch.setattr("assets.instance.PROJECT", PROJECT)
-    for message in (f"{home / 'dagster.yaml'}: brought up to date; nobody had edited it\n", ""):
+    for message in (f"{home / 'dagster.yaml'}: updated, since nobody had edited it\n", ""):
         prepare_home()
         assert (home / "dagster.yaml").read_bytes() == (PROJECT / "dagster.yaml").read_bytes()
         assert capsys.readouterr().err == message

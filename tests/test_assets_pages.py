@@ -84,7 +84,7 @@ def test_the_grid_links_each_cell_and_holds_what_is_known_of_it() -> None:
     lines = str(shown.value).split("\n")
     assert lines[0] == "| method | m | n |"
     address = "/assets/trained_model?view=partitions&partition=full%7Cm"
-    assert lines[2].startswith(f"| full | [ok]({address}) · 1.235 bits · 2.00 GB | [missing](")
+    assert lines[2].startswith(f"| full | [ok]({address}) · 1.235 bits/byte · 2.00 GB | [missing](")
     assert "out\\_of\\_memory" in lines[3] and "stale" in lines[3] and lines[3].endswith("| – |")
     (taught,) = grid_of([row("gpt", "teacher"), row("gpt", "teacher+retrieval")]).values()
     assert "| teacher | ok |" in str(taught.value) and "](" not in str(taught.value), "a provider has no page"

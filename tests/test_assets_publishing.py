@@ -158,7 +158,7 @@ def test_nothing_is_published_while_a_device_is_held_and_all_of_it_right_after(d
 
 def test_what_is_changed_by_the_last_cell_alone_is_published_too(daemon: Daemon) -> None:
     daemon.lake.cell("lora-r8")
-    assert not daemon.tick() and daemon.skip_reason.startswith("the lake has changed: published at ")
+    assert not daemon.tick() and daemon.skip_reason.startswith("the lake has changed: publication at ")
     assert not daemon.tick(119) and daemon.tick(1)
 
 

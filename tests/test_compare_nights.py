@@ -135,7 +135,7 @@ def test_the_page_has_the_newest_nights_first_with_links_to_their_runs(lake: Lak
 
 
 def test_without_a_night_the_page_says_so(lake: Lake) -> None:
-    assert nights_metadata(lake.data)["nights"].value == "No night has begun yet."
+    assert nights_metadata(lake.data)["nights"].value == "No night has started yet."
 
 
 def test_the_report_shows_the_newest_nights(lake: Lake) -> None:

@@ -103,7 +103,7 @@ def test_the_grid_marks_it_and_checks_and_plots_are_of_the_profile(lake: Lake) -
     for shown in (rows, newest_rows(lake.project)):
         text = str(grid_of(shown)["grid"].value)
         (line,) = [line for line in text.splitlines() if line.startswith("| qlora-r8")]
-        assert "outside profile · 0.700 bits · 1.00 GB" in line and text.count("outside profile") == 1
+        assert "outside profile · 0.700 bits/byte · 1.00 GB" in line and text.count("outside profile") == 1
     assert "| ok, outside profile |" in str(table(rows, ["method", "status"]).value)
     assert _best(rows) == {"cells ok": 3, "best bits per byte": 0.8, "least peak memory, GB": 2.0}
     failed: list[dict[str, Any]] = [row | {"status": "killed"} if row["outside_profile"] else row for row in rows]

@@ -42,8 +42,8 @@ class PromptedModel:
 def answer(
     prompted_model: PromptedModel, prompts: Sequence[list[int]], limit: int, *, exactly: bool = False
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, in one batch: at most `limit` new tokens, including the
-    token that ends it.
+    """The greedy continuation of each prompt, in one batch: at most `limit` new tokens, including
+    the token that ends it.
 
     `exactly`: generate `limit` tokens and ignore every end, to measure speed.
     """

@@ -27,8 +27,8 @@ ROLES = ("judge", "pair")
 
 
 def shown_evaluation(project: Project, key: CellKey, fingerprint: str) -> Evaluation | None:
-    """The evaluation that the comparison shows for a cell: the newest attempt's current one, else its
-    last good one."""
+    """The evaluation that the comparison shows for a cell: the newest attempt's current one, else
+    its last good one."""
     attempt = cells.latest(project.data, key)
     if attempt is None:
         return None
@@ -141,7 +141,8 @@ def estimates(resolved: Resolved) -> Iterator[Estimate]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What teachers and judge work on: each run's answers, the answered records, and the runs' matches.
+    """What teachers and judge work on: each run's answers, the answered records, and the runs'
+    matches.
 
     `bases` holds the untouched model's evaluation by model, or the reason why answers are not
     compared with it.
@@ -154,7 +155,8 @@ class Subject:
     bases: Mapping[str, Evaluation | str]
 
     def replies(self, journal: Journal, role: str) -> list[Reply[Any]]:
-        """The state of the judge's verdicts in `role`, on the answers of the models and the teachers."""
+        """The state of the judge's verdicts in `role`, on the answers of the models and the
+        teachers."""
         experiments, project = self.resolved.experiments, self.resolved.project
         if role == "pair" and not pairs.is_configured(experiments):
             return []
@@ -205,8 +207,8 @@ def base_evaluations(resolved: Resolved, models: Sequence[str]) -> dict[str, Eva
 
 
 def run_match(resolved: Resolved, evaluation: Evaluation, bases: Mapping[str, Evaluation | str]) -> Match | str | None:
-    """The evaluation's answers against the untouched model's, or why they are not compared; None for the
-    untouched model itself."""
+    """The evaluation's answers against the untouched model's, or why they are not compared; None
+    for the untouched model itself."""
     key = evaluation.attempt.key
     base = base_of(resolved.project, key.model)
     if key.model not in bases or (base and (key.model, key.method) == (base.model, base.method)):

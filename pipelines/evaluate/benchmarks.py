@@ -16,7 +16,8 @@ from pipelines.settings.benchmarks import Question
 FILE = "benchmarks.jsonl"
 # The scorer of the bundled benchmarks.
 OWN = "featherweight"
-# The harness's name of our metric: the choice with the highest likelihood per byte counts as picked.
+# The harness's name of our metric: the choice with the highest likelihood per byte counts as
+# picked.
 METRIC = "acc_bytes"
 Json = dict[str, Any]
 
@@ -25,8 +26,8 @@ Json = dict[str, Any]
 class BenchmarkSpec:
     """One benchmark in the spec of a child process.
 
-    `config` is the content of a task file, else None. `content` is a hash of the questions, None for
-    a built-in task of the harness.
+    `config` is the content of a task file, else None. `content` is a hash of the questions, None
+    for a built-in task of the harness.
     """
 
     name: str
@@ -40,8 +41,8 @@ class BenchmarkSpec:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The result of a benchmark: a row for each question, the tokens read (None: not counted), and the
-    scorer."""
+    """The result of a benchmark: a row for each question, the tokens read (None: not counted), and
+    the scorer."""
 
     rows: list[Json]
     scorer: str

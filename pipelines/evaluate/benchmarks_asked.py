@@ -36,6 +36,6 @@ def contents(settings: EvaluationSettings) -> list[dict[str, str | None]]:
 
 
 def require(settings: EvaluationSettings) -> None:
-    """Raise UnavailableError if a benchmark needs lm-evaluation-harness and the harness or the task is
-    missing."""
+    """Raise UnavailableError if a benchmark needs lm-evaluation-harness and the harness or the task
+    is missing."""
     benchmarks.require(settings.harness_tasks)

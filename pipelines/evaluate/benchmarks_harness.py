@@ -34,7 +34,8 @@ def run(model: Any, tokenizer: Any, benchmark: BenchmarkSpec) -> BenchmarkResult
     """Run one task. The harness may modify `tokenizer`, for example by adding a padding token.
 
     Raises:
-        UnavailableError: the harness, the task or its data is missing, or the task has no binary metric.
+        UnavailableError: the harness, the task or its data is missing, or the task has no binary
+            metric.
     """
     benchmarks.require([benchmark.task])
     clock = Stopwatch()
@@ -87,7 +88,8 @@ def _tied_as_it_is(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _no_code_of_a_hub() -> Iterator[list[str]]:
-    """Block `evaluate.load`, which fetches unknown metrics as Python code. Yields the blocked names."""
+    """Block `evaluate.load`, which fetches unknown metrics as Python code. Yields the blocked
+    names."""
     refused: list[str] = []
     evaluate: Any = import_module("evaluate")
 

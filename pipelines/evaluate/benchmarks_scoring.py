@@ -67,8 +67,8 @@ class Model:
 
 
 def prompted(tokenizer: Any, context: str, choices: Sequence[str], delimiter: str = " ") -> Prompted:
-    """Tokenize as the harness does: encode question and choice together, then drop as many tokens as
-    the question has alone.
+    """Tokenize as the harness does: encode question and choice together, then drop as many tokens
+    as the question has alone.
 
     Raises:
         ValueError: a choice has no token of its own after the question.
@@ -165,8 +165,8 @@ def _padded_left(contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
 
 
 def _shared(on: Model, group: Sequence[Prompted], head_positions: list[torch.Tensor]) -> list[list[float]]:
-    """Scores of a group. Each question is read once, padded on the left; its choices, padded on the right,
-    continue from its cache."""
+    """Scores of a group. Each question is read once, padded on the left; its choices, padded on the
+    right, continue from its cache."""
     ids, mask = _padded_left([one.context for one in group])
     last = torch.arange(1, len(group) + 1) * ids.shape[1] - 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -208,8 +208,8 @@ def _log_probabilities(logits: torch.Tensor, rows: list[int], tokens: list[int])
 def _continuations(
     continued: Sequence[tuple[int, int, list[int]]], rows: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The inputs that continue the cached `rows` with all but the last token of each choice, and the
-    target tokens."""
+    """The inputs that continue the cached `rows` with all but the last token of each choice, and
+    the target tokens."""
     width = max(len(choice) for _, _, choice in continued) - 1
     ids = torch.zeros((len(continued), width), dtype=torch.long)
     targets = torch.full_like(ids, IGNORE)
@@ -229,7 +229,8 @@ def _forward(
     head_positions: list[torch.Tensor],
     cache: Any = None,
 ) -> tuple[torch.Tensor, Any]:
-    """Logits (positions × vocabulary) at `positions`, which index the flattened batch; and the cache."""
+    """Logits (positions × vocabulary) at `positions`, which index the flattened batch; and the
+    cache."""
     base = on.model.get_base_model() if hasattr(on.model, "get_base_model") else on.model
     accepted = inspect.signature(base.forward).parameters
     arguments = {name: value.to(on.device) for name, value in inputs.items() if name in accepted}

@@ -26,8 +26,8 @@ from pipelines.train.cell import train
 from pipelines.weights import store
 
 CHILD = "pipelines.evaluate.child"
-# Earlier evaluations store only one hash over their inputs and their code. These are the code hashes
-# of that time.
+# Earlier evaluations store only one hash over their inputs and their code. These are the code
+# hashes of that time.
 EARLIER_CODE = ("10dc1f0a69bb8a7b",)
 
 
@@ -48,7 +48,8 @@ def _longest(project: Project, model: str) -> int:
 
 
 def _reads_as_its_parent(project: Project, name: str) -> bool:
-    """Whether a model is another model of the profile with layers removed, and reads the same records.
+    """Whether a model is another model of the profile with layers removed, and reads the same
+    records.
 
     Such a model does not affect the set of records that all models can read.
     """
@@ -63,7 +64,8 @@ def _reads_as_its_parent(project: Project, name: str) -> bool:
 def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
     """Every model of the profile with local weights: its folder, prompt format and max_length.
 
-    An evaluation record must fit all of them, including the virtual tokens of the profile's adapters.
+    An evaluation record must fit all of them, including the virtual tokens of the profile's
+    adapters.
     """
     readers = []
     methods = [project.experiments.method(name) for name in project.settings.methods]
@@ -80,8 +82,8 @@ def tokenizers_to_fit(project: Project) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class EvaluatedBy:
-    """The inputs of a profile's evaluations (`measured`: records, settings, general texts, models to
-    fit, templates), and the hash of the measuring `code`."""
+    """The inputs of a profile's evaluations (`measured`: records, settings, general texts, models
+    to fit, templates), and the hash of the measuring `code`."""
 
     measured: tuple[Any, ...]
     code: str
@@ -164,7 +166,8 @@ def trained(project: Project, key: CellKey) -> Attempt:
 def evaluate_base(
     resolved: Resolved, model: str, *, force: bool = False, hooks: RunHooks | None = None
 ) -> Evaluation | None:
-    """Bring the untouched model's row up to date; None if the grid has no base method or its run fails."""
+    """Bring the untouched model's row up to date; None if the grid has no base method or its run
+    fails."""
     base = base_of(resolved.project, model)
     if base is None or train(resolved, base, hooks=hooks)[0].status != "ok":
         return None
@@ -193,8 +196,8 @@ def evaluate(
     An evaluation is reused if nothing in `rerun_for` has changed since.
 
     Raises:
-        UsageError: the cell has no finished attempt, its last attempt is not ok, or the weights here
-            differ from those of the attempt.
+        UsageError: the cell has no finished attempt, its last attempt is not ok, or the weights
+            here differ from those of the attempt.
     """
     hooks, project = hooks or RunHooks(), resolved.project
     attempt = trained(project, key)
@@ -225,7 +228,8 @@ def evaluate(
 
 
 def _goes_on_elsewhere(attempt: Attempt, fingerprint: str, data: DataRoot) -> Evaluation | None:
-    """The newest evaluation if it still runs on a cluster with this fingerprint after its watcher died."""
+    """The newest evaluation if it still runs on a cluster with this fingerprint after its watcher
+    died."""
     for newest in attempt.evaluations()[-1:]:
         recorded, launcher = newest.spec.fingerprints.get("evaluation"), launcher_class(newest.spec.launcher)
         lost = newest.result.status == "lost" and recorded == fingerprint and newest.spec.is_of(data.root)
@@ -272,8 +276,8 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, hooks: RunHooks) ->
     """Fetch the weights that the attempt used.
 
     Raises:
-        UsageError: the weights here, or the sources that its prompts search, differ from those of the
-            attempt.
+        UsageError: the weights here, or the sources that its prompts search, differ from those of
+            the attempt.
     """
     store.fetch(resolved.data, resolved.experiments, attempt.key.model, say=hooks.say)
     resolved.require_same_weights(attempt, hooks.say)
@@ -282,8 +286,8 @@ def fetch_same_weights(resolved: Resolved, attempt: Attempt, hooks: RunHooks) ->
 
 
 def _require_same_sources(resolved: Resolved, attempt: Attempt) -> None:
-    """Raise UsageError if the recipe names other documents or another embedding model than the method
-    has now."""
+    """Raise UsageError if the recipe names other documents or another embedding model than the
+    method has now."""
     key, was = attempt.key, attempt.spec.recipe.get("retrieval") or {}
     known = resolved.experiments.methods.get(key.method)
     retrieval = known.retrieval if known else None

@@ -113,8 +113,8 @@ def _trained(worker: Worker) -> Path | None:
 
 
 class Prompts:
-    """The prompts of the cell's model, with shots from the train records or retrieved content if the
-    recipe has them."""
+    """The prompts of the cell's model, with shots from the train records or retrieved content if
+    the recipe has them."""
 
     def __init__(self, worker: Worker, prompted_model: Any, train: Records) -> None:
         from pipelines.evaluate.retrieved import retrieved_for
@@ -184,7 +184,8 @@ def measure_general(worker: Worker, model: Any, form: PromptFormat) -> None:
 
 
 def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> list[dict[str, Any]]:
-    """Per example: `nats` of all learned `tokens`, `scored_nats` of the ordinary tokens, their `bytes`."""
+    """Per example: `nats` of all learned `tokens`, `scored_nats` of the ordinary tokens, their
+    `bytes`."""
     import torch
 
     from pipelines.train.trainer import batches, loading
@@ -273,7 +274,8 @@ def answer_sample(worker: Worker, prompted_model: Any, prompts: Prompts, records
 
 
 def measure_serving(worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]]) -> Any:
-    """Speed and memory of answering: with the adapter attached, several adapters in one batch, merged.
+    """Speed and memory of answering: with the adapter attached, several adapters in one batch,
+    merged.
 
     Returns the model with its adapter merged if possible. The input model is unusable afterwards.
     """
@@ -318,7 +320,8 @@ def _merged(worker: Worker, prompted_model: Any) -> Any:
 def measure_latency(
     worker: Worker, prompted_model: Any, prompt_tokens: Sequence[list[int]], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """The latency of single answers, measured on the first records of the sample and stored with them."""
+    """The latency of single answers, measured on the first records of the sample and stored with
+    them."""
     from pipelines.evaluate import answering, serving
 
     settings = worker.spec["settings"]

@@ -17,7 +17,8 @@ EXPECTED = "expected a JSON list of objects with the texts `text` and `language`
 
 
 def read_general(path: Path, languages: Sequence[str] | None, limit: int | None) -> list[dict[str, str]]:
-    """At most `limit` texts in `languages` (None: all) in file order; each has `text` and `language`.
+    """At most `limit` texts in `languages` (None: all) in file order; each has `text` and
+    `language`.
 
     Raises:
         UsageError: the file is missing or not a list of such objects.

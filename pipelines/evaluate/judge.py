@@ -1,4 +1,5 @@
-"""Is an answer correct and helpful? A language model judges it against the reference, reasons first.
+"""Is an answer correct and helpful? A language model judges it against the reference, reasons
+first.
 
 The judged texts are data. They are stripped of formatting and stand between marks that their author
 could not know. Of the judge's reply only the schema's fields are read. Requests go through the
@@ -116,8 +117,8 @@ def reply(journal: Journal, experiments: Experiments, row: Row, replicate: int =
 
 
 def replies(journal: Journal, experiments: Experiments, rows: Sequence[Row]) -> list[Reply[Judgement]]:
-    """The state of all verdicts on the answers of one cell. A fixed sample of `repeat` answers is judged
-    twice."""
+    """The state of all verdicts on the answers of one cell. A fixed sample of `repeat` answers is
+    judged twice."""
     twice = [reply(journal, experiments, row, 1) for row in repeated(experiments, rows)]
     return [*(reply(journal, experiments, row) for row in rows), *twice]
 
@@ -144,8 +145,8 @@ def answer_columns(verdict: Judgement | None) -> dict[str, Any]:
 def cell_columns(journal: Journal | None, experiments: Experiments, seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """A cell's judge columns from the answers of each seed, or why there are none.
 
-    They hold the shares of correct and helpful answers, with 95 % intervals for the sample size of one
-    seed, and the judge's agreement with itself.
+    They hold the shares of correct and helpful answers, with 95 % intervals for the sample size of
+    one seed, and the judge's agreement with itself.
     """
     rows = [row for answers in seeds for row in answers]
     judge = experiments.judging.judge
@@ -198,8 +199,8 @@ def _share(name: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
 
 
 def agreement(journal: Journal | None, experiments: Experiments, seeds: Sequence[Sequence[Row]]) -> float | None:
-    """The share of twice-judged answers with equal verdicts on both correctness and helpfulness; None
-    without any."""
+    """The share of twice-judged answers with equal verdicts on both correctness and helpfulness;
+    None without any."""
     if journal is None:
         return None
     same = []

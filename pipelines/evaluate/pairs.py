@@ -102,7 +102,8 @@ def is_configured(experiments: Experiments) -> bool:
 
 
 def base_answers(resolved: Resolved, by: EvaluatedBy, model: str, shown: Evaluation | None) -> Evaluation | str:
-    """The untouched model's evaluation, `shown` in its row, if it can serve as the baseline; else why not."""
+    """The untouched model's evaluation, `shown` in its row, if it can serve as the baseline; else
+    why not."""
     base = base_of(resolved.project, model)
     if base is None:
         return "the profile has no method that leaves a model untouched"
@@ -264,8 +265,8 @@ def cell_columns(
 def _representative(outcomes: Sequence[Outcome | None]) -> list[Outcome]:
     """The outcomes of a cell that count, in the order of the requests.
 
-    Identical answers are ties without a request. While other pairs wait for budget, these ties would
-    be overrepresented, so they count only up to the last judged pair.
+    Identical answers are ties without a request. While other pairs wait for budget, these ties
+    would be overrepresented, so they count only up to the last judged pair.
     """
     if None not in outcomes:
         return [one for one in outcomes if one]

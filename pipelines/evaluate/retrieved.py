@@ -28,8 +28,8 @@ Rewrite = Callable[[Sequence[str]], list[str]]
 
 
 def last_question(record: Mapping[str, Any]) -> str:
-    """The search query: the last user turn before the last answer, without system prompt and earlier
-    turns."""
+    """The search query: the last user turn before the last answer, without system prompt and
+    earlier turns."""
     questions = [turn["content"] for turn in conversation(record)[:-1] if turn["role"] == "user"]
     return questions[-1] if questions else ""
 
@@ -45,7 +45,8 @@ def sides_of(record: Mapping[str, Any]) -> Sides:
 
 @dataclass(frozen=True)
 class Item:
-    """A searchable item: a train record or a passage. `name` is the record's id or the document's name."""
+    """A searchable item: a train record or a passage. `name` is the record's id or the document's
+    name."""
 
     name: str
     text: str
@@ -160,7 +161,8 @@ def marks_of(tokenizer: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class PromptContent:
-    """The content of a record's prompt: the record itself, the shots before it, and the retrieved names."""
+    """The content of a record's prompt: the record itself, the shots before it, and the retrieved
+    names."""
 
     record: Record
     shots: tuple[Record, ...]
@@ -180,7 +182,8 @@ class Retrieved:
         self._marks = marks_of(form.tokenizer)
 
     def look_up(self, records: Sequence[Record], rewrite: Rewrite | None) -> list[Record]:
-        """Retrieve the content of every record's prompt; returns rows with the names and the queries."""
+        """Retrieve the content of every record's prompt; returns rows with the names and the
+        queries."""
         queries = queries_of(records, self._recipe, rewrite)
         rows = []
         for record, wordings, items in zip(records, queries, self._library.find(records, queries), strict=True):
@@ -222,7 +225,8 @@ class Retrieved:
         return PromptContent(record, nearest_last, tuple(name for name, _ in shots))
 
     def _can_show(self, item: Item, marks: Sequence[str]) -> bool:
-        """Whether a train record can be a shot: the template shows it and it holds no special token."""
+        """Whether a train record can be a shot: the template shows it and it holds no special
+        token."""
         assert item.record is not None
         try:
             return not holds_mark(item.text, marks) and bool(self._form.tokenize(item.record))
@@ -255,7 +259,8 @@ def retrieved_for(worker: Worker, form: PromptFormat, train: Sequence[Record], *
 
 
 def look_up(worker: Worker, retrieved: Retrieved, prompted_model: Any, records: Sequence[Record]) -> None:
-    """Retrieve the content of the records' prompts, and store it beside the answers (retrieved.jsonl)."""
+    """Retrieve the content of the records' prompts, and store it beside the answers
+    (retrieved.jsonl)."""
 
     def rewrite(prompts: Sequence[str]) -> list[str]:
         from pipelines.evaluate import answering

@@ -50,7 +50,8 @@ def answer_scores(answer: str, reference: str, language: str | None = None) -> d
 
 
 def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Each of TEXT_SCORES over all answers (rows with answer, reference, language); None without answers.
+    """Each of TEXT_SCORES over all answers (rows with answer, reference, language); None without
+    answers.
 
     BLEU and chrF are corpus scores, in which long answers weigh more. ROUGE-L and METEOR are means
     over the answers.
@@ -61,7 +62,8 @@ def cell_scores(answers: Sequence[Mapping[str, Any]]) -> dict[str, float | None]
     hypotheses = [_bleu_words(answer, reference, language) for answer, reference, language in triples]
     references = [_bleu_words(reference, reference, language) for _, reference, language in triples]
     return {
-        # The texts are already tokenized by language, so that one corpus can hold several languages.
+        # The texts are already tokenized by language, so that one corpus can hold several
+        # languages.
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none", force=True).score,
         "chrf": sacrebleu.corpus_chrf([one[0] for one in triples], [[one[1] for one in triples]]).score,
         "rouge_l": fmean(row["rouge_l"] for row in answers),

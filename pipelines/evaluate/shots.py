@@ -27,14 +27,16 @@ class Shots:
         self._room = room
 
     def _can_show(self, record: Record) -> bool:
-        """Whether the record can be an example in another prompt: it calls no tool and can be tokenized."""
+        """Whether the record can be an example in another prompt: it calls no tool and can be
+        tokenized."""
         try:
             return not calls_tools(conversation(record)) and bool(self._form.tokenize(record))
         except Unshown:
             return False
 
     def of(self, record: Record) -> list[Record]:
-        """The record's shots, those of its language first; fewer if record and answer would not fit."""
+        """The record's shots, those of its language first; fewer if record and answer would not
+        fit."""
         own = [one for one in self._ranked if one["language"] == record["language"]]
         rest = [one for one in self._ranked if one["language"] != record["language"]]
         shots = [*own, *rest][: self._count]

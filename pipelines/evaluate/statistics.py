@@ -30,7 +30,8 @@ def wilson(hits: int, total: int) -> tuple[float, float] | None:
 def win_rate_interval(
     wins: float, losses: float, ties: float, *, correction: float = 0.0
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean of paired scores, 1 for a win, 0 for a loss and ½ for a tie; None under two pairs.
+    """95 % interval of the mean of paired scores, 1 for a win, 0 for a loss and ½ for a tie; None
+    under two pairs.
 
     Tango's score interval of the difference of paired proportions, (wins - losses) / pairs
     (Tango 1998, Statistics in Medicine 17:891-908), mapped to 0..1. Without ties it is Wilson's.
@@ -69,8 +70,8 @@ def smallest_difference(values: Sequence[float]) -> float | None:
     """The smallest mean difference that a sample of this size and spread detects with 80 % power at
     the 5 % level; None under two values.
 
-    (z₀.₉₇₅ + z₀.₈) · s / √n, for a paired comparison (Cohen 1988, chapter 2). A sample without spread
-    gets the spread of coin tosses.
+    (z₀.₉₇₅ + z₀.₈) · s / √n, for a paired comparison (Cohen 1988, chapter 2). A sample without
+    spread gets the spread of coin tosses.
     """
     if len(values) < 2:
         return None
@@ -143,8 +144,8 @@ def student_t(degrees: float) -> float:
 
 
 def expanded_tail(tail: float, size: int) -> float:
-    """The tail of the bootstrap means for a percentile interval with `tail` on each side, for a sample
-    of `size`.
+    """The tail of the bootstrap means for a percentile interval with `tail` on each side, for a
+    sample of `size`.
 
     Percentile intervals of small samples are too narrow: they use z where t belongs, and divide the
     spread by n instead of n - 1. Φ(-√(n/(n-1)) · t₍ₙ₋₁₎) corrects both (the expanded percentile
