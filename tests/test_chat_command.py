@@ -21,7 +21,7 @@ from pipelines.chat import terminal
 from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Engine, Event
 from pipelines.chat.members import Member, Roster
-from pipelines.chat.settings import MOST_PROMPT_CHARS, Settings
+from pipelines.chat.settings import MAX_PROMPT_CHARS, Settings
 from pipelines.chat.terminal import Terminal, width_of, wrapped
 from pipelines.errors import UsageError
 from pipelines.lake.files import locked
@@ -71,8 +71,8 @@ def test_cells_are_named_in_several_ways_and_the_base_comes_along(lake: Lake) ->
     assert names(roster.named([])) == ["tiny/base@1", "tiny/lora-r8@1"], (
         "nothing is picked: the trained ones of the grid"
     )
-    assert names(roster.everyone()) == ["tiny/base@1", "tiny/lora-r4@7", "tiny/lora-r8@1"]
-    assert [member.label for member in roster.everyone()] == ["tiny/base", "tiny/lora-r4", "tiny/lora-r8"]
+    assert names(roster.all_members()) == ["tiny/base@1", "tiny/lora-r4@7", "tiny/lora-r8@1"]
+    assert [member.label for member in roster.all_members()] == ["tiny/base", "tiny/lora-r4", "tiny/lora-r8"]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 def test_two_models_of_one_name_differ_in_what_they_are_shown_later() -> None:
     members = [Member(CellKey("tiny", method, 1), {}, Path("/x")) for method in ("base", "lora-r8")]
     conversation = Conversation(members, Settings(8, system="Be brief."))
-    conversation.answered(members[0], "One?", "Two.")
-    first, second = (conversation.asked(member, "And?") for member in members)
+    conversation.add_answer(members[0], "One?", "Two.")
+    first, second = (conversation.messages_for(member, "And?") for member in members)
     assert [turn["content"] for turn in first] == ["Be brief.", "One?", "Two.", "And?"]
     assert [turn["content"] for turn in second] == ["Be brief.", "And?"], "it did not answer the first"
     conversation.start_over()
-    assert conversation.asked(members[0], "And?") == second
-    assert conversation.asked(members[0], "half \ud800")[-1]["content"] == "half ?"
+    assert conversation.messages_for(members[0], "And?") == second
+    assert conversation.messages_for(members[0], "half \ud800")[-1]["content"] == "half ?"
 
 
 # what a terminal shows
@@ -193,7 +193,7 @@ def test_json_is_one_line_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in out.getvalue()
     assert (second["answer"], second["tokens"], second["error"]) == (None, None, "out of memory: 3 bytes")
     with pytest.raises(UsageError, match="expected at most"):
-        run(Scripted(EVENTS), monkeypatch, "x" * (MOST_PROMPT_CHARS + 1), io.StringIO(), format="json")
+        run(Scripted(EVENTS), monkeypatch, "x" * (MAX_PROMPT_CHARS + 1), io.StringIO(), format="json")
 
 
 def test_a_pipe_gets_one_answer_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_an_answer_waits_for_a_measurement_unless_told_not_to(lake: Lake, monkey
     assert next(events).kind == "done"
     assert "featherweight chat" in (devices.holder([cpu]) or ""), "a cell that begins now waits for the answer"
     assert not list(events) and devices.holder([cpu]) is None
-    assert len(conversation.asked(conversation.members[0], "?")) == 5, "the stopped round is no part of it"
+    assert len(conversation.messages_for(conversation.members[0], "?")) == 5, "the stopped round is no part of it"
 
 
 def test_models_stay_together_only_where_they_are_predicted_to_fit(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_a_process_that_is_killed_costs_a_message_and_the_next_prompt_begins_ano
     first, second = ([event for event in seen if event.slot == slot][-1] for slot in (0, 1))
     assert first.kind == "error" and "exit code -9" in first.text and "the next prompt begins another" in first.text
     assert second.kind == "done" and second.tokens, "in a process of its own"
-    assert len(long.asked(long.members[0], "?")) == 1 and len(long.asked(long.members[1], "?")) == 3
+    assert len(long.messages_for(long.members[0], "?")) == 1 and len(long.messages_for(long.members[1], "?")) == 3
 
 
 @pytest.mark.slow

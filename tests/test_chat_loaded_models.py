@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.chat import loaded_models as loaded_models
-from pipelines.chat.engine import _as_told
+from pipelines.chat.engine import _member_fields
 from pipelines.chat.loaded_models import LoadedModels, Question, WindowFullError, as_record
 from pipelines.chat.members import Member, Roster
 from pipelines.clean.select import select
@@ -41,7 +41,7 @@ def member(lake: Lake, method: str) -> Member:
 
 
 def description(lake: Lake, method: str) -> Json:
-    return _as_told(lake.project, member(lake, method))
+    return _member_fields(lake.project, member(lake, method))
 
 
 def alone(lake: Lake, method: str) -> list[list[int]]:

@@ -20,7 +20,7 @@ from pipelines.chat import page as pages
 from pipelines.chat.conversation import Conversation
 from pipelines.chat.engine import Engine, Event
 from pipelines.chat.members import Roster
-from pipelines.chat.rounds import MOST_OPEN, Opened
+from pipelines.chat.rounds import MAX_SESSIONS, ChatSessions
 from pipelines.chat.settings import Settings
 from pipelines.compare import votes
 from pipelines.errors import UsageError
@@ -308,14 +308,14 @@ def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> 
     cast = votes.read(served.lake.data).votes[before:]
     assert [vote.chosen for vote in cast] == ["tie"]
     members = Roster(served.lake.project).named(["tiny/lora-r8"])
-    drawn = [Opened().new(members, Settings(9), blind=True).conversation.members for _ in range(40)]
+    drawn = [ChatSessions().new(members, Settings(9), blind=True).conversation.members for _ in range(40)]
     assert {one[0].key.method for one in drawn} == {"base", "lora-r8"}, "the order is drawn"
-    assert Opened().new(members, Settings(9), blind=False).conversation.members == members
+    assert ChatSessions().new(members, Settings(9), blind=False).conversation.members == members
 
 
 def test_of_very_many_conversations_the_oldest_is_closed(lake: Lake) -> None:
-    opened_now, members = Opened(), Roster(lake.project).named(["tiny/lora-r8"])
-    made = [opened_now.new(members, Settings(9), blind=False).id for _ in range(MOST_OPEN)]
+    opened_now, members = ChatSessions(), Roster(lake.project).named(["tiny/lora-r8"])
+    made = [opened_now.new(members, Settings(9), blind=False).id for _ in range(MAX_SESSIONS)]
     # This conversation was used just now.
     opened_now.get(made[0])
     opened_now.new(members, Settings(9), blind=False)

@@ -30,12 +30,12 @@ def main(budget_gb: float | None) -> None:
 
     if budget_gb and machine.device_slug() == "cpu":
         limit_memory(round(budget_gb * 1e9))
-    asked: SimpleQueue[Json | None] = SimpleQueue()
+    requests: SimpleQueue[Json | None] = SimpleQueue()
     stopped: set[int] = set()
-    threading.Thread(target=_read, args=(asked, stopped), daemon=True).start()
+    threading.Thread(target=_read, args=(requests, stopped), daemon=True).start()
     answers = _Answers(say, stopped, budget_gb)
-    while (request := asked.get()) is not None:
-        answers.to(request)
+    while (request := requests.get()) is not None:
+        answers.respond(request)
 
 
 def _events() -> Say:
@@ -50,14 +50,14 @@ def _events() -> Say:
     return say
 
 
-def _read(asked: "SimpleQueue[Json | None]", stopped: set[int]) -> None:
+def _read(requests: "SimpleQueue[Json | None]", stopped: set[int]) -> None:
     """Requests as they come; one to stop must not wait for the answer that it stops."""
     for request in _requests():
         if request["do"] == "stop":
             stopped.add(request["id"])
         else:
-            asked.put(request)
-    asked.put(None)
+            requests.put(request)
+    requests.put(None)
     # Whoever asked is gone: an answer under way is for nobody
     with suppress(OSError):
         sys.stderr.flush()
@@ -76,7 +76,7 @@ class _Answers:
         self._say, self._stopped, self._budget_gb = say, stopped, budget_gb
         self._loaded: Any = None
 
-    def to(self, request: Json) -> None:
+    def respond(self, request: Json) -> None:
         number = request["id"]
         try:
             self._answer(request)
@@ -163,8 +163,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    said = " ".join(str(error).split())[:600]
-    return said if _is_ours(error) else f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())[:600]
+    return message if _is_ours(error) else f"{type(error).__name__}: {message}"
 
 
 if __name__ == "__main__":

@@ -16,20 +16,20 @@ class Conversation:
     members: Sequence[Member]
     settings: Settings
     turns: int = 0
-    _said: dict[str, list[Message]] = field(default_factory=dict)
+    _history: dict[str, list[Message]] = field(default_factory=dict)
 
-    def asked(self, member: Member, prompt: str) -> list[Message]:
+    def messages_for(self, member: Member, prompt: str) -> list[Message]:
         """The messages that the member answers, `prompt` the last."""
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system.strip() else []
-        asked = [*system, *self._said.get(member.name, []), {"role": "user", "content": prompt}]
+        messages = [*system, *self._history.get(member.name, []), {"role": "user", "content": prompt}]
         # half a surrogate pair, which a browser or a terminal may send, is no text
-        return [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in asked]
+        return [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in messages]
 
-    def answered(self, member: Member, prompt: str, answer: str) -> None:
+    def add_answer(self, member: Member, prompt: str, answer: str) -> None:
         """Keep what the member said to `prompt`."""
         turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        self._said.setdefault(member.name, []).extend(turn)
+        self._history.setdefault(member.name, []).extend(turn)
 
     def start_over(self) -> None:
-        self._said.clear()
+        self._history.clear()
         self.turns = 0

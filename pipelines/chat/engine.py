@@ -87,7 +87,7 @@ class Engine:
                     continue
                 for event in self._answer(conversation, slot, prompt, stop):
                     if event.kind == "done" and event.tokens:
-                        conversation.answered(member, prompt, event.text)
+                        conversation.add_answer(member, prompt, event.text)
                     yield event
 
     def _order(self, members: Sequence[Member]) -> list[int]:
@@ -105,27 +105,27 @@ class Engine:
                     self._needed |= _predicted_bytes(self._project, conversation.members)
                 yield Event(slot, "loading", "loading the model")
             child = self._child_for(member)
-            asked = {
-                "member": _as_told(self._project, member),
-                "messages": conversation.asked(member, prompt),
+            request = {
+                "member": _member_fields(self._project, member),
+                "messages": conversation.messages_for(member, prompt),
                 "limit": settings.max_new_tokens,
                 "temperature": settings.temperature,
             }
         except (WorkError, UsageError, OSError) as error:
             yield Event(slot, "error", f"cannot begin to answer: {error}")
             return
-        for told in child.answer(asked, stop):
-            if told["event"] == "text":
-                yield Event(slot, "text", told["text"])
-            elif told["event"] == "done":
+        for event in child.answer(request, stop):
+            if event["event"] == "text":
+                yield Event(slot, "text", event["text"])
+            elif event["event"] == "done":
                 child.groups.add(member.group)
                 child.names.add(member.name)
-                child.memory = told if "free" in told else child.memory
-                yield Event(slot, "done", told["text"], told["tokens"], told["seconds"], told["ended"])
-            elif told["event"] == "error":
-                if told["kind"] != "failed":  # what is left of a process that ran out of memory is not to be relied on
+                child.memory = event if "free" in event else child.memory
+                yield Event(slot, "done", event["text"], event["tokens"], event["seconds"], event["ended"])
+            elif event["event"] == "error":
+                if event["kind"] != "failed":  # what is left of a process that ran out of memory is not to be relied on
                     self.close()
-                yield Event(slot, "error", _in_words(told))
+                yield Event(slot, "error", _in_words(event))
         if not child.is_alive:
             self.close()
 
@@ -157,17 +157,17 @@ class Engine:
         return needed * MARGIN <= free
 
 
-def _device(held: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[Event]:
+def _device(stack: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[Event]:
     """Hold this machine's device in `held`, as soon as no measurement does; says whom it waits for."""
-    paths, told = devices.watched_locks(), False
+    paths, announced = devices.watched_locks(), False
     while not (stop.is_set() or beside.is_set()):
         try:
-            held.enter_context(devices.kept(paths, "featherweight chat", seconds=0))
+            stack.enter_context(devices.kept(paths, "featherweight chat", seconds=0))
             return
         except InUseError:
             user = devices.holder(paths)
-            if user and not told:
-                told = True
+            if user and not announced:
+                announced = True
                 yield Event(
                     slot, "waiting", f"waiting until no measurement runs, which an answer would disturb: {user}"
                 )
@@ -182,26 +182,26 @@ def _budget_gb(project: Project, member: Member) -> float | None:
 
 def _predicted_bytes(project: Project, members: Sequence[Member]) -> dict[str, float | None]:
     """What each member's model adds to a process that has loaded the libraries, at the most while it is loaded."""
-    cells = {member.name: _like(project, member) for member in members}
-    asked = list(dict.fromkeys(cell for cell in cells.values() if cell))
-    found: dict[tuple[str, str], float] = {}
+    cells = {member.name: _size_cell(project, member) for member in members}
+    size_cells = list(dict.fromkeys(cell for cell in cells.values() if cell))
+    sizes: dict[tuple[str, str], float] = {}
     with suppress(WorkError):
-        for estimate in estimates(project, asked, say=lambda _: None):
+        for estimate in estimates(project, size_cells, say=lambda _: None):
             weights, load, framework = (estimate.gb(part=part) for part in ("weights", "load", "framework"))
             if weights is not None and load is not None and framework is not None:
-                found[estimate.model, estimate.method] = max(weights, load - framework) * 1e9
-    return {name: found.get(cell) if cell else None for name, cell in cells.items()}
+                sizes[estimate.model, estimate.method] = max(weights, load - framework) * 1e9
+    return {name: sizes.get(cell) if cell else None for name, cell in cells.items()}
 
 
-def _like(project: Project, member: Member) -> tuple[str, str] | None:
+def _size_cell(project: Project, member: Member) -> tuple[str, str] | None:
     """The cell whose prediction tells the size of the member's model: a quantized one's own, else the untouched model's."""
     method = member.key.method if traits_of(member.recipe).quantization else base_method(project)
     return (member.key.model, method) if method in project.experiments.methods else None
 
 
-def _as_told(project: Project, member: Member) -> Json:
+def _member_fields(project: Project, member: Member) -> Json:
     """The member as the child reads it."""
-    told: Json = {
+    fields: Json = {
         "name": member.name,
         "group": member.group,
         "shares_base": member.shares_base,
@@ -210,14 +210,16 @@ def _as_told(project: Project, member: Member) -> Json:
         "trained": str(member.trained) if member.trained else None,
     }
     if member.recipe.get("shots"):
-        told |= {"examples": str(project.resolve().selected.examples), "selection": asdict(project.selection)}
-    return told
+        fields |= {"examples": str(project.resolve().selected.examples), "selection": asdict(project.selection)}
+    return fields
 
 
-def _in_words(told: Json) -> str:
-    if told["kind"] == "out_of_memory":
-        return f"out of memory: {told['text']}. Choose a smaller or a quantized cell, or end what else uses the memory."
-    return told["text"]
+def _in_words(event: Json) -> str:
+    if event["kind"] == "out_of_memory":
+        return (
+            f"out of memory: {event['text']}. Choose a smaller or a quantized cell, or end what else uses the memory."
+        )
+    return event["text"]
 
 
 class _Child:
@@ -249,11 +251,11 @@ class _Child:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def answer(self, asked: Json, stop: Flag) -> Iterator[Json]:
+    def answer(self, request: Json, stop: Flag) -> Iterator[Json]:
         """The child's events of one answer; the last is `done` or `error`."""
         self._number += 1
         number, is_loading, stopped_at = self._number, True, 0.0
-        self._tell({"do": "answer", "id": number, **asked})
+        self._tell({"do": "answer", "id": number, **request})
         while True:
             if stop.is_set() and not stopped_at:
                 stopped_at = time.monotonic()
@@ -263,17 +265,17 @@ class _Child:
                 yield {"event": "done", "text": "", "tokens": 0, "seconds": 0.0, "ended": "stopped"}
                 return
             try:
-                told = self._events.get(timeout=POLL_SECONDS)
+                event = self._events.get(timeout=POLL_SECONDS)
             except Empty:
                 continue
-            if told is None:
+            if event is None:
                 yield {"event": "error", "kind": "ended", "text": self._why_it_ended()}
                 return
-            if told["id"] != number:
+            if event["id"] != number:
                 continue
-            is_loading = is_loading and told["event"] != "begun"
-            yield told
-            if told["event"] in ("done", "error"):
+            is_loading = is_loading and event["event"] != "begun"
+            yield event
+            if event["event"] in ("done", "error"):
                 return
 
     def end(self) -> None:

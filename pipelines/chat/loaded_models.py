@@ -27,7 +27,7 @@ from pipelines.train.trainer.prompts import PromptFormat
 Json = dict[str, Any]
 FIRST = "default"  # PEFT's name of a model's first adapter
 UNKNOWN_WINDOW = 1 << 30
-HALF = "\ufffd"  # what the first bytes of a character decode to
+REPLACEMENT = "\ufffd"  # what the first bytes of a character decode to
 
 
 class StoppedError(Exception):
@@ -122,7 +122,7 @@ class LoadedModels:
         Raises:
             WindowFullError: the model's window is full.
         """
-        with self._speaking(member) as prompted_model:
+        with self._active(member) as prompted_model:
             prompt = self._prompt(member, prompted_model, question)
             room = _window(prompted_model) - len(prompt)
             if room < 1:
@@ -134,7 +134,7 @@ class LoadedModels:
             stream = _Stream(prompted_model, say, stopped)
             clock, ended = Stopwatch(), ""
             try:
-                (tokens,) = answering.answer(_told(prompted_model, stream, question), [prompt], limit)
+                (tokens,) = answering.answer(_with_stream(prompted_model, stream, question), [prompt], limit)
             except StoppedError:
                 tokens, ended = stream.tokens, "stopped"
             seconds = clock.total()
@@ -143,7 +143,7 @@ class LoadedModels:
         return Answer(answering.text_of(prompted_model, tokens), tokens, seconds, ended)
 
     @contextmanager
-    def _speaking(self, member: Json) -> Iterator[PromptedModel]:
+    def _active(self, member: Json) -> Iterator[PromptedModel]:
         """The member's model, its adapter and no other one switched on inside."""
         model, recipe = self._models[member["group"]], member["recipe"]
         form = _form(member["folder"], recipe["prompt"], json.dumps(recipe.get("template")))
@@ -165,7 +165,7 @@ class LoadedModels:
         room = _window(prompted_model) - question.limit
         if (member["name"], room) not in self._shots:
             self._shots[member["name"], room] = Shots(train, count, prompted_model.form, room=room)
-        shots = self._shots[member["name"], room].of(_answered(record, question, train))
+        shots = self._shots[member["name"], room].of(_with_answer(record, question, train))
         return prompted_model.form.prompt(record, shots)
 
 
@@ -180,8 +180,8 @@ def _form(folder: str, prompt: str, template: str) -> PromptFormat:
 
 def _window(prompted_model: PromptedModel) -> int:
     """Tokens of prompt and answer that the model can read, without those that its adapter puts before them."""
-    most = getattr(prompted_model.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
-    return most - traits_of(prompted_model.recipe).virtual_tokens
+    positions = getattr(prompted_model.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
+    return positions - traits_of(prompted_model.recipe).virtual_tokens
 
 
 def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
@@ -189,14 +189,14 @@ def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
     question = messages[-1]["content"].strip()
     if len(messages) == 1:
         return {"example_id": "chat", "instruction": question, "input": "", "output": ""}
-    asked = [*messages, {"role": "assistant", "content": ""}]
-    return {"example_id": "chat", "messages": json.dumps(asked, ensure_ascii=False)}
+    turns = [*messages, {"role": "assistant", "content": ""}]
+    return {"example_id": "chat", "messages": json.dumps(turns, ensure_ascii=False)}
 
 
-def _answered(record: Json, question: Question, train: Sequence[Json]) -> Json:
+def _with_answer(record: Json, question: Question, train: Sequence[Json]) -> Json:
     """The record as the choice of its examples needs it, which measures what has an answer: a short one, in the place of none."""
-    asked = [{**turn, "content": turn["content"].strip() or "?"} for turn in question.messages]
-    messages = json.dumps([*asked, {"role": "assistant", "content": "?"}], ensure_ascii=False)
+    turns = [{**turn, "content": turn["content"].strip() or "?"} for turn in question.messages]
+    messages = json.dumps([*turns, {"role": "assistant", "content": "?"}], ensure_ascii=False)
     language = _language(
         question.messages[-1]["content"], sorted({one["language"] for one in train if one["language"]})
     )
@@ -226,7 +226,7 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def _told(prompted_model: PromptedModel, stream: "_Stream", question: Question) -> PromptedModel:
+def _with_stream(prompted_model: PromptedModel, stream: "_Stream", question: Question) -> PromptedModel:
     more: Json = {"streamer": stream}
     if question.temperature > 0:
         more |= {"do_sample": True, "temperature": question.temperature, "top_k": 0, "top_p": 1.0}
@@ -239,7 +239,7 @@ class _Stream:
     def __init__(self, prompted_model: PromptedModel, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
         self._prompted_model, self._say, self._stopped = prompted_model, say, stopped
         self._is_prompt = True
-        self._said = ""
+        self._emitted = ""
         self.tokens: list[int] = []
 
     def put(self, value: Any) -> None:
@@ -248,9 +248,9 @@ class _Stream:
             return
         self.tokens += value.flatten().tolist()
         text = _settled(answering.text_of(self._prompted_model, self.tokens), self._prompted_model.stop_texts)
-        if len(text) > len(self._said) and text.startswith(self._said):
-            self._say(text[len(self._said) :])
-            self._said = text
+        if len(text) > len(self._emitted) and text.startswith(self._emitted):
+            self._say(text[len(self._emitted) :])
+            self._emitted = text
         if self._stopped():
             raise StoppedError
 
@@ -260,6 +260,6 @@ class _Stream:
 
 def _settled(text: str, marks: Sequence[str]) -> str:
     """The text without half a character at its end, and without what may be the beginning of a mark that ends the answer."""
-    text = text.rstrip(HALF)
-    begun = [n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])]
-    return text[: len(text) - max(begun, default=0)].rstrip()
+    text = text.rstrip(REPLACEMENT)
+    overlaps = [n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])]
+    return text[: len(text) - max(overlaps, default=0)].rstrip()

@@ -19,8 +19,8 @@ from pipelines.runs.cells import CellKey
 from pipelines.settings.methods import CHANGE_THE_BASE, traits_of
 from pipelines.weights import store
 
-MOST = 8  # answers beside one another
-UNPICKED = 2  # trained cells where the comparison picks none
+MAX_MEMBERS = 8  # answers beside one another
+DEFAULT_MEMBERS = 2  # trained cells where the comparison picks none
 SEPARATOR, SEED = re.compile(r"\s*[/×]\s*"), re.compile(r"-?[0-9]{1,18}")
 # Settings of a LoRA that leave the base as it is, so that others can use it, too
 SHARES = frozenset(
@@ -100,26 +100,26 @@ class Roster:
         Raises:
             UsageError: a name that is none, a cell that is not ok or was made with other weights than are here, or too many.
         """
-        asked = [self._key(name) for name in names] or self._preferred()
-        with_bases = [key for model in dict.fromkeys(key.model for key in asked) for key in self._base(model)]
-        keys = list(dict.fromkeys([*with_bases, *asked]))
-        if len(keys) > MOST:
-            raise UsageError(f"{len(keys)} cells, the bases among them; expected at most {MOST}: name fewer")
-        found = [self.member(key) for key in keys]
-        for member in found:
+        requested = [self._key(name) for name in names] or self._preferred()
+        with_bases = [key for model in dict.fromkeys(key.model for key in requested) for key in self._base(model)]
+        keys = list(dict.fromkeys([*with_bases, *requested]))
+        if len(keys) > MAX_MEMBERS:
+            raise UsageError(f"{len(keys)} cells, the bases among them; expected at most {MAX_MEMBERS}: name fewer")
+        members = [self.member(key) for key in keys]
+        for member in members:
             if member.why_not:
                 raise UsageError(f"{member.key}: {member.why_not}: choose another cell.")
-        return found
+        return members
 
-    def everyone(self) -> list[Member]:
+    def all_members(self) -> list[Member]:
         """Every cell that can be asked: the untouched models whose weights are here, and the newest ok attempt of every cell whose
         model is in experiments.yaml. By model, bases first."""
-        found: dict[CellKey, Member] = {}
+        members: dict[CellKey, Member] = {}
         for key in [*self._bases(), *self._ok]:
             with suppress(UsageError):
-                found.setdefault(key, self.member(key))
+                members.setdefault(key, self.member(key))
         order = list(self._project.experiments.models)
-        return sorted(found.values(), key=lambda one: (order.index(one.key.model), not one.is_base))
+        return sorted(members.values(), key=lambda one: (order.index(one.key.model), not one.is_base))
 
     def member(self, key: CellKey) -> Member:
         """The cell as it can be asked now.
@@ -159,14 +159,14 @@ class Roster:
     @cached_property
     def _ok(self) -> list[CellKey]:
         """Cells whose newest attempt is ok, of models that the configuration knows."""
-        found = []
+        keys = []
         for folder in sorted(self._project.data.cells.glob("*/*/*")):
             model, method, seed = folder.parts[-3:]
             if seed.lstrip("-").isdigit() and model in self._project.experiments.models:
                 key = CellKey(model, method, int(seed))
                 newest = cells.latest(self._project.data, key)
-                found += [key] if newest and newest.status == "ok" else []
-        return found
+                keys += [key] if newest and newest.status == "ok" else []
+        return keys
 
     def _training(self, key: CellKey) -> str:
         seed = "" if key.seed in self._project.settings.seeds else f" --seed {key.seed}"
@@ -200,8 +200,8 @@ class Roster:
         return f"{model}/{method}"
 
     def _known(self) -> str:
-        found = dict.fromkeys(f"{key.model}/{key.method}" for key in self._ok)
-        return f"ok in the lake: {', '.join(found)}" if found else "no cell is ok yet: run `make run` first"
+        names = dict.fromkeys(f"{key.model}/{key.method}" for key in self._ok)
+        return f"ok in the lake: {', '.join(names)}" if names else "no cell is ok yet: run `make run` first"
 
     def _base(self, model: str) -> list[CellKey]:
         base = base_method(self._project)
@@ -220,9 +220,9 @@ class Roster:
         with suppress(UsageError):  # nothing was published yet
             rows = published_rows(self._project.data, "picks")
         cells_of = [(row["model"], row["method"]) for row in rows]
-        found = [ok[cell] for cell in dict.fromkeys(cells_of) if cell in ok]
-        if not found:
-            found = [ok[cell] for cell in self._project.grid if cell in ok and self._trains(cell[1])][:UNPICKED]
-        if not found:
+        picks = [ok[cell] for cell in dict.fromkeys(cells_of) if cell in ok]
+        if not picks:
+            picks = [ok[cell] for cell in self._project.grid if cell in ok and self._trains(cell[1])][:DEFAULT_MEMBERS]
+        if not picks:
             raise UsageError("no trained cell is ok yet: run `make run` first, or name a cell: MODEL/METHOD")
-        return [key for key in found if key.model == found[0].model]
+        return [key for key in picks if key.model == picks[0].model]

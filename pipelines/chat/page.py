@@ -27,14 +27,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.chat.engine import Engine, Event
-from pipelines.chat.members import MOST, Member, Roster
-from pipelines.chat.rounds import Open, Opened
-from pipelines.chat.settings import MOST_PROMPT_CHARS, MOST_TEMPERATURE, MOST_TOKENS, Settings, check_prompt
+from pipelines.chat.members import MAX_MEMBERS, Member, Roster
+from pipelines.chat.rounds import ChatSession, ChatSessions
+from pipelines.chat.settings import MAX_PROMPT_CHARS, MAX_TEMPERATURE, MAX_TOKENS, Settings, check_prompt
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.project import Project
 
 HOST = "127.0.0.1"
-MOST_BYTES = 400_000  # of a request: two texts of the longest kind, escaped
+MAX_BYTES = 400_000  # of a request: two texts of the longest kind, escaped
 LOOK_SECONDS = 0.3  # how often we look whether the tab is still open
 GRACE_SECONDS = 2
 Json = dict[str, Any]
@@ -100,7 +100,7 @@ class Page:
     settings: Settings
     beside: bool = False
     is_ending: Callable[[], bool] = lambda: False  # the server was told to end
-    opened: Opened = field(default_factory=Opened)
+    sessions: ChatSessions = field(default_factory=ChatSessions)
     waiting: int = 0
     # The child dies with the thread that began it, so it is one thread for as long as the server lives
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answers"))
@@ -152,8 +152,10 @@ def _policy(html: str) -> str:
     """Nothing but the page's own script and style, by their hashes, and requests to this server."""
 
     def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in found)
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        return " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in blocks
+        )
 
     return (
         f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
@@ -173,8 +175,8 @@ class OwnPagesOnly:
         if scope["type"] != "http":
             return
         request = Request(scope)
-        if because := self._refused(request):
-            await JSONResponse({"error": because}, 403)(scope, receive, send)
+        if reason := self._refused(request):
+            await JSONResponse({"error": reason}, 403)(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -211,24 +213,24 @@ async def _json(request: Request) -> Json:
     """The request's object.
 
     Raises:
-        UsageError: it is none, or longer than `MOST_BYTES`.
+        UsageError: it is none, or longer than `MAX_BYTES`.
     """
-    held = bytearray()
+    content = bytearray()
     async for part in request.stream():
-        held += part
-        if len(held) > MOST_BYTES:
-            raise UsageError(f"more than {MOST_BYTES:,} bytes: shorten the prompt to {MOST_PROMPT_CHARS:,} characters")
+        content += part
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"more than {MAX_BYTES:,} bytes: shorten the prompt to {MAX_PROMPT_CHARS:,} characters")
     try:
-        told = json.loads(held)
+        body = json.loads(content)
     except (ValueError, RecursionError):
         raise UsageError("expected a JSON object") from None
-    if not isinstance(told, dict):
-        raise UsageError(f"got {type(told).__name__}; expected a JSON object")
-    return told
+    if not isinstance(body, dict):
+        raise UsageError(f"got {type(body).__name__}; expected a JSON object")
+    return body
 
 
-def _of(kind: type, told: Json, name: str, default: Any = None) -> Any:
-    value = told.get(name, default)
+def _field(kind: type, body: Json, name: str, default: Any = None) -> Any:
+    value = body.get(name, default)
     if type(value) is not kind:
         raise UsageError(f"{name} is {value!r:.60}; expected {kind.__name__}")
     return value
@@ -236,9 +238,9 @@ def _of(kind: type, told: Json, name: str, default: Any = None) -> Any:
 
 async def _cells(page: Page, _: Json, __: Request) -> Response:
     """Who can be asked, and what is chosen at first."""
-    found = await asyncio.to_thread(Roster(page.project).everyone)
+    members = await asyncio.to_thread(Roster(page.project).all_members)
     chosen = {member.name for member in page.chosen}
-    told = [
+    entries = [
         {
             "name": member.name,
             "model": member.key.model,
@@ -247,55 +249,55 @@ async def _cells(page: Page, _: Json, __: Request) -> Response:
             "why_not": member.why_not,
             "is_chosen": member.name in chosen,
         }
-        for member in found
+        for member in members
     ]
     settings = page.settings
     return JSONResponse(
         {
-            "cells": told,
-            "most": MOST,
+            "cells": entries,
+            "most": MAX_MEMBERS,
             "temperature": settings.temperature,
-            "most_temperature": MOST_TEMPERATURE,
+            "most_temperature": MAX_TEMPERATURE,
             "max_new_tokens": settings.max_new_tokens,
-            "most_tokens": MOST_TOKENS,
+            "most_tokens": MAX_TOKENS,
             "system": settings.system,
-            "most_chars": MOST_PROMPT_CHARS,
+            "most_chars": MAX_PROMPT_CHARS,
         }
     )
 
 
-async def _ask(page: Page, told: Json, request: Request) -> Response:
+async def _ask(page: Page, body: Json, request: Request) -> Response:
     """Answers, as a line of JSON for each event."""
-    prompt = _of(str, told, "prompt").strip()
+    prompt = _field(str, body, "prompt").strip()
     if not prompt:
         raise UsageError("the prompt is empty: write a question")
     check_prompt(prompt)
-    if told.get("conversation") is None:
-        conversation = await asyncio.to_thread(_new, page, told)
+    if body.get("conversation") is None:
+        conversation = await asyncio.to_thread(_new, page, body)
     else:
-        conversation = page.opened.get(_of(str, told, "conversation"))
+        conversation = page.sessions.get(_field(str, body, "conversation"))
     conversation.begin(prompt)
     return StreamingResponse(_events(page, conversation, request), media_type="application/x-ndjson")
 
 
-def _new(page: Page, told: Json) -> Open:
-    names = _of(list, told, "cells")
-    if len(names) > MOST:
-        raise UsageError(f"{len(names)} cells are chosen; expected at most {MOST}")
-    known = {member.name: member for member in Roster(page.project).everyone()}
+def _new(page: Page, body: Json) -> ChatSession:
+    names = _field(list, body, "cells")
+    if len(names) > MAX_MEMBERS:
+        raise UsageError(f"{len(names)} cells are chosen; expected at most {MAX_MEMBERS}")
+    known = {member.name: member for member in Roster(page.project).all_members()}
     if missing := [name for name in names if not isinstance(name, str) or name not in known]:
         raise UsageError(f"{missing[0]!r:.80} cannot answer any more: load the page again")
     members = [known[name] for name in dict.fromkeys(names)]
     if refused := [member for member in members if member.why_not]:
         raise UsageError(f"{refused[0].name}: {refused[0].why_not}")
-    temperature = told.get("temperature", 0)
+    temperature = body.get("temperature", 0)
     if type(temperature) not in (int, float):
         raise UsageError(f"temperature is {temperature!r:.60}; expected a number")
-    settings = Settings(_of(int, told, "max_new_tokens"), float(temperature), _of(str, told, "system", ""))
-    return page.opened.new(members, settings, blind=_of(bool, told, "blind", False))
+    settings = Settings(_field(int, body, "max_new_tokens"), float(temperature), _field(str, body, "system", ""))
+    return page.sessions.new(members, settings, blind=_field(bool, body, "blind", False))
 
 
-async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[str]:
+async def _events(page: Page, session: ChatSession, request: Request) -> AsyncIterator[str]:
     """What happens to the round, until it is over or nobody listens any more."""
     loop, flags = asyncio.get_running_loop(), (Flag(), Flag())
     events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -303,14 +305,14 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
     def put(event: Event | None) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    page.under_way[opened.id] = flags
+    page.under_way[session.id] = flags
     if page.beside:
         flags[1].set()
     waits = page.waiting > 0
     page.waiting += 1
-    work = page.thread.submit(_answer, page, opened, flags, put)
+    work = page.thread.submit(_answer, page, session, flags, put)
     try:
-        yield _line({"kind": "begin", "conversation": opened.id, "slots": opened.slots, "blind": opened.blind})
+        yield _line({"kind": "begin", "conversation": session.id, "slots": session.slots, "blind": session.blind})
         if waits:
             yield _line({"kind": "queued", "text": "another question is being answered; yours comes next"})
         while not (page.is_ending() or await request.is_disconnected()):
@@ -321,25 +323,25 @@ async def _events(page: Page, opened: Open, request: Request) -> AsyncIterator[s
                     continue
                 event = None  # stopped before its turn came
             if event is None:
-                opened.is_busy = False
-                yield _line({"kind": "end", "can_vote": opened.can_vote})
+                session.is_busy = False
+                yield _line({"kind": "end", "can_vote": session.can_vote})
                 return
-            yield _line(opened.shown_to(event))
+            yield _line(session.shown_to(event))
     finally:
         flags[0].set()
         work.cancel()
         page.waiting -= 1
-        page.under_way.pop(opened.id, None)
-        work.add_done_callback(lambda _: setattr(opened, "is_busy", False))
+        page.under_way.pop(session.id, None)
+        work.add_done_callback(lambda _: setattr(session, "is_busy", False))
 
 
-def _answer(page: Page, opened: Open, flags: tuple[Flag, Flag], put: Callable[[Event | None], None]) -> None:
+def _answer(page: Page, session: ChatSession, flags: tuple[Flag, Flag], put: Callable[[Event | None], None]) -> None:
     """In the thread that answers: one round, each event handed to `put`, None at the end."""
     stop, beside = flags
     try:
-        for event in page.engine.ask(opened.conversation, opened.prompt, stop=stop, beside=beside):
+        for event in page.engine.ask(session.conversation, session.prompt, stop=stop, beside=beside):
             if event.kind in ("done", "error"):
-                opened.answers[event.slot] = event
+                session.answers[event.slot] = event
             put(event)
     except Exception as error:
         put(Event(0, "error", f"{type(error).__name__}: {error}"))
@@ -348,25 +350,25 @@ def _answer(page: Page, opened: Open, flags: tuple[Flag, Flag], put: Callable[[E
         put(None)
 
 
-async def _stop(page: Page, told: Json, _: Request) -> Response:
+async def _stop(page: Page, body: Json, _: Request) -> Response:
     """End the round that is under way."""
-    if flags := page.under_way.get(_of(str, told, "conversation")):
+    if flags := page.under_way.get(_field(str, body, "conversation")):
         flags[0].set()
     return JSONResponse({})
 
 
-async def _now(page: Page, told: Json, _: Request) -> Response:
+async def _now(page: Page, body: Json, _: Request) -> Response:
     """Answer without waiting for the measurement that runs."""
-    if flags := page.under_way.get(_of(str, told, "conversation")):
+    if flags := page.under_way.get(_field(str, body, "conversation")):
         flags[1].set()
     return JSONResponse({})
 
 
-async def _vote(page: Page, told: Json, _: Request) -> Response:
+async def _vote(page: Page, body: Json, _: Request) -> Response:
     """Keep a vote, and show what was hidden."""
-    opened = page.opened.get(_of(str, told, "conversation"))
-    return JSONResponse(opened.vote(page.project.data, told.get("choice")))
+    session = page.sessions.get(_field(str, body, "conversation"))
+    return JSONResponse(session.vote(page.project.data, body.get("choice")))
 
 
-def _line(told: Json) -> str:
-    return json.dumps(told) + "\n"
+def _line(event: Json) -> str:
+    return json.dumps(event) + "\n"

@@ -15,13 +15,13 @@ from pipelines.compare.votes import NEITHER, TIE, Preference, Shown, append
 from pipelines.errors import UsageError
 from pipelines.lake.paths import DataRoot
 
-MOST_OPEN = 64  # conversations; the one that was used longest ago goes
+MAX_SESSIONS = 64  # conversations; the one that was used longest ago goes
 LETTERS = "ABCDEFGH"
 Json = dict[str, Any]
 
 
 @dataclass
-class Open:
+class ChatSession:
     """A conversation on somebody's page. `blind`: names are hidden until a vote, which ends it. `answers` are the last round's, by
     the member's place."""
 
@@ -44,8 +44,10 @@ class Open:
     @property
     def can_vote(self) -> bool:
         """Whether every member has given an answer that nobody cut off."""
-        whole = [event for event in self.answers.values() if event.kind == "done" and event.ended != "stopped"]
-        return self.blind and not self.has_voted and not self.is_busy and len(whole) == len(self.conversation.members)
+        complete = [event for event in self.answers.values() if event.kind == "done" and event.ended != "stopped"]
+        return (
+            self.blind and not self.has_voted and not self.is_busy and len(complete) == len(self.conversation.members)
+        )
 
     def begin(self, prompt: str) -> None:
         """A new round.
@@ -61,10 +63,10 @@ class Open:
 
     def shown_to(self, event: Event) -> Json:
         """The event as the page gets it: while names are hidden, without the speed, which may give them away."""
-        told = event.to_json()
+        fields = event.to_json()
         if self.blind and not self.has_voted:
-            told |= {"seconds": None, "tokens_per_second": None, "tokens": None}
-        return told
+            fields |= {"seconds": None, "tokens_per_second": None, "tokens": None}
+        return fields
 
     def preference(self, choice: Any) -> Preference:
         """The vote on the last round. `choice`: an answer's place, `tie` or `neither`.
@@ -82,13 +84,13 @@ class Open:
             Shown(member.key.model, member.key.method, member.key.seed, member.run_id, self.answers[place].text)
             for place, member in enumerate(members)
         )
-        made = {
+        options = {
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
             "system": settings.system,
             "turn": self.conversation.turns,
         }
-        return Preference(self.prompt, shown, choice, made)
+        return Preference(self.prompt, shown, choice, options)
 
     def vote(self, data: DataRoot, choice: Any) -> Json:
         """Keep the vote; returns what was hidden.
@@ -103,13 +105,13 @@ class Open:
         return {"slots": self.slots, "speeds": [event.to_json() for event in speeds]}
 
 
-class Opened:
+class ChatSessions:
     """The conversations that are open, the newest last."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[str, Open] = OrderedDict()
+        self._held: OrderedDict[str, ChatSession] = OrderedDict()
 
-    def new(self, members: Sequence[Member], settings: Settings, *, blind: bool) -> Open:
+    def new(self, members: Sequence[Member], settings: Settings, *, blind: bool) -> ChatSession:
         """A conversation; a blind one shows its members in an order of its own.
 
         Raises:
@@ -122,13 +124,13 @@ class Opened:
         order = list(members)
         if blind:
             random.SystemRandom().shuffle(order)
-        made = Open(secrets.token_urlsafe(16), Conversation(order, settings), blind)
-        self._held[made.id] = made
-        while len(self._held) > MOST_OPEN:
+        session = ChatSession(secrets.token_urlsafe(16), Conversation(order, settings), blind)
+        self._held[session.id] = session
+        while len(self._held) > MAX_SESSIONS:
             self._held.popitem(last=False)
-        return made
+        return session
 
-    def get(self, name: str) -> Open:
+    def get(self, name: str) -> ChatSession:
         """Raises UsageError where it is not open any more."""
         if name not in self._held:
             raise UsageError("this conversation is not open any more: begin a new one")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from pipelines.errors import UsageError
 
-MOST_TOKENS, MOST_TEMPERATURE = 8192, 5.0
-MOST_PROMPT_CHARS = 20_000
+MAX_TOKENS, MAX_TEMPERATURE = 8192, 5.0
+MAX_PROMPT_CHARS = 20_000
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Settings:
     system: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens <= MOST_TOKENS:
-            raise UsageError(f"max-new-tokens is {self.max_new_tokens}; expected 1 to {MOST_TOKENS}")
-        if not 0 <= self.temperature <= MOST_TEMPERATURE:  # NaN too
+        if not 1 <= self.max_new_tokens <= MAX_TOKENS:
+            raise UsageError(f"max-new-tokens is {self.max_new_tokens}; expected 1 to {MAX_TOKENS}")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:  # NaN too
             raise UsageError(
-                f"temperature is {self.temperature:g}; expected 0 (the likeliest token) to {MOST_TEMPERATURE:g}"
+                f"temperature is {self.temperature:g}; expected 0 (the likeliest token) to {MAX_TEMPERATURE:g}"
             )
         check_prompt(self.system, "the system prompt")
 
 
 def check_prompt(text: str, what: str = "the prompt") -> None:
     """Raises UsageError for a text that is too long to be meant."""
-    if len(text) > MOST_PROMPT_CHARS:
-        raise UsageError(f"{what} has {len(text):,} characters; expected at most {MOST_PROMPT_CHARS:,}: shorten it")
+    if len(text) > MAX_PROMPT_CHARS:
+        raise UsageError(f"{what} has {len(text):,} characters; expected at most {MAX_PROMPT_CHARS:,}: shorten it")

@@ -23,17 +23,17 @@ from pipelines.errors import UsageError
 from pipelines.records.foreign_text import plain
 from pipelines.runs import devices
 
-LEAST_COLUMN = 34  # characters; narrower ones read worse than answers below one another
+MIN_COLUMN = 34  # characters; narrower ones read worse than answers below one another
 GAP = 3
 REDRAW_SECONDS = 0.1
-MOST_CHARS = 200_000
+MAX_CHARS = 200_000
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 HELP = "/new starts over, /quit leaves; Ctrl-C ends an answer, Ctrl-D leaves"
 Format = Literal["text", "json"]
 
 
 @dataclass
-class Shown:
+class AnswerView:
     """One answer as far as it has come."""
 
     name: str
@@ -86,7 +86,7 @@ class Terminal:
             for prompt in _typed(self.out) if is_typed else _piped():
                 if not self._is_command(prompt, is_typed) and prompt.strip():
                     self._ask(prompt)
-        except _LeaveError:
+        except _QuitError:
             pass
         finally:
             self.engine.close()
@@ -110,7 +110,7 @@ class Terminal:
     def _is_command(self, prompt: str, is_typed: bool) -> bool:
         word = prompt.strip().lower()
         if word in ("/quit", "/exit"):
-            raise _LeaveError
+            raise _QuitError
         if word == "/new":
             self.conversation.start_over()
             self.out.write("a new conversation\n" if is_typed else "")
@@ -128,18 +128,18 @@ class Terminal:
                 raise
             self.out.write(f"{error}\n")
             return
-        shown = [Shown(member.label) for member in self.conversation.members]
-        with _stopping() as stop:
+        shown = [AnswerView(member.label) for member in self.conversation.members]
+        with _interruptible() as stop:
             events = self.engine.ask(self.conversation, prompt, stop=stop, beside=self.beside)
             if self.format == "json":
                 self._as_json(prompt, shown, events)
             elif self.out.isatty() and (width := _column(len(shown))):
                 _Columns(self.out, width).show(shown, events)
             else:
-                self._below(shown, events)
+                self._stacked(shown, events)
         self._failures += sum(one.failed for one in shown)
 
-    def _below(self, shown: Sequence[Shown], events: Iterator[Event]) -> None:
+    def _stacked(self, shown: Sequence[AnswerView], events: Iterator[Event]) -> None:
         """One answer after the other, each as it comes; in the order in which they are computed."""
         before: int | None = None
         for event in events:
@@ -147,13 +147,17 @@ class Terminal:
             if event.slot != before:
                 self.out.write(f"\n{one.name}\n")
                 before = event.slot
-            said = one.text
+            earlier = one.text
             one.take(event)
             if event.kind == "text":
                 self.out.write(_clean(event.text))
             elif event.kind == "done":
                 more = (
-                    event.text[len(said) :] if event.text.startswith(said) else f"\n{event.text}" if event.text else ""
+                    event.text[len(earlier) :]
+                    if event.text.startswith(earlier)
+                    else f"\n{event.text}"
+                    if event.text
+                    else ""
                 )
                 self.out.write(f"{_clean(more)}\n[{one.status}]\n")
             elif event.kind == "error" or self.out.isatty():
@@ -162,7 +166,7 @@ class Terminal:
                 print(event.text, file=sys.stderr, flush=True)
             self.out.flush()
 
-    def _as_json(self, prompt: str, shown: Sequence[Shown], events: Iterator[Event]) -> None:
+    def _as_json(self, prompt: str, shown: Sequence[AnswerView], events: Iterator[Event]) -> None:
         for event in events:
             shown[event.slot].take(event)
             if event.kind == "waiting":
@@ -186,7 +190,7 @@ class Terminal:
         self.out.flush()
 
 
-def _numbers(one: Shown) -> dict[str, Any]:
+def _numbers(one: AnswerView) -> dict[str, Any]:
     event = one.last
     if event is None or event.kind != "done":
         error = event.text if event else "not asked"
@@ -201,7 +205,7 @@ def _numbers(one: Shown) -> dict[str, Any]:
     }
 
 
-class _LeaveError(Exception):
+class _QuitError(Exception):
     """Somebody typed /quit."""
 
 
@@ -227,7 +231,7 @@ def _piped() -> Iterator[str]:
 
 
 @contextmanager
-def _stopping() -> Iterator[Flag]:
+def _interruptible() -> Iterator[Flag]:
     """Inside, Ctrl-C sets the flag, and a second one interrupts."""
     stop = Flag()
 
@@ -246,7 +250,7 @@ def _stopping() -> Iterator[Flag]:
 def _column(count: int) -> int:
     """How wide each of so many columns can be; 0 where they would be too narrow."""
     width = (shutil.get_terminal_size().columns - 1 - GAP * (count - 1)) // count
-    return width if count > 1 and width >= LEAST_COLUMN else 0
+    return width if count > 1 and width >= MIN_COLUMN else 0
 
 
 class _Columns:
@@ -255,7 +259,7 @@ class _Columns:
     def __init__(self, out: TextIO, width: int) -> None:
         self._out, self._width, self._drawn = out, width, 0
 
-    def show(self, shown: Sequence[Shown], events: Iterator[Event]) -> None:
+    def show(self, shown: Sequence[AnswerView], events: Iterator[Event]) -> None:
         last = 0.0
         for event in events:
             shown[event.slot].take(event)
@@ -264,7 +268,7 @@ class _Columns:
                 self._draw(shown, whole=False)
         self._draw(shown, whole=True)
 
-    def _draw(self, shown: Sequence[Shown], *, whole: bool) -> None:
+    def _draw(self, shown: Sequence[AnswerView], *, whole: bool) -> None:
         texts = [wrapped(_clean(one.text), self._width) for one in shown]
         height = max(map(len, texts))
         if not whole:
@@ -285,7 +289,7 @@ class _Columns:
 
 def _clean(text: str) -> str:
     """What a model wrote, as the terminal may have it."""
-    return plain(text, MOST_CHARS).replace("\t", "    ")
+    return plain(text, MAX_CHARS).replace("\t", "    ")
 
 
 def width_of(text: str) -> int:
@@ -316,8 +320,8 @@ def _lines(paragraph: str, width: int) -> Iterator[str]:
     line, used, space = "", 0, -1  # `space`: behind the last one in `line`
     for sign in paragraph:
         if used + _width(sign) > width:
-            kept, line = (line[:space].rstrip(), line[space:]) if space > 0 else (line, "")
-            yield kept
+            head, line = (line[:space].rstrip(), line[space:]) if space > 0 else (line, "")
+            yield head
             line, used, space = line.lstrip(), width_of(line.lstrip()), -1
         line, used = line + sign, used + _width(sign)
         space = len(line) if sign == " " else space
