@@ -362,7 +362,7 @@ def test_a_process_that_is_killed_costs_a_message_and_the_next_prompt_begins_ano
             os.kill(engine._child._process.pid, 9)
     engine.close()
     first, second = ([event for event in seen if event.slot == slot][-1] for slot in (0, 1))
-    assert first.kind == "error" and "exit code -9" in first.text and "the next prompt begins another" in first.text
+    assert first.kind == "error" and "exit code -9" in first.text and "the next prompt starts another" in first.text
     assert second.kind == "done" and second.tokens, "in a process of its own"
     assert len(long.messages_for(long.members[0], "?")) == 1 and len(long.messages_for(long.members[1], "?")) == 3
 

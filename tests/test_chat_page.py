@@ -167,7 +167,7 @@ def test_a_blind_vote_by_keyboard_alone_is_kept_and_names_come_after_it(browser:
     assert page.title() != "owned" and not is_cut(page)
     assert "tokens/s" not in page.locator("main").inner_text(), "a speed before the vote"
     page.keyboard.press("2")
-    page.get_by_text("Your vote is kept").wait_for()
+    page.get_by_text("Your vote is saved").wait_for()
     (vote,) = votes.read(served.lake.data).votes
     order = served.engine.rounds[-1][1]
     assert (vote.prompt, vote.chosen, [one.method for one in vote.shown]) == ("Which?", 1, order)
@@ -224,7 +224,7 @@ def test_two_tabs_take_turns_and_stop_and_closing_one_ends_its_answer(browser: B
     first.locator("#prompt").fill("measuring")
     first.keyboard.press("Enter")
     served.engine.go.set()
-    first.get_by_role("button", name="Answer now all the same").click()
+    first.get_by_role("button", name="Answer now anyway").click()
     expect(first.locator(".answer .under", has_text="15.0 tokens/s")).to_have_count(2)
     first.close()
 
@@ -271,14 +271,14 @@ NONSENSE: list[tuple[Any, str]] = [
     ({"prompt": "x" * 20_001}, "expected at most"),
     ({"prompt": "x", "cells": "tiny/base@1"}, "expected list"),
     ({"prompt": "x", "cells": [], "max_new_tokens": 5}, "0 cells"),
-    ({"prompt": "x", "cells": [{}]}, "cannot answer any more"),
-    ({"prompt": "x", "cells": ["tiny/full@1"]}, "cannot answer any more"),
+    ({"prompt": "x", "cells": [{}]}, "can no longer answer"),
+    ({"prompt": "x", "cells": ["tiny/full@1"]}, "can no longer answer"),
     ({"prompt": "x", "cells": ["tiny/base@1"] * 99}, "at most 8"),
     ({"prompt": "x", "cells": ["tiny/base@1"], "max_new_tokens": 1e9}, "expected int"),
     ({"prompt": "x", "cells": ["tiny/base@1"], "max_new_tokens": 9_999_999}, "expected 1 to"),
     ({"prompt": "x", "cells": ["tiny/base@1"], "max_new_tokens": 5, "temperature": float("nan")}, "temperature"),
     ({"prompt": "x", "cells": ["tiny/base@1"], "max_new_tokens": 5, "blind": True}, "two or more"),
-    ({"prompt": "x", "conversation": "gone"}, "not open any more"),
+    ({"prompt": "x", "conversation": "gone"}, "no longer open"),
     ({"prompt": "x", "conversation": 5}, "expected str"),
 ]
 
@@ -304,7 +304,7 @@ def test_a_vote_counts_once_and_only_where_all_have_answered(served: Served) -> 
         assert served.post("/vote", {"conversation": blind, "choice": choice})[0] == 400, choice
     assert served.post("/vote", {"conversation": blind, "choice": "tie"})[0] == 200
     assert served.post("/vote", {"conversation": blind, "choice": 0})[0] == 400
-    assert "a vote ends" in served.post("/ask", {"prompt": "more", "conversation": blind})[1]["error"]
+    assert "the vote has ended" in served.post("/ask", {"prompt": "more", "conversation": blind})[1]["error"]
     cast = votes.read(served.lake.data).votes[before:]
     assert [vote.chosen for vote in cast] == ["tie"]
     members = Roster(served.lake.project).named(["tiny/lora-r8"])
@@ -320,7 +320,7 @@ def test_of_very_many_conversations_the_oldest_is_closed(lake: Lake) -> None:
     opened_now.get(made[0])
     opened_now.new(members, Settings(9), blind=False)
     assert opened_now.get(made[0])
-    with pytest.raises(UsageError, match="not open any more"):
+    with pytest.raises(UsageError, match="no longer open"):
         opened_now.get(made[1])
 
 

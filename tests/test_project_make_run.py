@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(small: TinyProject) -> N
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=600)
     assert running.returncode == 130, err[-3000:]
-    assert "the same command goes on from there" in err and "Traceback" not in err
+    assert "the same command continues from there" in err and "Traceback" not in err
     assert not processes_of(small)
     assert [a.status for a in cells.attempts(small.data, small.key("lora-r8"))] == ["killed"]
 

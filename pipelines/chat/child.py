@@ -1,7 +1,9 @@
-"""The answering process: `python -m pipelines.chat.child` reads a request a line and writes an event a line, both JSON.
+"""The answering process: `python -m pipelines.chat.child` reads one request per line and writes one
+event per line, both in JSON.
 
-Requests: {"do": "answer", "id", "member", "messages", "limit", "temperature"} and {"do": "stop", "id"}. Events carry the id:
-begun, text, done, error. It ends with its input, and with its parent.
+Requests: {"do": "answer", "id", "member", "messages", "limit", "temperature"} and {"do": "stop",
+"id"}. Events have the id of their request: begun, text, done, error. The process ends with its
+input or with its parent.
 """
 
 import json
@@ -24,7 +26,7 @@ Say = Callable[..., None]
 
 
 def main(budget_gb: float | None) -> None:
-    """Answer what is asked, one question after the other, within `budget_gb` (10⁹ bytes; None: what the machine has)."""
+    """Answer the requests one after the other, within `budget_gb` (10⁹ bytes; None: no limit)."""
     say = _events()
     from pipelines.hardware import machine
 
@@ -39,7 +41,7 @@ def main(budget_gb: float | None) -> None:
 
 
 def _events() -> Say:
-    """What writes an event. Whatever else is printed in this process goes to its log."""
+    """A function that writes an event. All other output of this process goes to its log."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -51,14 +53,14 @@ def _events() -> Say:
 
 
 def _read(requests: "SimpleQueue[Json | None]", stopped: set[int]) -> None:
-    """Requests as they come; one to stop must not wait for the answer that it stops."""
+    """Queue the requests as they arrive. A stop request bypasses the queue."""
     for request in _requests():
         if request["do"] == "stop":
             stopped.add(request["id"])
         else:
             requests.put(request)
     requests.put(None)
-    # Whoever asked is gone: an answer under way is for nobody
+    # The input has ended, so nobody reads an unfinished answer.
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(0)
@@ -70,7 +72,7 @@ def _requests() -> Iterator[Json]:
 
 
 class _Answers:
-    """Answers requests with the models of this process, which are loaded when they are first needed."""
+    """Answers requests with the models of this process, which are loaded on first use."""
 
     def __init__(self, say: Say, stopped: set[int], budget_gb: float | None) -> None:
         self._say, self._stopped, self._budget_gb = say, stopped, budget_gb
@@ -119,7 +121,7 @@ class _Answers:
         )
 
     def _ready(self) -> Any:
-        """The loaded models; the libraries are loaded with the first question."""
+        """The loaded models. The libraries are imported on the first question."""
         if self._loaded is None:
             import torch
 
@@ -128,7 +130,8 @@ class _Answers:
             from pipelines.train.trainer.devices import card
 
             loading.quiet()
-            torch.seed()  # else every process draws the same answers at a temperature
+            # Without a random seed, every process would sample the same answers.
+            torch.seed()
             card.require_usable()
             if self._budget_gb:
                 _limit_card(self._budget_gb)
@@ -146,7 +149,7 @@ def _limit_card(budget_gb: float) -> None:
 
 
 def _memory() -> Json:
-    """Bytes that are free where the model lies, and that this process holds there."""
+    """Free bytes on the model's device, and the bytes that this process holds there."""
     import torch
 
     if torch.cuda.is_available():

@@ -14,7 +14,7 @@ from pipelines.project import Project
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What the command line says. `cells` empty: what the comparison prefers."""
+    """Options of the command. Without `cells`, the comparison's picks answer."""
 
     cells: Sequence[str] = ()
     temperature: float = 0.0
@@ -31,10 +31,10 @@ class ChatOptions:
 
 
 def chat(project: Project, options: ChatOptions) -> int:
-    """Run it until somebody leaves; returns the exit code.
+    """Run the chat until the user quits; returns the exit code.
 
     Raises:
-        UsageError: a cell, a setting or a port that cannot be.
+        UsageError: an invalid cell, setting or port.
     """
     settings = options.settings
     if options.page:

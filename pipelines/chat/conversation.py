@@ -1,4 +1,4 @@
-"""What was asked, and what each cell has answered so far: every cell goes on from its own answers."""
+"""A conversation: the prompts, and each cell's answers. Every cell continues from its own answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ Message = dict[str, str]
 
 @dataclass
 class Conversation:
-    """Of several members. A prompt that a member did not answer is no part of what it is shown later."""
+    """A conversation of several members. A member's history omits the prompts that it did not
+    answer."""
 
     members: Sequence[Member]
     settings: Settings
@@ -19,14 +20,14 @@ class Conversation:
     _history: dict[str, list[Message]] = field(default_factory=dict)
 
     def messages_for(self, member: Member, prompt: str) -> list[Message]:
-        """The messages that the member answers, `prompt` the last."""
+        """The messages for the member, with `prompt` as the last."""
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system.strip() else []
         messages = [*system, *self._history.get(member.name, []), {"role": "user", "content": prompt}]
-        # half a surrogate pair, which a browser or a terminal may send, is no text
+        # A browser or a terminal may send half a surrogate pair, which is not valid text.
         return [{**turn, "content": turn["content"].encode("utf-8", "replace").decode()} for turn in messages]
 
     def add_answer(self, member: Member, prompt: str, answer: str) -> None:
-        """Keep what the member said to `prompt`."""
+        """Add the member's answer to `prompt` to its history."""
         turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         self._history.setdefault(member.name, []).extend(turn)
 

@@ -1,7 +1,8 @@
-"""The parent's half of answering: one child that holds the models, which models it holds, whose turn the device is.
+"""The parent process of the chat: it manages one child with the models, and access to the device.
 
-A model never runs in the process that shows its answers: memory that runs out, or a crash, costs a message. Where models do not
-fit beside one another the child is ended and a new one begun, since only the end of a process gives all of its memory back.
+A model never runs in the process that shows its answers, so running out of memory or a crash only
+causes an error message. If models do not fit into memory together, the child is replaced by a new
+one, since only the end of a process frees all of its memory.
 """
 
 import json
@@ -30,16 +31,21 @@ from pipelines.settings.methods import traits_of
 
 CHILD = "pipelines.chat.child"
 POLL_SECONDS = 0.1
-STOP_SECONDS = 10  # for a token that is under way when somebody stops the answer; then the process is ended
-MARGIN = 1.1  # of a prediction, which is of weights alone: the cache of keys and values lies beside them
+# Time for the current token after a stop; then the process is ended.
+STOP_SECONDS = 10
+# Safety factor on the predicted size of the weights, for the cache of keys and values.
+MARGIN = 1.1
 Json = dict[str, Any]
 Kind = Literal["waiting", "loading", "text", "done", "error"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to the answer in place `slot`. `text`: what is waited for or loaded; the next piece of the answer; with `done`
-    the whole of it; what went wrong. `ended`: `itself`, `limit`, `window` or `stopped`."""
+    """An event of the answer in place `slot`.
+
+    `text` depends on the kind: a status (waiting, loading), the next piece of the answer (text),
+    the whole answer (done) or the error. `ended` is `itself`, `limit`, `window` or `stopped`.
+    """
 
     slot: int
     kind: Kind
@@ -50,7 +56,7 @@ class Event:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """New tokens per second of answering, the reading of the prompt included."""
+        """New tokens per second, including the time to read the prompt."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
     def to_json(self) -> Json:
@@ -58,15 +64,17 @@ class Event:
 
 
 class Engine:
-    """Answers conversations, one after the other, from the thread that first asks: the child dies with that thread."""
+    """Answers conversations one after the other. All calls of `ask` must come from one thread,
+    since the child dies with it."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
         self._child: _Child | None = None
-        self._needed: dict[str, float | None] = {}  # bytes, by prediction, of each member's model
+        # Predicted bytes of each member's model.
+        self._needed: dict[str, float | None] = {}
 
     def close(self) -> None:
-        """End the child; the next answer begins another."""
+        """End the child; the next answer starts another."""
         if self._child:
             self._child.end()
         self._child = None
@@ -74,8 +82,11 @@ class Engine:
     def ask(
         self, conversation: Conversation, prompt: str, *, stop: Flag | None = None, beside: Flag | None = None
     ) -> Iterator[Event]:
-        """The answers of all members to `prompt`, as they come. Each is computed while no measurement of this machine runs, and one
-        that comes meanwhile waits for it; once `beside` is set, without regard to that. `stop` ends the round."""
+        """The answers of all members to `prompt`, as a stream of events.
+
+        Each answer holds this machine's device, so that answers and measurements wait for each
+        other. Once `beside` is set, answers no longer wait. `stop` ends the round.
+        """
         stop, beside = stop or Flag(), beside or Flag()
         conversation.turns += 1
         for slot in self._order(conversation.members):
@@ -91,7 +102,7 @@ class Engine:
                     yield event
 
     def _order(self, members: Sequence[Member]) -> list[int]:
-        """The places of the members, those first whose model is in memory."""
+        """The places of the members; those whose model is in memory come first."""
         held = self._child.groups if self._child and self._child.is_alive else set()
         first = {group: place for place, group in enumerate(dict.fromkeys(member.group for member in members))}
         return sorted(range(len(members)), key=lambda i: (members[i].group not in held, first[members[i].group], i))
@@ -101,7 +112,7 @@ class Engine:
         try:
             if not self._child or not self._child.is_alive or member.name not in self._child.names:
                 if self._must_predict(member):
-                    yield Event(slot, "loading", "predicting whether the models fit beside one another, once")
+                    yield Event(slot, "loading", "predicting once whether the models fit into memory together")
                     self._needed |= _predicted_bytes(self._project, conversation.members)
                 yield Event(slot, "loading", "loading the model")
             child = self._child_for(member)
@@ -112,7 +123,7 @@ class Engine:
                 "temperature": settings.temperature,
             }
         except (WorkError, UsageError, OSError) as error:
-            yield Event(slot, "error", f"cannot begin to answer: {error}")
+            yield Event(slot, "error", f"cannot start to answer: {error}")
             return
         for event in child.answer(request, stop):
             if event["event"] == "text":
@@ -123,14 +134,15 @@ class Engine:
                 child.memory = event if "free" in event else child.memory
                 yield Event(slot, "done", event["text"], event["tokens"], event["seconds"], event["ended"])
             elif event["event"] == "error":
-                if event["kind"] != "failed":  # what is left of a process that ran out of memory is not to be relied on
+                # After running out of memory the process is unreliable.
+                if event["kind"] != "failed":
                     self.close()
                 yield Event(slot, "error", _in_words(event))
         if not child.is_alive:
             self.close()
 
     def _child_for(self, member: Member) -> "_Child":
-        """The child, and room in it for the member's model."""
+        """The child; a new one if the member's model does not fit into the current one."""
         child = self._child
         if child and (not child.is_alive or not self._has_room(child, member)):
             self.close()
@@ -140,12 +152,13 @@ class Engine:
         return child
 
     def _must_predict(self, member: Member) -> bool:
-        """Whether the member's model would lie beside others, and nobody knows how large it is."""
+        """Whether the member's model would be loaded beside others and its size is unknown."""
         others = self._child.groups if self._child and self._child.is_alive else set()
         return bool(others) and member.group not in others and member.name not in self._needed
 
     def _has_room(self, child: "_Child", member: Member) -> bool:
-        """Whether the member's model fits beside those that the child holds, by prediction; without one, it does not."""
+        """Whether the member's model fits beside the child's models by prediction; False without
+        one."""
         if not child.groups or member.group in child.groups:
             return True
         needed, budget = self._needed.get(member.name), _budget_gb(self._project, member)
@@ -158,7 +171,7 @@ class Engine:
 
 
 def _device(stack: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[Event]:
-    """Hold this machine's device in `held`, as soon as no measurement does; says whom it waits for."""
+    """Hold this machine's device in `stack` when it is free; yields a message while it waits."""
     paths, announced = devices.watched_locks(), False
     while not (stop.is_set() or beside.is_set()):
         try:
@@ -168,9 +181,7 @@ def _device(stack: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[E
             user = devices.holder(paths)
             if user and not announced:
                 announced = True
-                yield Event(
-                    slot, "waiting", f"waiting until no measurement runs, which an answer would disturb: {user}"
-                )
+                yield Event(slot, "waiting", f"waiting for a measurement, which an answer would disturb: {user}")
             time.sleep(POLL_SECONDS)
 
 
@@ -181,7 +192,7 @@ def _budget_gb(project: Project, member: Member) -> float | None:
 
 
 def _predicted_bytes(project: Project, members: Sequence[Member]) -> dict[str, float | None]:
-    """What each member's model adds to a process that has loaded the libraries, at the most while it is loaded."""
+    """The peak bytes that loading each member's model adds to a process with loaded libraries."""
     cells = {member.name: _size_cell(project, member) for member in members}
     size_cells = list(dict.fromkeys(cell for cell in cells.values() if cell))
     sizes: dict[tuple[str, str], float] = {}
@@ -194,13 +205,14 @@ def _predicted_bytes(project: Project, members: Sequence[Member]) -> dict[str, f
 
 
 def _size_cell(project: Project, member: Member) -> tuple[str, str] | None:
-    """The cell whose prediction tells the size of the member's model: a quantized one's own, else the untouched model's."""
+    """The cell whose predicted size applies to the member's model: its own if quantized, else the
+    untouched model's."""
     method = member.key.method if traits_of(member.recipe).quantization else base_method(project)
     return (member.key.model, method) if method in project.experiments.methods else None
 
 
 def _member_fields(project: Project, member: Member) -> Json:
-    """The member as the child reads it."""
+    """The member's fields in a request to the child."""
     fields: Json = {
         "name": member.name,
         "group": member.group,
@@ -216,15 +228,16 @@ def _member_fields(project: Project, member: Member) -> Json:
 
 def _in_words(event: Json) -> str:
     if event["kind"] == "out_of_memory":
-        return (
-            f"out of memory: {event['text']}. Choose a smaller or a quantized cell, or end what else uses the memory."
-        )
+        return f"out of memory: {event['text']}. Choose a smaller or a quantized cell, or stop other programs that use memory."
     return event["text"]
 
 
 class _Child:
-    """The process that holds models and answers. `groups` are those that it holds, `names` the members that can answer at once,
-    `memory` what it last said of its own."""
+    """The process that holds models and answers.
+
+    `groups` are its loaded models, `names` the members that can answer without loading, `memory`
+    its last report on memory.
+    """
 
     def __init__(self, budget_gb: float | None) -> None:
         self.groups: set[str] = set()
@@ -261,7 +274,8 @@ class _Child:
                 stopped_at = time.monotonic()
                 self._tell({"do": "stop", "id": number})
             if stopped_at and (is_loading or time.monotonic() > stopped_at + STOP_SECONDS):
-                self.end()  # loading cannot be asked to end
+                # Loading cannot be interrupted, so the process is ended.
+                self.end()
                 yield {"event": "done", "text": "", "tokens": 0, "seconds": 0.0, "ended": "stopped"}
                 return
             try:
@@ -287,7 +301,8 @@ class _Child:
 
     def _tell(self, request: Json) -> None:
         assert self._process.stdin
-        with suppress(BrokenPipeError, ValueError):  # it has ended: its events say so
+        # If the child has ended, its event queue reports it.
+        with suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
@@ -295,14 +310,15 @@ class _Child:
         assert self._process.stdout
         with self._process.stdout as lines:
             for line in lines:
-                with suppress(ValueError):  # it was killed in the middle of a line
+                # A killed child may leave an incomplete line.
+                with suppress(ValueError):
                     self._events.put(json.loads(line))
         self._events.put(None)
 
     def _why_it_ended(self) -> str:
         code = self._process.wait()
         if machine.oom_kills() > self._kills and code == -9:
-            return "out of memory: the kernel ended the process that answers. Choose a smaller or a quantized cell."
+            return "out of memory: the kernel ended the answering process. Choose a smaller or a quantized cell."
         self._log.seek(0)
         last = " | ".join(self._log.read().strip().splitlines()[-2:])
-        return f"the process that answers ended with exit code {code}{f': {last}' if last else ''}; the next prompt begins another"
+        return f"the answering process ended with exit code {code}{f': {last}' if last else ''}; the next prompt starts another"

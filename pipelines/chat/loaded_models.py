@@ -1,7 +1,9 @@
-"""Models in memory, in the process that answers: those of one base share it, and an adapter is switched on for its own answers.
+"""Models in the memory of the answering process. Members of one base share its weights; each
+adapter is active only for its own answers.
 
-What is asked, how an answer is computed and when it ends is evaluation's (`answering`, `PromptFormat`, `Shots`), so that a greedy
-answer is token for token what evaluation gives to the same prompt.
+Prompts, decoding and the end of an answer are those of the evaluation (`answering`, `PromptFormat`,
+`Shots`). A greedy answer therefore equals the evaluation's answer to the same prompt, token for
+token.
 """
 # ruff: noqa: TID253
 
@@ -25,13 +27,15 @@ from pipelines.train.trainer import loading, peft_adapter
 from pipelines.train.trainer.prompts import PromptFormat
 
 Json = dict[str, Any]
-FIRST = "default"  # PEFT's name of a model's first adapter
+# PEFT's name of a model's first adapter.
+FIRST = "default"
 UNKNOWN_WINDOW = 1 << 30
-REPLACEMENT = "\ufffd"  # what the first bytes of a character decode to
+# An incomplete UTF-8 character decodes to this.
+REPLACEMENT = "\ufffd"
 
 
 class StoppedError(Exception):
-    """Somebody asked for this answer to end."""
+    """The user stopped this answer."""
 
 
 class WindowFullError(Exception):
@@ -40,8 +44,8 @@ class WindowFullError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """`messages`: the conversation so far, the last one the user's. `limit`: the most new tokens. `temperature` 0: the likeliest
-    token each time."""
+    """`messages` is the conversation so far; the last message is the user's. `limit` is the maximum
+    number of new tokens. `temperature` 0 always picks the likeliest token."""
 
     messages: Sequence[Mapping[str, str]]
     limit: int
@@ -50,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """`ended`: by itself, by the `limit`, by the model's `window`, or `stopped`."""
+    """`ended` is `itself`, `limit`, `window` (the model's window is full) or `stopped`."""
 
     text: str
     tokens: Sequence[int]
@@ -59,23 +63,25 @@ class Answer:
 
 
 class LoadedModels:
-    """The models that this process holds, by group, and the members that answer with them."""
+    """The loaded models by group, and the members that use them."""
 
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}
-        self._adapters: dict[str, dict[str, str]] = {}  # of each group, PEFT's name of each member's
-        self._shots: dict[tuple[str, int], Shots] = {}  # by member and room: choosing them looks at every train record
+        # PEFT's adapter name of each member, by group.
+        self._adapters: dict[str, dict[str, str]] = {}
+        # Cached by member and room, since choosing shots reads every train record.
+        self._shots: dict[tuple[str, int], Shots] = {}
 
     def has(self, member: Json) -> bool:
-        """Whether the member can answer at once."""
+        """Whether the member can answer without loading."""
         held = member["group"] in self._models
         return held and (not _has_adapter(member) or member["name"] in self._adapters[member["group"]])
 
     def load(self, member: Json) -> None:
-        """Bring the member's model, or only its adapter where its base is here.
+        """Load the member's model, or only its adapter if its base is loaded.
 
         Raises:
-            UnavailableError, WorkError: as loading for evaluation does.
+            UnavailableError, WorkError: as in loading for evaluation.
         """
         group, recipe, base = member["group"], member["recipe"], Path(member["folder"])
         trained = Path(member["trained"]) if member["trained"] else None
@@ -90,14 +96,16 @@ class LoadedModels:
             try:
                 self._attach(group, member["name"], trained)
             except BaseException:
-                self.forget(group)  # half of an adapter may be on it
+                # The model may have a partly loaded adapter.
+                self.forget(group)
                 raise
 
     def _attach(self, group: str, name: str, trained: Path) -> None:
         model, known = self._models[group], self._adapters[group]
         own = f"adapter{len(known)}" if known else FIRST
         if known:
-            with loading._without_bitsandbytes():  # as `attach_trained` loads the first
+            # `attach_trained` loads the first adapter in the same way.
+            with loading._without_bitsandbytes():
                 model.load_adapter(str(trained), adapter_name=own)
         else:
             model = self._models[group] = loading.attach_trained(model, trained)
@@ -107,7 +115,7 @@ class LoadedModels:
         known[name] = own
 
     def forget(self, group: str) -> None:
-        """Let go of a model."""
+        """Unload a model."""
         self._models.pop(group, None)
         self._adapters.pop(group, None)
         gc.collect()
@@ -117,7 +125,8 @@ class LoadedModels:
     def answer(
         self, member: Json, question: Question, say: Callable[[str], None], stopped: Callable[[], bool]
     ) -> Answer:
-        """The member's answer; `say` is called with each new piece of its text, `stopped` between tokens.
+        """The member's answer; `say` is called with each new piece of its text, `stopped` between
+        tokens.
 
         Raises:
             WindowFullError: the model's window is full.
@@ -144,7 +153,7 @@ class LoadedModels:
 
     @contextmanager
     def _active(self, member: Json) -> Iterator[PromptedModel]:
-        """The member's model, its adapter and no other one switched on inside."""
+        """The member's model with only its own adapter active inside the context."""
         model, recipe = self._models[member["group"]], member["recipe"]
         form = _form(member["folder"], recipe["prompt"], json.dumps(recipe.get("template")))
         prompted_model = PromptedModel(model, form, recipe, loading.device())
@@ -179,13 +188,14 @@ def _form(folder: str, prompt: str, template: str) -> PromptFormat:
 
 
 def _window(prompted_model: PromptedModel) -> int:
-    """Tokens of prompt and answer that the model can read, without those that its adapter puts before them."""
+    """Maximum tokens of prompt and answer, without the virtual tokens of the adapter."""
     positions = getattr(prompted_model.model.config, "max_position_embeddings", None) or UNKNOWN_WINDOW
     return positions - traits_of(prompted_model.recipe).virtual_tokens
 
 
 def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
-    """The conversation as a record whose answer is still open: one question is a record as training has them."""
+    """The conversation as a record without an answer. A single question becomes a single-turn
+    record, as in training."""
     question = messages[-1]["content"].strip()
     if len(messages) == 1:
         return {"example_id": "chat", "instruction": question, "input": "", "output": ""}
@@ -194,7 +204,8 @@ def as_record(messages: Sequence[Mapping[str, str]]) -> Json:
 
 
 def _with_answer(record: Json, question: Question, train: Sequence[Json]) -> Json:
-    """The record as the choice of its examples needs it, which measures what has an answer: a short one, in the place of none."""
+    """The record with a short placeholder answer, because `Shots` measures only records with
+    answers."""
     turns = [{**turn, "content": turn["content"].strip() or "?"} for turn in question.messages]
     messages = json.dumps([*turns, {"role": "assistant", "content": "?"}], ensure_ascii=False)
     language = _language(
@@ -211,7 +222,7 @@ def _train(examples: str, selection: str) -> list[Json]:
 
 
 def _language(text: str, known: Sequence[str]) -> str | None:
-    """Which of the known languages the text is most likely in."""
+    """The most likely language of the text among `known`."""
     if len(known) < 2:
         return known[0] if known else None
     identifier = _identifier()
@@ -234,7 +245,7 @@ def _with_stream(prompted_model: PromptedModel, stream: "_Stream", question: Que
 
 
 class _Stream:
-    """What `generate` hands each new token to; says the text that they make as far as no further token can change it."""
+    """The streamer for `generate`. Emits the part of the text that no further token can change."""
 
     def __init__(self, prompted_model: PromptedModel, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
         self._prompted_model, self._say, self._stopped = prompted_model, say, stopped
@@ -243,7 +254,8 @@ class _Stream:
         self.tokens: list[int] = []
 
     def put(self, value: Any) -> None:
-        if self._is_prompt:  # it is handed over first
+        # `generate` passes the prompt first.
+        if self._is_prompt:
             self._is_prompt = False
             return
         self.tokens += value.flatten().tolist()
@@ -255,11 +267,12 @@ class _Stream:
             raise StoppedError
 
     def end(self) -> None:
-        """Nothing is kept back that the whole answer does not say."""
+        """Emit nothing: the complete answer contains the remaining text."""
 
 
 def _settled(text: str, marks: Sequence[str]) -> str:
-    """The text without half a character at its end, and without what may be the beginning of a mark that ends the answer."""
+    """The text without an incomplete character and without a possible start of a stop text at its
+    end."""
     text = text.rstrip(REPLACEMENT)
     overlaps = [n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])]
     return text[: len(text) - max(overlaps, default=0)].rstrip()

@@ -1,4 +1,5 @@
-"""Who can answer: the ok cells of the lake and the untouched models, how somebody names them, and which share a model in memory."""
+"""The members of a chat: ok cells of the lake and untouched models, their names, and which of them
+share a model in memory."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,20 +20,27 @@ from pipelines.runs.cells import CellKey
 from pipelines.settings.methods import CHANGE_THE_BASE, traits_of
 from pipelines.weights import store
 
-MAX_MEMBERS = 8  # answers beside one another
-DEFAULT_MEMBERS = 2  # trained cells where the comparison picks none
+# Maximum number of answers side by side.
+MAX_MEMBERS = 8
+# Number of trained cells if the comparison has no picks.
+DEFAULT_MEMBERS = 2
 SEPARATOR, SEED = re.compile(r"\s*[/×]\s*"), re.compile(r"-?[0-9]{1,18}")
-# Settings of a LoRA that leave the base as it is, so that others can use it, too
+# LoRA settings that leave the base unchanged, so that others can share it.
 SHARES = frozenset(
     ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "init_lora_weights")
 )
-SAME_BASE = ("quantization", "precision", "attention", "fp16")  # what decides, with the folder, how a base is loaded
+# The recipe fields that determine, with the folder, how a base is loaded.
+SAME_BASE = ("quantization", "precision", "attention", "fp16")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A cell that can answer. `folder` holds its model's weights; `trained` what training saved, None where nothing is trained;
-    `run_id` is empty for a model that no attempt has run yet; `several_seeds` where the name must say which."""
+    """A cell that can answer.
+
+    `folder` holds its model's weights. `trained` is the output of training, None for untrained
+    cells. `run_id` is empty for a model without an attempt. `several_seeds` means that the label
+    needs the seed.
+    """
 
     key: CellKey
     recipe: Mapping[str, Any]
@@ -43,23 +51,23 @@ class Member:
 
     @property
     def label(self) -> str:
-        """As it is shown."""
+        """The displayed name."""
         return self.name if self.several_seeds else f"{self.key.model}/{self.key.method}"
 
     @property
     def name(self) -> str:
-        """As it is typed: `model/method@seed`."""
+        """The name to type: `model/method@seed`."""
         return f"{self.key.model}/{self.key.method}@{self.key.seed}"
 
     @property
     def is_base(self) -> bool:
-        """The untouched model, asked with nothing before the question."""
+        """Whether this is the untouched model with nothing before the question."""
         adds = self.recipe.get("shots") or self.recipe.get("retrieval")
         return not traits_of(self.recipe).trains and not adds
 
     @property
     def shares_base(self) -> bool:
-        """Whether it leaves the base that it answers with as it is, so that others of that base can answer with the same one."""
+        """Whether it leaves its base unchanged, so that other members can share the base in memory."""
         traits = traits_of(self.recipe)
         if not traits.trains:
             return True
@@ -68,7 +76,7 @@ class Member:
 
     @property
     def group(self) -> str:
-        """Equal for those that can share one model in memory."""
+        """Equal for members that can share one model in memory."""
         if not self.shares_base:
             return f"own {self.run_id}"
         recipe = self.recipe
@@ -78,27 +86,29 @@ class Member:
 
     @property
     def why_not(self) -> str | None:
-        """Why it cannot answer here, None where it can."""
+        """Why it cannot answer here; None if it can."""
         if self.recipe.get("retrieval"):
             return (
-                "its prompts hold records or passages that were retrieved for each question, which chat does not do; its answers "
-                "to the evaluation records stand in the table evaluation_answers"
+                "its prompts need records or passages retrieved for each question, which chat does not do; its answers "
+                "to the evaluation records are in the table evaluation_answers"
             )
         return None
 
 
 class Roster:
-    """The cells of a project that can answer, as the lake is when it is first asked."""
+    """The cells of a project that can answer, by the state of the lake at the first call."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
 
     def named(self, names: Sequence[str]) -> list[Member]:
-        """The members with these names, each once, the base of each model before them; without names those that the comparison
-        prefers.
+        """The members with these names, each once, after the bases of their models.
+
+        Without names, the comparison's picks.
 
         Raises:
-            UsageError: a name that is none, a cell that is not ok or was made with other weights than are here, or too many.
+            UsageError: an unknown name, a cell that is not ok or has other weights than those here,
+                or too many cells.
         """
         requested = [self._key(name) for name in names] or self._preferred()
         with_bases = [key for model in dict.fromkeys(key.model for key in requested) for key in self._base(model)]
@@ -112,8 +122,11 @@ class Roster:
         return members
 
     def all_members(self) -> list[Member]:
-        """Every cell that can be asked: the untouched models whose weights are here, and the newest ok attempt of every cell whose
-        model is in experiments.yaml. By model, bases first."""
+        """Every cell that can answer, by model, bases first.
+
+        These are the untouched models with local weights, and the newest ok attempt of every cell
+        whose model is in experiments.yaml.
+        """
         members: dict[CellKey, Member] = {}
         for key in [*self._bases(), *self._ok]:
             with suppress(UsageError):
@@ -122,10 +135,11 @@ class Roster:
         return sorted(members.values(), key=lambda one: (order.index(one.key.model), not one.is_base))
 
     def member(self, key: CellKey) -> Member:
-        """The cell as it can be asked now.
+        """The cell as a member.
 
         Raises:
-            UsageError: it is not ok, its weights are not here, or they are others than it was made with.
+            UsageError: it is not ok, or its weights are missing or differ from those of its
+                attempt.
         """
         project = self._project
         model = project.experiments.model(key.model)
@@ -142,7 +156,7 @@ class Roster:
         trained = attempt.model_folder if traits_of(attempt.spec.recipe).trains else None
         if trained and not trained.exists():
             raise UsageError(
-                f"{key}: {trained} is gone, only its numbers are kept: run `{self._training(key)} --force`."
+                f"{key}: {trained} is gone and only its measurements are left: run `{self._training(key)} --force`."
             )
         several = sum((one.model, one.method) == (key.model, key.method) for one in self._ok) > 1
         return Member(key, attempt.spec.recipe, folder, trained, attempt.run_id, several)
@@ -158,7 +172,7 @@ class Roster:
 
     @cached_property
     def _ok(self) -> list[CellKey]:
-        """Cells whose newest attempt is ok, of models that the configuration knows."""
+        """Cells of configured models whose newest attempt is ok."""
         keys = []
         for folder in sorted(self._project.data.cells.glob("*/*/*")):
             model, method, seed = folder.parts[-3:]
@@ -177,7 +191,10 @@ class Roster:
         return known is None or known.traits.trains
 
     def _key(self, name: str) -> CellKey:
-        """`model/method` or `model×method`, either with `@seed`; without one the profile's first seed that is in the lake."""
+        """Parse `model/method` or `model×method`, optionally with `@seed`.
+
+        The default seed is the profile's first one in the lake.
+        """
         cell, at, seed = name.strip().partition("@")
         parts = SEPARATOR.split(cell.strip())
         if len(parts) != 2 or not all(parts) or (at and not SEED.fullmatch(seed)):
@@ -213,11 +230,14 @@ class Roster:
         return [key for name in here for key in self._base(name)]
 
     def _preferred(self) -> list[CellKey]:
-        """The cells that the published comparison picks, of the first pick's model; where it picks none, the first trained ones of
-        the profile's grid."""
+        """The picks of the published comparison that have the first pick's model.
+
+        Without picks, the first trained cells of the profile's grid.
+        """
         ok = {(key.model, key.method): key for key in self._ok if self._can_answer(key)}
         rows: list[dict[str, Any]] = []
-        with suppress(UsageError):  # nothing was published yet
+        # Nothing may have been published yet.
+        with suppress(UsageError):
             rows = published_rows(self._project.data, "picks")
         cells_of = [(row["model"], row["method"]) for row in rows]
         picks = [ok[cell] for cell in dict.fromkeys(cells_of) if cell in ok]

@@ -1,6 +1,7 @@
-"""Chat as a small page on 127.0.0.1: what the browser asks, and who may ask.
+"""Chat as a small page on 127.0.0.1: the server's endpoints and its access rules.
 
-No model runs here: one thread hands the questions to the child, one after the other, and passes on what comes back.
+No model runs here. One thread sends the questions to the child, one after the other, and forwards
+the events.
 """
 
 import asyncio
@@ -34,17 +35,20 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.project import Project
 
 HOST = "127.0.0.1"
-MAX_BYTES = 400_000  # of a request: two texts of the longest kind, escaped
-LOOK_SECONDS = 0.3  # how often we look whether the tab is still open
+# Maximum size of a request: two texts of maximum length, escaped.
+MAX_BYTES = 400_000
+# Interval of the checks whether the tab is still open.
+LOOK_SECONDS = 0.3
 GRACE_SECONDS = 2
 Json = dict[str, Any]
 
 
 def serve(project: Project, names: Sequence[str], settings: Settings, port: int, *, beside: bool = False) -> int:
-    """Serve the page until Ctrl-C; returns the exit code. `beside`: answer also while a measurement runs.
+    """Serve the page until Ctrl-C; returns the exit code. `beside`: answer even during a
+    measurement.
 
     Raises:
-        UsageError: the port is taken, or a name is no cell that can answer.
+        UsageError: the port is in use, or a name is not a cell that can answer.
     """
     chosen = Roster(project).named(names)
     with _bound(port) as listening:
@@ -61,12 +65,13 @@ def serve(project: Project, names: Sequence[str], settings: Settings, port: int,
             )
         )
         page.is_ending = lambda: server.should_exit
-        # uvicorn knows Ctrl-C and SIGTERM; a terminal that is closed ends it likewise
+        # uvicorn handles Ctrl-C and SIGTERM; a closed terminal must end it too.
         signal.signal(signal.SIGHUP, lambda *_: setattr(server, "should_exit", True))
         print(f"featherweight: http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn raises the signal again once it has ended
+        except KeyboardInterrupt:
+            # uvicorn raises the signal again after its shutdown.
             pass
         finally:
             page.close()
@@ -80,35 +85,37 @@ def _bound(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
-        listening.listen(128)  # who comes before the server runs waits for it
+        # Connections before the server runs wait in this queue.
+        listening.listen(128)
     except OSError as error:
         listening.close()
         raise UsageError(
-            f"port {port} is in use ({error.strerror}): end what uses it, or choose another: `featherweight chat --page --port "
-            f"{port + 1}` or `make chat PORT={port + 1}`"
+            f"port {port} is in use ({error.strerror}): stop its program, or choose another: "
+            f"`featherweight chat --page --port {port + 1}` or `make chat PORT={port + 1}`"
         ) from None
     return listening
 
 
 @dataclass
 class Page:
-    """What one server holds: the engine, the thread that asks it, and the conversations that are open."""
+    """The state of one server: the engine, its thread, and the open sessions."""
 
     project: Project
     engine: Engine
     chosen: Sequence[Member]
     settings: Settings
     beside: bool = False
-    is_ending: Callable[[], bool] = lambda: False  # the server was told to end
+    # Whether the server is shutting down.
+    is_ending: Callable[[], bool] = lambda: False
     sessions: ChatSessions = field(default_factory=ChatSessions)
     waiting: int = 0
-    # The child dies with the thread that began it, so it is one thread for as long as the server lives
+    # The child dies with the thread that started it, so one thread lives as long as the server.
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "answers"))
-    # Of each conversation that is being answered: flags to stop it, and to answer beside a measurement
+    # For each session in progress: flags to stop it, and to answer during a measurement.
     under_way: dict[str, tuple[Flag, Flag]] = field(default_factory=dict)
 
     def close(self) -> None:
-        """End whatever is under way, and the child."""
+        """End all sessions in progress, and the child."""
         for stop, _ in list(self.under_way.values()):
             stop.set()
         self.engine.close()
@@ -117,7 +124,7 @@ class Page:
 
 
 def application(page: Page, port: int) -> Starlette:
-    """The page's own server."""
+    """The web application of the page."""
     html = (files("pipelines.chat") / "page.html").read_text(encoding="utf-8")
     policy = _policy(html)
 
@@ -149,7 +156,7 @@ def application(page: Page, port: int) -> Starlette:
 
 
 def _policy(html: str) -> str:
-    """Nothing but the page's own script and style, by their hashes, and requests to this server."""
+    """Allow only the page's own script and style, by hash, and requests to this server."""
 
     def hashes(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -164,8 +171,11 @@ def _policy(html: str) -> str:
 
 
 class OwnPagesOnly:
-    """Refuses requests that another site sends through the visitor's browser: those to another name of this machine (DNS
-    rebinding), and those to change or read something that do not come from our page."""
+    """Refuses requests that another site sends through the visitor's browser.
+
+    These are requests to another name of this machine (DNS rebinding), and POST requests that do
+    not come from our page.
+    """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self._app = app
@@ -213,7 +223,7 @@ async def _json(request: Request) -> Json:
     """The request's object.
 
     Raises:
-        UsageError: it is none, or longer than `MAX_BYTES`.
+        UsageError: not a JSON object, or longer than `MAX_BYTES`.
     """
     content = bytearray()
     async for part in request.stream():
@@ -237,7 +247,7 @@ def _field(kind: type, body: Json, name: str, default: Any = None) -> Any:
 
 
 async def _cells(page: Page, _: Json, __: Request) -> Response:
-    """Who can be asked, and what is chosen at first."""
+    """The cells that can answer, the initial choice and the settings."""
     members = await asyncio.to_thread(Roster(page.project).all_members)
     chosen = {member.name for member in page.chosen}
     entries = [
@@ -267,7 +277,7 @@ async def _cells(page: Page, _: Json, __: Request) -> Response:
 
 
 async def _ask(page: Page, body: Json, request: Request) -> Response:
-    """Answers, as a line of JSON for each event."""
+    """The answers, as one line of JSON per event."""
     prompt = _field(str, body, "prompt").strip()
     if not prompt:
         raise UsageError("the prompt is empty: write a question")
@@ -286,7 +296,7 @@ def _new(page: Page, body: Json) -> ChatSession:
         raise UsageError(f"{len(names)} cells are chosen; expected at most {MAX_MEMBERS}")
     known = {member.name: member for member in Roster(page.project).all_members()}
     if missing := [name for name in names if not isinstance(name, str) or name not in known]:
-        raise UsageError(f"{missing[0]!r:.80} cannot answer any more: load the page again")
+        raise UsageError(f"{missing[0]!r:.80} can no longer answer: reload the page")
     members = [known[name] for name in dict.fromkeys(names)]
     if refused := [member for member in members if member.why_not]:
         raise UsageError(f"{refused[0].name}: {refused[0].why_not}")
@@ -298,7 +308,7 @@ def _new(page: Page, body: Json) -> ChatSession:
 
 
 async def _events(page: Page, session: ChatSession, request: Request) -> AsyncIterator[str]:
-    """What happens to the round, until it is over or nobody listens any more."""
+    """The events of the round, until it is over or the client disconnects."""
     loop, flags = asyncio.get_running_loop(), (Flag(), Flag())
     events: asyncio.Queue[Event | None] = asyncio.Queue()
 
@@ -321,7 +331,8 @@ async def _events(page: Page, session: ChatSession, request: Request) -> AsyncIt
             except TimeoutError:
                 if not (flags[0].is_set() and work.cancel()):
                     continue
-                event = None  # stopped before its turn came
+                # The round was stopped before its turn.
+                event = None
             if event is None:
                 session.is_busy = False
                 yield _line({"kind": "end", "can_vote": session.can_vote})
@@ -336,7 +347,7 @@ async def _events(page: Page, session: ChatSession, request: Request) -> AsyncIt
 
 
 def _answer(page: Page, session: ChatSession, flags: tuple[Flag, Flag], put: Callable[[Event | None], None]) -> None:
-    """In the thread that answers: one round, each event handed to `put`, None at the end."""
+    """Run one round in the answering thread: pass each event to `put`, and None at the end."""
     stop, beside = flags
     try:
         for event in page.engine.ask(session.conversation, session.prompt, stop=stop, beside=beside):
@@ -351,21 +362,21 @@ def _answer(page: Page, session: ChatSession, flags: tuple[Flag, Flag], put: Cal
 
 
 async def _stop(page: Page, body: Json, _: Request) -> Response:
-    """End the round that is under way."""
+    """Stop the current round."""
     if flags := page.under_way.get(_field(str, body, "conversation")):
         flags[0].set()
     return JSONResponse({})
 
 
 async def _now(page: Page, body: Json, _: Request) -> Response:
-    """Answer without waiting for the measurement that runs."""
+    """Answer without waiting for the current measurement."""
     if flags := page.under_way.get(_field(str, body, "conversation")):
         flags[1].set()
     return JSONResponse({})
 
 
 async def _vote(page: Page, body: Json, _: Request) -> Response:
-    """Keep a vote, and show what was hidden."""
+    """Save a vote, and reveal the names."""
     session = page.sessions.get(_field(str, body, "conversation"))
     return JSONResponse(session.vote(page.project.data, body.get("choice")))
 

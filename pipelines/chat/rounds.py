@@ -1,4 +1,4 @@
-"""What the page's visitors have open: conversations, whose names are shown or hidden, and what was answered and may be voted on."""
+"""The open sessions of the page: conversations with shown or hidden names, and votes on answers."""
 
 import random
 import secrets
@@ -15,15 +15,19 @@ from pipelines.compare.votes import NEITHER, TIE, Preference, Shown, append
 from pipelines.errors import UsageError
 from pipelines.lake.paths import DataRoot
 
-MAX_SESSIONS = 64  # conversations; the one that was used longest ago goes
+# Beyond this number, the least recently used session is dropped.
+MAX_SESSIONS = 64
 LETTERS = "ABCDEFGH"
 Json = dict[str, Any]
 
 
 @dataclass
 class ChatSession:
-    """A conversation on somebody's page. `blind`: names are hidden until a vote, which ends it. `answers` are the last round's, by
-    the member's place."""
+    """A conversation on a page.
+
+    `blind` hides the names until a vote, which ends the session. `answers` are those of the last
+    round by the member's place.
+    """
 
     id: str
     conversation: Conversation
@@ -35,7 +39,7 @@ class ChatSession:
 
     @property
     def slots(self) -> list[Json]:
-        """What the page may know of each place."""
+        """The label of each place that the page may show."""
         members = self.conversation.members
         if self.blind and not self.has_voted:
             return [{"label": f"Answer {LETTERS[place]}"} for place in range(len(members))]
@@ -43,40 +47,40 @@ class ChatSession:
 
     @property
     def can_vote(self) -> bool:
-        """Whether every member has given an answer that nobody cut off."""
+        """Whether this is a blind round in which every member has answered without being stopped."""
         complete = [event for event in self.answers.values() if event.kind == "done" and event.ended != "stopped"]
         return (
             self.blind and not self.has_voted and not self.is_busy and len(complete) == len(self.conversation.members)
         )
 
     def begin(self, prompt: str) -> None:
-        """A new round.
+        """Start a new round.
 
         Raises:
-            UsageError: the last one is not over, or the vote has ended the conversation.
+            UsageError: the last round is not over, or a vote has ended the session.
         """
         if self.is_busy:
             raise UsageError("this conversation is being answered: wait, or stop it")
         if self.has_voted:
-            raise UsageError("a vote ends its conversation: begin a new one")
+            raise UsageError("the vote has ended this conversation: start a new one")
         self.prompt, self.answers, self.is_busy = prompt, {}, True
 
     def shown_to(self, event: Event) -> Json:
-        """The event as the page gets it: while names are hidden, without the speed, which may give them away."""
+        """The event for the page. While names are hidden it has no speed, which might reveal them."""
         fields = event.to_json()
         if self.blind and not self.has_voted:
             fields |= {"seconds": None, "tokens_per_second": None, "tokens": None}
         return fields
 
     def preference(self, choice: Any) -> Preference:
-        """The vote on the last round. `choice`: an answer's place, `tie` or `neither`.
+        """The vote on the last round. `choice` is an answer's place, `tie` or `neither`.
 
         Raises:
-            UsageError: there is nothing to vote on, or no such choice.
+            UsageError: there is nothing to vote on, or the choice is invalid.
         """
         members, settings = self.conversation.members, self.conversation.settings
         if not self.can_vote:
-            raise UsageError("nothing to vote on: a blind round whose answers are all there, once")
+            raise UsageError("nothing to vote on: a vote needs a blind round with all answers, and counts once")
         is_place = type(choice) is int and 0 <= choice < len(members)
         if not is_place and choice not in (TIE, NEITHER):
             raise UsageError(f"a vote for {choice!r}; expected 0 to {len(members) - 1}, {TIE} or {NEITHER}")
@@ -93,11 +97,11 @@ class ChatSession:
         return Preference(self.prompt, shown, choice, options)
 
     def vote(self, data: DataRoot, choice: Any) -> Json:
-        """Keep the vote; returns what was hidden.
+        """Save the vote; returns the hidden names and speeds.
 
         Raises:
             UsageError: as `preference`.
-            WorkError: it could not be written, and may be cast again.
+            WorkError: the vote could not be written; it can be cast again.
         """
         append(data, self.preference(choice))
         self.has_voted = True
@@ -106,16 +110,16 @@ class ChatSession:
 
 
 class ChatSessions:
-    """The conversations that are open, the newest last."""
+    """The open sessions, the most recently used last."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, ChatSession] = OrderedDict()
 
     def new(self, members: Sequence[Member], settings: Settings, *, blind: bool) -> ChatSession:
-        """A conversation; a blind one shows its members in an order of its own.
+        """A new session. A blind one has its members in random order.
 
         Raises:
-            UsageError: too few members to choose from.
+            UsageError: too few members.
         """
         if not members or (blind and len(members) < 2):
             raise UsageError(
@@ -131,8 +135,8 @@ class ChatSessions:
         return session
 
     def get(self, name: str) -> ChatSession:
-        """Raises UsageError where it is not open any more."""
+        """The session of that id. Raises UsageError if it is no longer open."""
         if name not in self._held:
-            raise UsageError("this conversation is not open any more: begin a new one")
+            raise UsageError("this conversation is no longer open: start a new one")
         self._held.move_to_end(name)
         return self._held[name]

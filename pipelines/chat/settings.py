@@ -1,4 +1,4 @@
-"""How answers are made: what one sets on the command line or on the page."""
+"""Settings of the answers, from the command line or the page."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,11 @@ MAX_PROMPT_CHARS = 20_000
 
 @dataclass(frozen=True)
 class Settings:
-    """`max_new_tokens`: the longest answer. `temperature` 0: the likeliest token each time. `system`: a system prompt, or none.
+    """`max_new_tokens` limits an answer. `temperature` 0 always picks the likeliest token. `system`
+    is the system prompt, if any.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: an invalid value.
     """
 
     max_new_tokens: int
@@ -23,7 +24,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MAX_TOKENS:
             raise UsageError(f"max-new-tokens is {self.max_new_tokens}; expected 1 to {MAX_TOKENS}")
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:  # NaN too
+        # The comparison rejects NaN too.
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise UsageError(
                 f"temperature is {self.temperature:g}; expected 0 (the likeliest token) to {MAX_TEMPERATURE:g}"
             )
@@ -31,6 +33,6 @@ class Settings:
 
 
 def check_prompt(text: str, what: str = "the prompt") -> None:
-    """Raises UsageError for a text that is too long to be meant."""
+    """Raise UsageError for a text that exceeds the maximum length."""
     if len(text) > MAX_PROMPT_CHARS:
         raise UsageError(f"{what} has {len(text):,} characters; expected at most {MAX_PROMPT_CHARS:,}: shorten it")

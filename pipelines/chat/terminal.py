@@ -1,6 +1,8 @@
-"""Chat in the terminal: a prompt, then the answers beside one another where the window is wide enough, else one after the other.
+"""Chat in the terminal: a prompt, then the answers in columns if the window is wide enough, else
+one after the other.
 
-Without a terminal each line of the input is a prompt, and the answers are printed as text or as one line of JSON a prompt.
+Without a terminal, each line of the input is a prompt. The answers are printed as text, or as one
+line of JSON per prompt.
 """
 
 import json
@@ -23,18 +25,19 @@ from pipelines.errors import UsageError
 from pipelines.records.foreign_text import plain
 from pipelines.runs import devices
 
-MIN_COLUMN = 34  # characters; narrower ones read worse than answers below one another
+# Minimum width of a column in characters; narrower ones read worse than stacked answers.
+MIN_COLUMN = 34
 GAP = 3
 REDRAW_SECONDS = 0.1
 MAX_CHARS = 200_000
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
-HELP = "/new starts over, /quit leaves; Ctrl-C ends an answer, Ctrl-D leaves"
+HELP = "/new starts over, /quit leaves; Ctrl-C stops an answer, Ctrl-D leaves"
 Format = Literal["text", "json"]
 
 
 @dataclass
 class AnswerView:
-    """One answer as far as it has come."""
+    """The state of one answer on the screen."""
 
     name: str
     text: str = ""
@@ -43,7 +46,7 @@ class AnswerView:
     last: Event | None = None
 
     def take(self, event: Event) -> None:
-        """Go on with what happened to it."""
+        """Apply an event."""
         self.last = event
         if event.kind == "text":
             self.text, self.status = self.text + event.text, ""
@@ -57,7 +60,7 @@ class AnswerView:
 
 
 def in_words(event: Event) -> str:
-    """The line under an answer: its speed, and how it ended unless by itself."""
+    """The line under an answer: its speed, and why it ended if not by itself."""
     speed = event.tokens_per_second
     parts = [f"{event.tokens} tokens, {speed:.1f} tokens/s" if speed else f"{event.tokens} tokens"]
     why = {"limit": "cut at --max-new-tokens", "window": "cut at the model's window", "stopped": "stopped"}.get(
@@ -68,17 +71,18 @@ def in_words(event: Event) -> str:
 
 @dataclass
 class Terminal:
-    """A conversation with whoever types, or with whatever writes into our input."""
+    """A conversation with a user at the terminal, or with piped input."""
 
     engine: Engine
     conversation: Conversation
-    beside: Flag = field(default_factory=Flag)  # set: answer also while a measurement runs
+    # If set, answer even during a measurement.
+    beside: Flag = field(default_factory=Flag)
     format: Format = "text"
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _failures: int = 0
 
     def run(self) -> int:
-        """Until the input ends; returns the exit code: 3 where a cell could not answer."""
+        """Run until the input ends; returns the exit code, 3 if a cell could not answer."""
         is_typed = sys.stdin.isatty() and self.format == "text"
         try:
             if is_typed and not self._may_begin():
@@ -93,15 +97,15 @@ class Terminal:
         return 3 if self._failures else 0
 
     def _may_begin(self) -> bool:
-        """Say who takes part; ask what to do where a measurement runs. False: leave."""
+        """Print the members; during a measurement ask the user what to do. False means quit."""
         names = [member.label for member in self.conversation.members]
         self.out.write(f"{' | '.join(names)}\n{HELP}\n")
         user = None if self.beside.is_set() else devices.holder(devices.watched_locks())
         if user is None:
             return True
-        self.out.write(f"\n{user} uses the device; answers beside it would disturb its measurement.\n")
+        self.out.write(f"\n{user} uses the device; answers would disturb its measurement.\n")
         with suppress(EOFError, KeyboardInterrupt):
-            chosen = input("[w]ait for it, answer [n]ow all the same, or [q]uit? ").strip().lower()
+            chosen = input("[w]ait for it, answer [n]ow anyway, or [q]uit? ").strip().lower()
             if chosen.startswith("n"):
                 self.beside.set()
             return not chosen.startswith("q")
@@ -140,7 +144,7 @@ class Terminal:
         self._failures += sum(one.failed for one in shown)
 
     def _stacked(self, shown: Sequence[AnswerView], events: Iterator[Event]) -> None:
-        """One answer after the other, each as it comes; in the order in which they are computed."""
+        """Print the answers one below the other, in the order of computation, as they arrive."""
         before: int | None = None
         for event in events:
             one = shown[event.slot]
@@ -206,12 +210,13 @@ def _numbers(one: AnswerView) -> dict[str, Any]:
 
 
 class _QuitError(Exception):
-    """Somebody typed /quit."""
+    """The user typed /quit."""
 
 
 def _typed(out: TextIO) -> Iterator[str]:
     with suppress(ImportError):
-        import readline  # noqa: F401 (input() then knows the arrow keys)
+        # With readline, input() handles the arrow keys.
+        import readline  # noqa: F401
     while True:
         try:
             yield input("\n> ")
@@ -223,7 +228,7 @@ def _typed(out: TextIO) -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
-    """The input's lines; bytes that are no text are replaced, not refused."""
+    """The input's lines. Invalid bytes are replaced."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     for line in sys.stdin:
@@ -232,7 +237,7 @@ def _piped() -> Iterator[str]:
 
 @contextmanager
 def _interruptible() -> Iterator[Flag]:
-    """Inside, Ctrl-C sets the flag, and a second one interrupts."""
+    """Inside the context, the first Ctrl-C sets the flag and the second one interrupts."""
     stop = Flag()
 
     def on_interrupt(number: int, frame: Any) -> None:
@@ -248,13 +253,14 @@ def _interruptible() -> Iterator[Flag]:
 
 
 def _column(count: int) -> int:
-    """How wide each of so many columns can be; 0 where they would be too narrow."""
+    """The width of each of `count` columns; 0 if they would be too narrow."""
     width = (shutil.get_terminal_size().columns - 1 - GAP * (count - 1)) // count
     return width if count > 1 and width >= MIN_COLUMN else 0
 
 
 class _Columns:
-    """Answers beside one another. While they come the last lines that fit the window are drawn again and again; at the end all."""
+    """Answers in columns. While they arrive, the last lines that fit the window are redrawn; at the
+    end, all lines."""
 
     def __init__(self, out: TextIO, width: int) -> None:
         self._out, self._width, self._drawn = out, width, 0
@@ -288,12 +294,12 @@ class _Columns:
 
 
 def _clean(text: str) -> str:
-    """What a model wrote, as the terminal may have it."""
+    """A model's text, made safe for the terminal."""
     return plain(text, MAX_CHARS).replace("\t", "    ")
 
 
 def width_of(text: str) -> int:
-    """Columns that the text takes in a terminal."""
+    """Width of the text in terminal columns."""
     return sum(_width(sign) for sign in text)
 
 
@@ -312,12 +318,13 @@ def _cut(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` columns, broken at spaces where there are any."""
+    """Lines of at most `width` columns, broken at spaces if possible."""
     return [line for paragraph in text.split("\n") for line in _lines(paragraph, width)]
 
 
 def _lines(paragraph: str, width: int) -> Iterator[str]:
-    line, used, space = "", 0, -1  # `space`: behind the last one in `line`
+    # `space` is the index after the last space in `line`.
+    line, used, space = "", 0, -1
     for sign in paragraph:
         if used + _width(sign) > width:
             head, line = (line[:space].rstrip(), line[space:]) if space > 0 else (line, "")
