@@ -44,18 +44,18 @@ def measure(records: int | None = None) -> Iterator[dict[str, Any]]:
 def _cleaning(folder: Path, size: int) -> dict[str, Any]:
     file = folder / f"{size}.jsonl"
     plants = write_records(file, size)
-    found, peak = _run(file, folder / f"data-{size}")
+    report, peak = _run(file, folder / f"data-{size}")
     return {
         "benchmark": "clean",
         "records": size,
-        "seconds": round(found["seconds"], 2),
-        "records_per_second": round(size / found["seconds"]),
+        "seconds": round(report["seconds"], 2),
+        "records_per_second": round(size / report["seconds"]),
         "peak_memory_gb": round(peak / 1e9, 3),
-        "stages_seconds": found["stages"],
-        "accepted": found["accepted"],
-        "reasons": found["reasons"],
-        **_judged(Path(found["folder"]), file, plants),
-        "adds_up": found["accepted"] + sum(found["reasons"].values()) == found["read"] == size,
+        "stages_seconds": report["stages"],
+        "accepted": report["accepted"],
+        "reasons": report["reasons"],
+        **_judged(Path(report["folder"]), file, plants),
+        "adds_up": report["accepted"] + sum(report["reasons"].values()) == report["read"] == size,
     }
 
 
@@ -71,10 +71,10 @@ def _run(file: Path, data: Path) -> tuple[dict[str, Any], int]:
         while child.poll() is None:
             peak = max(peak, _group_rss(child.pid))
             time.sleep(0.02)
-        said = child.stdout.read() if child.stdout else ""
+        output = child.stdout.read() if child.stdout else ""
     if child.returncode:
         raise RuntimeError(f"cleaning {file} ended with {child.returncode}")
-    return json.loads(said), peak
+    return json.loads(output), peak
 
 
 def _group_rss(pid: int) -> int:
@@ -122,30 +122,34 @@ def _precision(result: Path) -> dict[str, Any]:
             {"rejects": str(result / "rejects.parquet"), "examples": str(result / "examples.parquet"), "most": CHECKED},
         ).fetchall()
     exact = [
-        (jaccard(compared(json.loads(record)), compared({"instruction": asked, "output": answer})), said, through)
-        for record, asked, answer, said, through in rows
+        (
+            jaccard(compared(json.loads(record)), compared({"instruction": question, "output": answer})),
+            reported,
+            through,
+        )
+        for record, question, answer, reported, through in rows
     ]
-    direct = [found >= THRESHOLD for found, _, through in exact if not through]
+    direct = [similarity >= THRESHOLD for similarity, _, through in exact if not through]
     return {
         "near_duplicates_checked": len(exact),
         "near_duplicate_precision": round(sum(direct) / max(1, len(direct)), 5),
         "through_others": len(exact) - len(direct),
-        "jaccard_equals_exact": all(abs(found - said) < 1e-9 for found, said, _ in exact),
+        "jaccard_equals_exact": all(abs(similarity - reported) < 1e-9 for similarity, reported, _ in exact),
     }
 
 
 def _one_word_apart(folder: Path, size: int, normal_seconds: float) -> dict[str, Any]:
     file = folder / "one-word-apart.jsonl"
     write_one_word_apart(file, size)
-    found, peak = _run(file, folder / "data-one-word")
+    report, peak = _run(file, folder / "data-one-word")
     return {
         "benchmark": "clean, records that differ in one word",
         "records": size,
-        "seconds": round(found["seconds"], 2),
-        "over_normal_per_record": round(found["seconds"] / normal_seconds, 2),
+        "seconds": round(report["seconds"], 2),
+        "over_normal_per_record": round(report["seconds"] / normal_seconds, 2),
         "peak_memory_gb": round(peak / 1e9, 3),
-        "accepted": found["accepted"],
-        "reasons": found["reasons"],
+        "accepted": report["accepted"],
+        "reasons": report["reasons"],
     }
 
 
@@ -173,13 +177,13 @@ def _peer(name: str, python: str | None, file: Path, pairs: list[tuple[int, int 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"by": name, "unavailable": done.stderr.strip().splitlines()[-1][:300] if done.stderr else "it failed"}
-    found = json.loads(done.stdout)
-    dropped = set(found.pop("dropped"))
+    result = json.loads(done.stdout)
+    dropped = set(result.pop("dropped"))
     missed = sum(number not in dropped and of not in dropped for number, of in pairs)
     return {
         "by": name,
         "whole_seconds": round(time.perf_counter() - began, 2),
-        **found,
+        **result,
         "dropped": len(dropped),
         "near_duplicate_recall": round(1 - missed / max(1, len(pairs)), 5),
     }

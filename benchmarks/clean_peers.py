@@ -27,8 +27,8 @@ def ours(texts: Texts, threshold: float) -> set[int]:
         TextIndex(Path(folder), texts=len(texts), jaccard=threshold, threads=2) as index,
     ):
         index.fill((np.arange(i * step, i * step + len(part)), part) for i, part in enumerate(parts))
-        found = near_duplicates(index, np.arange(len(texts)))
-    return {texts[place][0] for place in found.place.tolist()}
+        duplicates = near_duplicates(index, np.arange(len(texts)))
+    return {texts[place][0] for place in duplicates.place.tolist()}
 
 
 def datasketch(texts: Texts, threshold: float) -> set[int]:
@@ -68,11 +68,11 @@ def datatrove(texts: Texts, threshold: float) -> set[int]:
 
     config = MinhashConfig(hash_config=HashConfig(precision=64), num_buckets=14, hashes_per_bucket=8, n_grams=5)
     documents = [Document(text=text, id=str(number)) for number, text in texts]
-    kept: set[int] = set()
+    remaining: set[int] = set()
 
     def keep(data: Any, rank: int = 0, world_size: int = 1) -> Any:
         for document in data:
-            kept.add(int(document.id))
+            remaining.add(int(document.id))
             yield document
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def datatrove(texts: Texts, threshold: float) -> set[int]:
         for number, step in enumerate(steps):
             tasks = config.num_buckets if number == 1 else 1
             LocalPipelineExecutor(pipeline=step, tasks=tasks, workers=1, logging_dir=f"{folder}/logs-{number}").run()
-    return {number for number, _ in texts} - kept
+    return {number for number, _ in texts} - remaining
 
 
 def main() -> int:
@@ -99,8 +99,8 @@ def main() -> int:
     began = time.perf_counter()
     dropped = {"ours": ours, "datasketch": datasketch, "datatrove": datatrove}[name](texts, threshold)
     seconds = time.perf_counter() - began
-    found = {"texts": len(texts), "seconds": round(seconds, 2), "texts_per_second": round(len(texts) / seconds)}
-    print(json.dumps({**found, "dropped": sorted(dropped)}))
+    timing = {"texts": len(texts), "seconds": round(seconds, 2), "texts_per_second": round(len(texts) / seconds)}
+    print(json.dumps({**timing, "dropped": sorted(dropped)}))
     return 0
 
 

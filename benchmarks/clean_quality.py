@@ -32,17 +32,17 @@ Labelled = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """What one record should become and what it became: `keep`, or a reason; all kinds of duplicates are one."""
 
     record: Labelled
     expected: str
-    found: str
+    outcome: str
     detail: str = ""
 
     @property
     def right(self) -> bool:
-        return self.expected == self.found
+        return self.expected == self.outcome
 
 
 def measure() -> Iterator[dict[str, Any]]:
@@ -61,65 +61,65 @@ def labelled() -> list[Labelled]:
     return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").split("\n") if line]
 
 
-def judge(rows: Sequence[Labelled]) -> list[Judged]:
+def judge(rows: Sequence[Labelled]) -> list[Judgement]:
     """Clean the records together, those of a kind as one source, and put what became of each beside its label."""
     sources = [RawRecord(row["id"].rsplit("-", 1)[0], row["record"], call_key=row["id"]) for row in rows]
     with TemporaryDirectory() as folder:
         result = clean(DataRoot(Path(folder)), sources, Cleaning())
-        dropped, kept = rejects(result), examples(result)
-    ids = {row["record_id"]: row["call_key"] for row in dropped + kept}
+        dropped, remaining = rejects(result), examples(result)
+    ids = {row["record_id"]: row["call_key"] for row in dropped + remaining}
     clusters = {row["id"]: row.get("of", row["id"]) for row in rows}
-    staying = Counter(clusters[row["call_key"]] for row in kept)
-    fates = {row["call_key"]: row for row in dropped}
-    return [_judged(row, fates.get(row["id"]), ids, clusters, staying) for row in rows]
+    staying = Counter(clusters[row["call_key"]] for row in remaining)
+    rejected = {row["call_key"]: row for row in dropped}
+    return [_judged(row, rejected.get(row["id"]), ids, clusters, staying) for row in rows]
 
 
 def _judged(
-    row: Labelled, fate: dict[str, Any] | None, ids: dict[str, str], clusters: dict[str, str], staying: Counter[str]
-) -> Judged:
+    row: Labelled, reject: dict[str, Any] | None, ids: dict[str, str], clusters: dict[str, str], staying: Counter[str]
+) -> Judgement:
     cluster = clusters[row["id"]]
-    found = fate["reason"] if fate else "keep"
+    outcome = reject["reason"] if reject else "keep"
     expected = "duplicate" if row["label"] in DUPLICATES else row["label"]
-    twin = ids.get(fate["twin"], "") if fate and found in DUPLICATES else ""
+    twin = ids.get(reject["twin"], "") if reject and outcome in DUPLICATES else ""
     if twin and _set_of(twin) != _set_of(row["id"]):  # two readers who wrote the same: neither could know
-        found = expected
-    elif found in DUPLICATES:
+        outcome = expected
+    elif outcome in DUPLICATES:
         # of a cluster any one may stay, so that of two duplicates the original may be the one that goes
-        of_its_own = clusters.get(twin) == cluster
-        found = expected if of_its_own and expected == "keep" else "duplicate"
-    elif expected == "duplicate" and found == "keep" and staying[cluster] == 1:
-        found = "duplicate"
-    return Judged(row, expected, found, (fate or {}).get("detail") or "")
+        same_cluster = clusters.get(twin) == cluster
+        outcome = expected if same_cluster and expected == "keep" else "duplicate"
+    elif expected == "duplicate" and outcome == "keep" and staying[cluster] == 1:
+        outcome = "duplicate"
+    return Judgement(row, expected, outcome, (reject or {}).get("detail") or "")
 
 
 def _set_of(name: str) -> str:
     return name.rsplit("-", 1)[0]
 
 
-def scores(judged: Sequence[Judged], rule: str) -> dict[str, Any]:
+def scores(judged: Sequence[Judgement], rule: str) -> dict[str, Any]:
     """Precision and recall of a rule, each with its interval."""
-    labelled_so = [each for each in judged if each.expected == rule]
-    dropped_so = [each for each in judged if each.found == rule]
-    right = sum(each.right for each in labelled_so)
+    positives = [each for each in judged if each.expected == rule]
+    dropped = [each for each in judged if each.outcome == rule]
+    right = sum(each.right for each in positives)
     return {
         "rule": rule,
-        "positives": len(labelled_so),
-        "dropped": len(dropped_so),
-        **_share("precision", right, len(dropped_so)),
-        **_share("recall", right, len(labelled_so)),
+        "positives": len(positives),
+        "dropped": len(dropped),
+        **_share("precision", right, len(dropped)),
+        **_share("recall", right, len(positives)),
     }
 
 
-def good_dropped(judged: Sequence[Judged]) -> dict[str, Any]:
+def good_dropped(judged: Sequence[Judgement]) -> dict[str, Any]:
     """The share of the records to keep that were dropped."""
     good = [each for each in judged if each.expected == "keep"]
-    lost = [each for each in good if not each.right]
-    reasons = dict(Counter(each.found for each in lost))
+    dropped = [each for each in good if not each.right]
+    reasons = dict(Counter(each.outcome for each in dropped))
     return {
         "good_records": len(good),
-        "dropped": len(lost),
+        "dropped": len(dropped),
         "by": reasons,
-        **_share("dropped_share", len(lost), len(good)),
+        **_share("dropped_share", len(dropped), len(good)),
     }
 
 
@@ -139,10 +139,10 @@ def _public(path: Path) -> dict[str, Any]:
     return {"file": path.name, "read": result.read, "accepted": result.accepted, "reasons": result.reasons}
 
 
-def by_rule(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+def by_rule(judged: Sequence[Judgement]) -> dict[str, list[Judgement]]:
     """The records that were judged wrongly, under the rule that was wrong."""
-    wrong: dict[str, list[Judged]] = defaultdict(list)
+    wrong: dict[str, list[Judgement]] = defaultdict(list)
     for each in judged:
         if not each.right:
-            wrong[each.found if each.expected == "keep" else each.expected].append(each)
+            wrong[each.outcome if each.expected == "keep" else each.expected].append(each)
     return wrong

@@ -54,13 +54,13 @@ def write_one_word_apart(path: Path, count: int, *, seed: int = 7) -> None:
     rng = random.Random(seed)
     vocabulary = _vocabulary()
     words = vocabulary[0]
-    asked, answer = " ".join(rng.choices(words, k=8)), rng.choices(words, k=34)
+    question, answer = " ".join(rng.choices(words, k=8)), rng.choices(words, k=34)
     with path.open("w", encoding="utf-8") as handle:
         for number in range(50):
             handle.write(json.dumps(_fresh(vocabulary[number % 2], rng) | {"id": number}) + "\n")
         for number in range(50, count):
             answer[17] = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7))
-            handle.write(json.dumps({"instruction": asked, "output": " ".join(answer), "id": number}) + "\n")
+            handle.write(json.dumps({"instruction": question, "output": " ".join(answer), "id": number}) + "\n")
 
 
 def compared(record: dict[str, Any]) -> str:
@@ -75,31 +75,31 @@ def jaccard(one: str, other: str) -> float:
 
 def _records(count: int, rng: random.Random) -> Iterator[tuple[dict[str, Any], Plant]]:
     vocabulary = _vocabulary()
-    held: list[tuple[int, dict[str, Any]]] = []  # fresh ones to make copies of
+    originals: list[tuple[int, dict[str, Any]]] = []  # fresh ones to make copies of
     for number in range(count):
-        kind = _kind(rng) if held else "fresh"
+        kind = _kind(rng) if originals else "fresh"
         if kind in SHARES:
-            of, original = held[rng.randrange(len(held))]
+            of, original = originals[rng.randrange(len(originals))]
             yield _copy(kind, original, vocabulary, rng), Plant(kind, of)
             continue
         record = _fresh(vocabulary[number % 2], rng)
         if kind in DEFECTS:
             yield _broken(kind, record), Plant(kind)
             continue
-        if len(held) < 20_000:
-            held.append((number, record))
+        if len(originals) < 20_000:
+            originals.append((number, record))
         else:
-            held[rng.randrange(len(held))] = (number, record)
+            originals[rng.randrange(len(originals))] = (number, record)
         yield record, Plant("fresh")
 
 
 def _kind(rng: random.Random) -> str:
-    drawn = rng.random()
+    position = rng.random()
     for kind, share in SHARES.items():
-        if drawn < share:
+        if position < share:
             return kind
-        drawn -= share
-    return rng.choice(DEFECTS) if drawn < DEFECT_SHARE else "fresh"
+        position -= share
+    return rng.choice(DEFECTS) if position < DEFECT_SHARE else "fresh"
 
 
 def _vocabulary() -> tuple[list[str], list[str]]:
@@ -113,8 +113,13 @@ def _vocabulary() -> tuple[list[str], list[str]]:
 
 def _fresh(words: list[str], rng: random.Random) -> dict[str, Any]:
     korean = ord(words[0][0]) > 0x1100
-    asked, answered = ((10, 40) if korean else (8, 28)) if rng.random() < 0.5 else ((16, 60) if korean else (10, 42))
-    return {"instruction": " ".join(rng.choices(words, k=asked)), "output": " ".join(rng.choices(words, k=answered))}
+    question_words, answer_words = (
+        ((10, 40) if korean else (8, 28)) if rng.random() < 0.5 else ((16, 60) if korean else (10, 42))
+    )
+    return {
+        "instruction": " ".join(rng.choices(words, k=question_words)),
+        "output": " ".join(rng.choices(words, k=answer_words)),
+    }
 
 
 def _copy(kind: str, original: dict[str, Any], vocabulary: tuple[list[str], ...], rng: random.Random) -> dict[str, Any]:
@@ -124,14 +129,14 @@ def _copy(kind: str, original: dict[str, Any], vocabulary: tuple[list[str], ...]
     pool = vocabulary[1] if ord(words[0][0]) > 0x1100 else vocabulary[0]
     for tries in range(60):
         changed = words.copy()
-        most = max(1, len(words) // (10 if kind == "near" else 4) - tries // 4)
-        for at in rng.sample(range(len(words)), rng.randint(1, most)):
+        max_changes = max(1, len(words) // (10 if kind == "near" else 4) - tries // 4)
+        for at in rng.sample(range(len(words)), rng.randint(1, max_changes)):
             changed[at] = rng.choice(pool)
         # asked in other words, half of the copies stand on a side of the split by themselves
-        again = original["instruction"] + rng.choice(("", " " + rng.choice(pool)))
-        copy = {"instruction": again, "output": " ".join(changed)}
-        likeness = jaccard(compared(original), compared(copy))
-        if (THRESHOLD <= likeness < 1) if kind == "near" else (0.7 <= likeness < THRESHOLD):
+        question = original["instruction"] + rng.choice(("", " " + rng.choice(pool)))
+        copy = {"instruction": question, "output": " ".join(changed)}
+        similarity = jaccard(compared(original), compared(copy))
+        if (THRESHOLD <= similarity < 1) if kind == "near" else (0.7 <= similarity < THRESHOLD):
             return copy
     return original | {"output": original["output"] + "."}  # still what its kind says for `near`; counted as it is
 

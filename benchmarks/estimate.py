@@ -124,7 +124,7 @@ def _cells(
 ) -> Iterator[dict[str, Any]]:
     """`whole`: the measured process imports all that a training cell imports, 0.1 GB more than a step needs."""
     config = shipped.named(model)
-    asked = [
+    questions = [
         {
             "recipe": stage.recipe_of(model, method),
             "config": config,
@@ -134,7 +134,7 @@ def _cells(
         for method, batch in cells
     ]
     room = psutil.virtual_memory().total / 1e9
-    for (method, batch), question, answer in zip(cells, asked, estimate.answers_to(asked), strict=True):
+    for (method, batch), question, answer in zip(cells, questions, estimate.answers_to(questions), strict=True):
         if "because" in answer:
             why = f"no prediction: {answer['because']}"
             yield {"benchmark": "estimate", "model": model, "method": method, "error": None, "verdict": why}
@@ -156,21 +156,21 @@ def _cells(
         else:
             folder = store.fetch(stage.data, stage.experiments, model, say=lambda _: None)
             cell = {"recipe": question["recipe"], "batch": asdict(batch), "weights": str(folder), "whole": whole}
-            found = _measured(cell)
-            assert found["trainable_params"] == answer["trainable"], (method, found, answer)
+            measurement = _measured(cell)
+            assert measurement["trainable_params"] == answer["trainable"], (method, measurement, answer)
             training = answer["cpu"]["train"] / 1e9
             yield {
-                **line, "predicted_gb": training, "measured_gb": found["peaks_gb"][-1],
-                "error": training / found["peaks_gb"][-1] - 1, "two_steps_gb": found["peaks_gb"][1],
-                "predicted_load_gb": answer["cpu"]["load"] / 1e9, "load_gb": found["load_peak_gb"], "verdict": "fits",
+                **line, "predicted_gb": training, "measured_gb": measurement["peaks_gb"][-1],
+                "error": training / measurement["peaks_gb"][-1] - 1, "two_steps_gb": measurement["peaks_gb"][1],
+                "predicted_load_gb": answer["cpu"]["load"] / 1e9, "load_gb": measurement["load_peak_gb"], "verdict": "fits",
             }  # fmt: skip
 
 
 def _measured(cell: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.estimate_child"],
         input=json.dumps(cell), env=child_environment(), capture_output=True, text=True, check=False, cwd=PROJECT,
     )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"the measured process ended with {done.returncode}: {done.stderr[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"the measured process ended with {process.returncode}: {process.stderr[-500:]}")
+    return json.loads(process.stdout.splitlines()[-1])

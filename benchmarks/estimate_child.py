@@ -67,11 +67,11 @@ def train(model: Any, recipe: dict[str, Any], batch: Batch) -> list[int]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     peaks = []
-    with head_on_positions(model) as wanted:
+    with head_on_positions(model) as positions:
         for share in STEPS:
             longest = scaled(batch, share)
             for one in (longest, shorter(longest), scaled(batch, 0.48 * share, rows=batch.rows + 1)):
-                step_loss(model, one.examples(), wanted, torch.device("cpu"), learned=one.learned).backward()
+                step_loss(model, one.examples(), positions, torch.device("cpu"), learned=one.learned).backward()
             torch.nn.utils.clip_grad_norm_(parameters, recipe["gradient_clip"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

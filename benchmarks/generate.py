@@ -55,18 +55,18 @@ def _peers(url: str, requests: int, ideal: float) -> Iterator[dict[str, Any]]:
         _ask(url, "/_reset", {})
         command = [python, str(Path(__file__).with_name(f"peer_{name}.py")), f"{url}/v1", str(SLOTS)]
         try:
-            ran = subprocess.run(command, input=prompts, capture_output=True, text=True, timeout=PEER_SECONDS)
+            process = subprocess.run(command, input=prompts, capture_output=True, text=True, timeout=PEER_SECONDS)
         except subprocess.TimeoutExpired:
             yield line | {
                 "skipped": f"not done after {PEER_SECONDS} s",
                 "refused_429": _ask(url, "/_ledger")["openai"]["limited"],
             }
             continue
-        found = [text for text in ran.stdout.splitlines() if text.startswith("RESULT ")]
-        if not found:
-            yield line | {"skipped": f"ended with exit code {ran.returncode}: {ran.stderr.strip()[-200:]}"}
+        results = [text for text in process.stdout.splitlines() if text.startswith("RESULT ")]
+        if not results:
+            yield line | {"skipped": f"ended with exit code {process.returncode}: {process.stderr.strip()[-200:]}"}
             continue
-        result = json.loads(found[-1].removeprefix("RESULT "))
+        result = json.loads(results[-1].removeprefix("RESULT "))
         ledger = _ask(url, "/_ledger")["openai"]
         yield line | {
             "wall_over_ideal": result["seconds"] / ideal,

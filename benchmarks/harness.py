@@ -49,7 +49,7 @@ def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
         )
         seconds = time.process_time() - began
         for batch in (1, 8):
-            theirs, taken = _theirs(prompted_model, name, limit, batch)
+            theirs, their_seconds = _theirs(prompted_model, name, limit, batch)
             yield {
                 "benchmark": "harness",
                 "set": name,
@@ -57,8 +57,8 @@ def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
                 "tokens_read": tokens,
                 "cpu_seconds": seconds,
                 "harness_batch": batch,
-                "harness_cpu_seconds": taken,
-                "share_of_harness": seconds / taken,
+                "harness_cpu_seconds": their_seconds,
+                "share_of_harness": seconds / their_seconds,
                 "largest_difference_nats": _largest_difference(ours, theirs),
                 "same_answers": [row["correct"] for row in ours] == [row["correct"] for row in theirs],
                 "share_correct": sum(row["correct"] for row in ours) / len(ours),
@@ -72,25 +72,25 @@ def _theirs(
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     task = benchmarks.read_task(benchmarks.FOLDER / f"{name}.yaml")
-    asked = BenchmarkSpec(name, f"{name}.yaml", ships=False, limit=limit, shots=None, config=task)
-    score, taken = HFLM._loglikelihood_tokens, []
+    benchmark = BenchmarkSpec(name, f"{name}.yaml", ships=False, limit=limit, shots=None, config=task)
+    score, timings = HFLM._loglikelihood_tokens, []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.process_time()
         try:
             return score(*args, **kwargs)
         finally:
-            taken.append(time.process_time() - began)
+            timings.append(time.process_time() - began)
 
     HFLM._loglikelihood_tokens = timed
-    before, benchmarks_harness.BATCH = benchmarks_harness.BATCH, batch
+    batch_size, benchmarks_harness.BATCH = benchmarks_harness.BATCH, batch
     try:
-        found = benchmarks_harness.run(
-            prompted_model.model, loading.load_tokenizer(data_root().models / PACKAGED), asked
+        result = benchmarks_harness.run(
+            prompted_model.model, loading.load_tokenizer(data_root().models / PACKAGED), benchmark
         )
     finally:
-        HFLM._loglikelihood_tokens, benchmarks_harness.BATCH = score, before
-    return found.rows, sum(taken)
+        HFLM._loglikelihood_tokens, benchmarks_harness.BATCH = score, batch_size
+    return result.rows, sum(timings)
 
 
 def _largest_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:

@@ -38,16 +38,18 @@ def _fill(home: Path) -> int:
 
     row = {"model": "smollm2-135m", "method": "lora-r8", "advice": "5 % fewer bits per byte than the untouched model"}
     picture = dg.MetadataValue.md(f"![p](data:image/png;base64,{'A' * 40_000})")
-    shown = {"comparison": table([row] * 100, list(row)), "picture": picture, "another": picture}
+    metadata = {"comparison": table([row] * 100, list(row)), "picture": picture, "another": picture}
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
     with dg.DagsterInstance.from_config(str(home)) as instance:
         for number in range(ATTEMPTS):
             cell = dg.MultiPartitionKey({"method": "lora-r8", "model": "smollm2-135m"})
-            made = dg.AssetMaterialization("trained_model", partition=cell, metadata={"picture": picture, "n": number})
-            instance.report_runless_asset_event(made)
+            materialization = dg.AssetMaterialization(
+                "trained_model", partition=cell, metadata={"picture": picture, "n": number}
+            )
+            instance.report_runless_asset_event(materialization)
             if number % 10 == 0:
-                instance.report_runless_asset_event(dg.AssetMaterialization("comparison", metadata=shown))
-    return len(str(shown))
+                instance.report_runless_asset_event(dg.AssetMaterialization("comparison", metadata=metadata))
+    return len(str(metadata))
 
 
 def _page_seconds(home: Path, size: int) -> float:
@@ -73,9 +75,9 @@ def _page_seconds(home: Path, size: int) -> float:
         times = []
         for _ in range(5):
             began = time.monotonic()
-            found = _ask(port)
+            page = _ask(port)
             times.append(time.monotonic() - began)
-            assert found and len(found["data"]["assetOrError"]["assetMaterializations"]) == ATTEMPTS // 10
+            assert page and len(page["data"]["assetOrError"]["assetMaterializations"]) == ATTEMPTS // 10
         return sorted(times)[len(times) // 2]
     finally:
         server.terminate()

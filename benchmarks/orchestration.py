@@ -53,22 +53,22 @@ def measure() -> Iterator[dict[str, Any]]:
             "FEATHERWEIGHT_PROFILE": "local", "DAGSTER_HOME": str(Path(folder) / "dagster"),
         }  # fmt: skip
         began = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", PROGRAM, project.PACKAGED, METHOD],
             env=env,
             capture_output=True,
             text=True,
             check=False,
         )
-        whole = time.monotonic() - began
-        if done.returncode:
-            raise RuntimeError(done.stderr[-800:])
-        seconds = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
+        total = time.monotonic() - began
+        if process.returncode:
+            raise RuntimeError(process.stderr[-800:])
+        seconds = json.loads(next(line for line in process.stdout.splitlines() if line.startswith("RESULT "))[7:])
         results = [read_json(path) or {} for path in stage.data.cells.rglob("result.json")]
         own = sum(result["seconds"] for result in results)
         rows = published_rows(stage.data)
     outside = seconds["cell"] - own
-    started = whole - sum(seconds.values())
+    start_seconds = total - sum(seconds.values())
     yield {
         "benchmark": "orchestration",
         "cell_seconds": seconds["cell"],
@@ -77,7 +77,7 @@ def measure() -> Iterator[dict[str, Any]]:
         "own_processes": len(results),
         "publish_seconds": seconds["publish"],
         "publish_again_seconds": seconds["publish_again"],
-        "start_seconds": started,
+        "start_seconds": start_seconds,
         "share_of_five_minutes": (outside + seconds["publish"]) / CELL_SECONDS,
         "share_without_prediction": (outside + seconds["publish_again"]) / CELL_SECONDS,
         "row_is_published": [row["status"] for row in rows if row["method"] == METHOD] == ["ok"],

@@ -43,9 +43,9 @@ def main() -> None:
         generation_params={"max_tokens": 320},
     )
     started = time.monotonic()
-    made = writer(rows)
+    result = writer(rows)
     seconds = time.monotonic() - started
-    print("RESULT " + json.dumps({"seconds": seconds, "answers": len(getattr(made, "dataset", made))}))
+    print("RESULT " + json.dumps({"seconds": seconds, "answers": len(getattr(result, "dataset", result))}))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def main() -> None:
         )
         load.connect(TextGeneration(llm=llm, input_batch_size=slots))
     started = time.monotonic()
-    made = pipeline.run(use_cache=False)
+    dataset = pipeline.run(use_cache=False)
     seconds = time.monotonic() - started
-    answers = sum(row["generation"] is not None for row in made["default"]["train"])
+    answers = sum(row["generation"] is not None for row in dataset["default"]["train"])
     print("RESULT " + json.dumps({"seconds": seconds, "answers": answers}))
 
 

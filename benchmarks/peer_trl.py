@@ -18,7 +18,7 @@ from typing import Any
 
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # it ends with the benchmark
-    told: dict[str, Any] = json.load(sys.stdin)
+    request: dict[str, Any] = json.load(sys.stdin)
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
     warnings.filterwarnings("ignore")
     import torch
@@ -27,13 +27,13 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    set_seed(told["seed"])
-    recipe = told["recipe"]
+    set_seed(request["seed"])
+    recipe = request["recipe"]
     # on a card TRL loads the model itself, so that its own defaults hold; on a CPU it would take bfloat16, which is emulated there
-    model = told["weights"]
-    if not told.get("on_card"):
-        model = AutoModelForCausalLM.from_pretrained(told["weights"], dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(told["weights"])
+    model = request["weights"]
+    if not request.get("on_card"):
+        model = AutoModelForCausalLM.from_pretrained(request["weights"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(request["weights"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     adapter = LoraConfig(
@@ -41,13 +41,13 @@ def main() -> None:
         task_type="CAUSAL_LM",
     )  # fmt: skip
     with TemporaryDirectory() as folder:
-        trained, seconds, peak = _train(told, model, tokenizer, adapter, folder)
-    loss = _loss(trained, told["eval"])
+        trained, seconds, peak = _train(request, model, tokenizer, adapter, folder)
+    loss = _loss(trained, request["eval"])
     print("RESULT " + json.dumps({**seconds, "peak_gb": peak, "eval_loss": loss}))
 
 
 def _train(
-    told: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str
+    request: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str
 ) -> tuple[Any, dict[str, float], float]:
     """The trained model, the seconds of its loop, the peak in GB."""
     import torch
@@ -66,29 +66,29 @@ def _train(
             clock["seconds"] += time.perf_counter()
             clock["cpu_seconds"] += time.process_time()
 
-    recipe = told["recipe"]
-    on_cpu = {} if told.get("on_card") else {"bf16": False, "use_cpu": True}
+    recipe = request["recipe"]
+    on_cpu = {} if request.get("on_card") else {"bf16": False, "use_cpu": True}
     options = SFTConfig(
         output_dir=folder, **on_cpu, report_to="none", save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, seed=told["seed"], num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"],
+        disable_tqdm=True, seed=request["seed"], num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
-        max_grad_norm=recipe["gradient_clip"], max_length=recipe["max_length"], **told["settings"],
+        max_grad_norm=recipe["gradient_clip"], max_length=recipe["max_length"], **request["settings"],
     )  # fmt: skip
 
     class SameRate(SFTTrainer):
         """With every step's learning rate as told: transformers' warm-up begins at zero, so its first step does nothing."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            shares = told["rate_shares"]
+            shares = request["rate_shares"]
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: shares[min(step, len(shares) - 1)])
             return self.lr_scheduler
 
     trainer = SameRate(
-        model=model, args=options, train_dataset=Dataset.from_list(told["train"]), processing_class=tokenizer,
+        model=model, args=options, train_dataset=Dataset.from_list(request["train"]), processing_class=tokenizer,
         peft_config=adapter, callbacks=[Clock()],
     )  # fmt: skip
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if told.get("on_card"):
+    if request.get("on_card"):
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
         return trainer.model, clock, torch.cuda.max_memory_allocated() / 1e9

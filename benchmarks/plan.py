@@ -20,12 +20,12 @@ def places(*, alike: bool) -> list[Place]:
 def jobs(count: int, fleet: list[Place], *, seed: int) -> list[Job]:
     """Cells of a minute to some hours, most of them short; half of them fit every device of four sizes, the others only larger
     ones."""
-    chance = random.Random(seed)
-    made = []
+    rng = random.Random(seed)
+    grid = []
     for number in range(count):
-        gb, seconds = chance.choice([10, 15, 30, 70]), 60 * chance.lognormvariate(2.5, 1)
-        made.append(Job(f"cell-{number}", {place.name: seconds for place in fleet if place.memory_gb >= gb}))
-    return made
+        gb, seconds = rng.choice([10, 15, 30, 70]), 60 * rng.lognormvariate(2.5, 1)
+        grid.append(Job(f"cell-{number}", {place.name: seconds for place in fleet if place.memory_gb >= gb}))
+    return grid
 
 
 def measure() -> Iterator[dict[str, Any]]:
@@ -34,7 +34,7 @@ def measure() -> Iterator[dict[str, Any]]:
         for count in (100, 1000):
             grid = jobs(count, fleet, seed=count)
             began = time.perf_counter()
-            placed = schedule(grid, fleet)
+            plan = schedule(grid, fleet)
             seconds = time.perf_counter() - began
             bound = lower_bound(grid, fleet)
             yield {
@@ -43,6 +43,6 @@ def measure() -> Iterator[dict[str, Any]]:
                 "devices": sum(place.devices for place in fleet),
                 "memory_binds": not alike,
                 "seconds_to_plan": seconds,
-                "makespan_over_lower_bound": makespan(placed) / bound.seconds,
-                "every_cell_once": sorted(one.job.name for one in placed) == sorted(job.name for job in grid),
+                "makespan_over_lower_bound": makespan(plan) / bound.seconds,
+                "every_cell_once": sorted(placement.job.name for placement in plan) == sorted(job.name for job in grid),
             }

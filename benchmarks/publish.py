@@ -48,7 +48,7 @@ def measure() -> Iterator[dict[str, Any]]:
         ours = best_seconds(lambda: publish(data, tables), rounds=3)
         plain = best_seconds(lambda: _plain(Path(folder) / "plain.duckdb", tables), rounds=3)
         with duckdb.connect(str(data.warehouse), read_only=True) as db:
-            found = {name: db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in tables}
+            counts = {name: db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in tables}
     yield _from_the_lake()
     yield {
         "benchmark": "publish",
@@ -56,7 +56,7 @@ def measure() -> Iterator[dict[str, Any]]:
         "seconds": ours,
         "plain_create_seconds": plain,
         "over_plain": ours / plain,
-        "reads_back_equal": found == {name: table.num_rows for name, table in tables.items()},
+        "reads_back_equal": counts == {name: table.num_rows for name, table in tables.items()},
     }
     rows, qualities = _compared()
     yield {

@@ -134,11 +134,11 @@ def _step_seconds(model: Any, recipe: dict[str, Any], groups: list[list[Tokenize
     model.train()
     best: dict[int, float] = defaultdict(lambda: float("inf"))
     first = 0.0
-    with head_on_positions(model) as wanted:
+    with head_on_positions(model) as positions:
         for turn in range(ROUNDS):
             for place, group in enumerate(groups):
                 began = time.perf_counter()
-                loss = step_loss(model, group, wanted, torch.device("cpu"), learned=learned)
+                loss = step_loss(model, group, positions, torch.device("cpu"), learned=learned)
                 loss.backward()
                 best[place] = min(best[place], time.perf_counter() - began)
                 first += loss.item() if turn == 0 else 0
@@ -153,14 +153,14 @@ def _step_seconds(model: Any, recipe: dict[str, Any], groups: list[list[Tokenize
 def _profile(model: Any, recipe: dict[str, Any], groups: list[list[Tokenized]]) -> dict[str, float]:
     """Shares of a step's time by kind of work; what PyTorch and Python do around their operators is the rest."""
     optimizer = make_optimizer(model, recipe)
-    with profile(activities=[ProfilerActivity.CPU]) as seen, head_on_positions(model) as wanted:
-        for group in groups:
-            step_loss(model, group, wanted, torch.device("cpu"), learned=1000).backward()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, head_on_positions(model) as positions:
+        for micro_batch in groups:
+            step_loss(model, micro_batch, positions, torch.device("cpu"), learned=1000).backward()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     spent: dict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
-        found = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "around the operators")
-        spent[found] += event.self_cpu_time_total / 1e6
-    whole = sum(spent.values())
-    return {name: round(seconds / whole, 3) for name, seconds in sorted(spent.items(), key=lambda one: -one[1])}
+    for event in profiler.key_averages():
+        kind = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "around the operators")
+        spent[kind] += event.self_cpu_time_total / 1e6
+    total = sum(spent.values())
+    return {name: round(seconds / total, 3) for name, seconds in sorted(spent.items(), key=lambda one: -one[1])}

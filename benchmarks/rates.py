@@ -55,16 +55,20 @@ def measure(folder: Path | None = None, methods: Sequence[str] = METHODS) -> Ite
 
 def _stage(folder: Path, methods: Sequence[str]) -> Project:
     """A project with a method for each rate of each sweep, since a cell keeps its newest run alone."""
-    made = project.make(
+    stage = project.make(
         folder, train=RECORDS, held_out=HELD_OUT, epochs=EPOCHS, examples_per_step=EXAMPLES_PER_STEP,
         eval_every_steps=10_000, time_limit_minutes=720,
     )  # fmt: skip
-    plain = made.experiments.model_dump()
+    plain = stage.experiments.model_dump()
     for method in methods:
-        rates = _rates(made, method)
-        named = {_swept(method, number): rate for number, rate in enumerate(rates)} | {_searched(method): "auto"}
-        plain["methods"] |= {name: {**plain["methods"][method], "learning_rate": rate} for name, rate in named.items()}
-    return Project(made.data, Experiments.model_validate(plain), made.profile)
+        rates = _rates(stage, method)
+        learning_rates = {_swept(method, number): rate for number, rate in enumerate(rates)} | {
+            _searched(method): "auto"
+        }
+        plain["methods"] |= {
+            name: {**plain["methods"][method], "learning_rate": rate} for name, rate in learning_rates.items()
+        }
+    return Project(stage.data, Experiments.model_validate(plain), stage.profile)
 
 
 def _rates(stage: Project, method: str) -> list[float]:
@@ -85,8 +89,8 @@ def _run(stage: Project, method: str, rerun_for: Sequence[str]) -> Run:
     attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _: None), rerun_for=rerun_for)
     if attempt.status not in ("ok", "diverged"):
         raise RuntimeError(f"{method} ended as {attempt.status}: {attempt.result.status_detail}")
-    named = attempt.spec.recipe["learning_rate"]
-    rate = attempt.result.measured.get("learning_rate", None if isinstance(named, list) else named)
+    configured = attempt.spec.recipe["learning_rate"]
+    rate = attempt.result.measured.get("learning_rate", None if isinstance(configured, list) else configured)
     return Run(rate, attempt.curve()[-1]["eval_loss"] if attempt.status == "ok" else None, attempt)
 
 

@@ -47,10 +47,12 @@ def measure() -> Iterator[Run]:
             _cell(stage, "base", local)
         beside, wall_beside = _two_at_a_time(stages[1:3], rest, local)
         with ray_cluster(nodes=2, cpus=1, memory_gb=8) as cluster:
-            away = _on(stages[3], cluster.address)
+            remote = _on(stages[3], cluster.address)
             plain = RunHooks(say=lambda _: None)
-            first = _cell(away, "base", plain)  # the cluster's first job waits for its agents, and the base serves all
-            together, wall = _two_at_a_time([away, away], rest, plain)
+            first = _cell(
+                remote, "base", plain
+            )  # the cluster's first job waits for its agents, and the base serves all
+            together, wall = _two_at_a_time([remote, remote], rest, plain)
     over = {method: together[method]["around"] - alone[method]["around"] for method in rest}
     yield {
         "benchmark": "ray",
@@ -84,8 +86,8 @@ def _two_at_a_time(stages: list[Project], methods: list[str], hooks: RunHooks) -
 
     began = time.monotonic()
     with ThreadPoolExecutor(len(stages)) as pool:
-        found = dict(zip(methods, pool.map(run, methods), strict=True))
-    return found, time.monotonic() - began
+        runs = dict(zip(methods, pool.map(run, methods), strict=True))
+    return runs, time.monotonic() - began
 
 
 def _ideal(cells: dict[str, Run], methods: list[str]) -> float:
@@ -107,10 +109,10 @@ def _cell(stage: Project, method: str, hooks: RunHooks) -> Run:
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()
     attempt, _ = train(stage.resolve(), key, hooks=hooks)
-    found, _ = evaluate(stage.resolve(), key, hooks=hooks)
+    evaluation, _ = evaluate(stage.resolve(), key, hooks=hooks)
     wall = time.monotonic() - began
-    if attempt.status != "ok" or not found.ok:
-        raise RuntimeError(f"{key}: {attempt.result.status_detail} {found.result.status_detail}")
-    own = (attempt.result.seconds or 0.0) + (found.result.seconds or 0.0)
-    loss = found.result.measured["eval_bits_per_byte"]
+    if attempt.status != "ok" or not evaluation.ok:
+        raise RuntimeError(f"{key}: {attempt.result.status_detail} {evaluation.result.status_detail}")
+    own = (attempt.result.seconds or 0.0) + (evaluation.result.seconds or 0.0)
+    loss = evaluation.result.measured["eval_bits_per_byte"]
     return {"wall": wall, "own": own, "around": wall - own, "loss": loss}

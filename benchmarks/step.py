@@ -51,9 +51,9 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def _ours(model: Any, examples: list[Tokenized]) -> float:
     learned, total = sum(example.learned for example in examples), 0.0
-    with head_on_positions(model) as wanted:
+    with head_on_positions(model) as positions:
         for batch in batches.micro_batches(examples, max_tokens=256):
-            loss = token_losses(model, batch, wanted, torch.device("cpu")).sum() / learned
+            loss = token_losses(model, batch, positions, torch.device("cpu")).sum() / learned
             loss.backward()
             total += loss.item()
     model.zero_grad()

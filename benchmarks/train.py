@@ -61,14 +61,14 @@ def measure(model: str = project.PACKAGED) -> Iterator[Run]:
 
 def _search() -> list[Settings]:
     """TRL's own default first."""
-    found: list[Settings] = [_defaults()]
+    settings: list[Settings] = [_defaults()]
     for checkpointing in (False, True):
         for rows in (1, 2, 4, 8):
             for grouped in (False, True) if rows > 1 else (False,):
                 sampling = "group_by_length" if grouped else "sequential"
-                found.append(_setting(rows, checkpointing, train_sampling_strategy=sampling))
+                settings.append(_setting(rows, checkpointing, train_sampling_strategy=sampling))
     packed = {"packing": True, "train_sampling_strategy": "sequential"}  # a row of 320 tokens holds about two examples
-    return [*found, {**_setting(1, False, **packed), "gradient_accumulation_steps": 4}]
+    return [*settings, {**_setting(1, False, **packed), "gradient_accumulation_steps": 4}]
 
 
 def _defaults() -> Settings:
@@ -152,9 +152,9 @@ class Trial:
         if attempt.status != "ok":
             raise RuntimeError(f"our own run ended as {attempt.status}: {attempt.result.status_detail}")
         measured = attempt.result.measured
-        told = read_json(attempt.folder / train_child.SECONDS)
-        assert told
-        seconds = {"seconds": told["wall"], "cpu_seconds": told["cpu"]}
+        spent = read_json(attempt.folder / train_child.SECONDS)
+        assert spent
+        seconds = {"seconds": spent["wall"], "cpu_seconds": spent["cpu"]}
         return {
             "examples": examples,
             **seconds,
@@ -167,7 +167,7 @@ class Trial:
     def theirs(self, settings: Settings, examples: int) -> Run:
         plan, held_out, recipe = self._material()
         train_on = [example for step in plan for example in step][:examples]
-        told = {
+        request = {
             "weights": str((self.stage.data.models / self.model).resolve()),
             "recipe": recipe,
             "seed": SEED,
@@ -177,14 +177,14 @@ class Trial:
             "eval": [_plain(example) for example in held_out],
         }
         elsewhere = BusyElsewhere()
-        done = subprocess.run(
+        process = subprocess.run(
             [self.trl, str(Path(__file__).with_name("peer_trl.py"))],
-            input=json.dumps(told), env=peer_environment(), capture_output=True, text=True, check=False,
+            input=json.dumps(request), env=peer_environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"TRL ended with {done.returncode}: {done.stderr[-800:]}")
-        found = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-        run = json.loads(found.removeprefix("RESULT "))
+        if process.returncode:
+            raise RuntimeError(f"TRL ended with {process.returncode}: {process.stderr[-800:]}")
+        result_line = next(line for line in process.stdout.splitlines() if line.startswith("RESULT "))
+        run = json.loads(result_line.removeprefix("RESULT "))
         tokens = sum(len(example) for example in train_on)
         run |= {"tokens_per_second": _rate(tokens, run), "busy_elsewhere": elsewhere.share()}
         return {"settings": settings, "examples": examples, **run}

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.card import command, grid, runner, verdicts
 from benchmarks.card.bench import DRY
 from benchmarks.card.checks import CHECKS, Check, named
-from benchmarks.card.verdicts import Seen, finding
+from benchmarks.card.verdicts import CheckResult, finding
 from pipelines.lake.files import read_jsonl
 from tests.test_project_faults import until
 
@@ -67,7 +67,7 @@ def test_a_line_is_read_whole_or_not_at_all(text: str, line: Any) -> None:
     ],
 )
 def test_a_check_s_verdict(agrees: dict[str, bool | None], error: str | None, verdict: str) -> None:
-    seen = Seen(fake("good"), {name: finding(name, "so", one) for name, one in agrees.items()}, error=error)
+    seen = CheckResult(fake("good"), {name: finding(name, "so", one) for name, one in agrees.items()}, error=error)
     summary = seen.summary()
     assert (seen.verdict, summary["verdict"]) == (verdict, verdict)
     assert [one["expected"] for one in summary["expectations"]] == list(EXPECTS.values())

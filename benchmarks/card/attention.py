@@ -34,14 +34,16 @@ def check(bench: Bench) -> Iterator[Line]:
         "host_gb": psutil.virtual_memory().total / 1e9,
     }
     yield from rates.measured(bench)
-    chosen = [_choice(bench, *case) for case in product((64, 128, 256), (0.0, 0.1), (False, True), (False, True))]
-    yield {"kernels": chosen}
-    yield _cudnn_is_first(bench, chosen)
-    plain = [one for one in chosen if not one["mask"]]
-    fallen = [one for one in plain if one["kernel"] == "MATH"]
+    cases = [_choice(bench, *case) for case in product((64, 128, 256), (0.0, 0.1), (False, True), (False, True))]
+    yield {"kernels": cases}
+    yield _cudnn_is_first(bench, cases)
+    unmasked = [one for one in cases if not one["mask"]]
+    math_cases = [one for one in unmasked if one["kernel"] == "MATH"]
     modern = bench.dry or torch.cuda.get_device_capability() >= AMPERE
     yield finding(
-        "no math", f"{len(fallen)} of {len(plain)} cases fall to math", bench.judged(not fallen) if modern else None
+        "no math",
+        f"{len(math_cases)} of {len(unmasked)} cases fall to math",
+        bench.judged(not math_cases) if modern else None,
     )
     yield from _new_shapes(bench)
 
@@ -81,11 +83,11 @@ def _choice(bench: Bench, dim: int, dropout: float, masked: bool, shared: bool) 
     }  # fmt: skip
 
 
-def _cudnn_is_first(bench: Bench, chosen: list[Line]) -> Line:
-    asked = [one for one in chosen if one["head_size"] <= 128 and not one["dropout"]]
-    by_cudnn = sum(one["kernel"] == "CUDNN_ATTENTION" for one in asked)
-    seen = f"{by_cudnn} of {len(asked)} such cases go to cuDNN"
-    return finding("cudnn first", seen, by_cudnn == len(asked) if _prefers_cudnn(bench) else None)
+def _cudnn_is_first(bench: Bench, choices: list[Line]) -> Line:
+    cases = [one for one in choices if one["head_size"] <= 128 and not one["dropout"]]
+    by_cudnn = sum(one["kernel"] == "CUDNN_ATTENTION" for one in cases)
+    seen = f"{by_cudnn} of {len(cases)} such cases go to cuDNN"
+    return finding("cudnn first", seen, by_cudnn == len(cases) if _prefers_cudnn(bench) else None)
 
 
 def _prefers_cudnn(bench: Bench) -> bool:
@@ -118,8 +120,8 @@ def _times(bench: Bench, dim: int, *, first: int) -> tuple[float, float]:
         q, k, v = _inputs(bench, 4, length, dim, shared=False)
         bench.wait()
         began = time.perf_counter()
-        made: Any = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        made.sum().backward()
+        output: Any = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        output.sum().backward()
         bench.wait()
         return time.perf_counter() - began
 

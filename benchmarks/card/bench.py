@@ -117,13 +117,13 @@ def device(bench: Bench) -> dict[str, Any]:
 
 def packages() -> dict[str, str | None]:
     """The versions of what decides how fast a card is used; None where it is not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def look(bench: Bench) -> Any:

@@ -33,16 +33,16 @@ def check(bench: Bench) -> Iterator[Line]:
         "gradient_checkpointing": False
     }  # so that it needs more than the budget: 16 bytes a parameter, and activations
     cell = Cell(bench, OPT, "full", steps=1, changes=changes, spec={"memory_budget_gb": budget})
-    found = run(cell, bench.work / "budget", limit=bench.left() - 10)
-    yield {"model": cell.model, "method": cell.method, "memory_budget_gb": budget, **found}
-    named = found["status"] == "out_of_memory" and (bench.dry or bool(found.get("bytes_requested")))
-    yield finding("refused in words", f"{found['status']}: {found.get('detail')}", bench.judged(named))
+    result = run(cell, bench.work / "budget", limit=bench.left() - 10)
+    yield {"model": cell.model, "method": cell.method, "memory_budget_gb": budget, **result}
+    names_bytes = result["status"] == "out_of_memory" and (bench.dry or bool(result.get("bytes_requested")))
+    yield finding("refused in words", f"{result['status']}: {result.get('detail')}", bench.judged(names_bytes))
     if bench.dry:
         yield finding("within budget", "no card is in use", None)
         yield finding("no limit on the host", "there is no CUDA to start", None)
         return
-    if (peak := found.get("whole_card_gb")) is not None:
-        used = peak - (found["whole_card_before_gb"] or 0.0)
+    if (peak := result.get("whole_card_gb")) is not None:
+        used = peak - (result["whole_card_before_gb"] or 0.0)
         seen = f"{used:.1f} GB of {budget:.1f} were in use at most"
         yield finding("within budget", seen, used <= budget + CONTEXT_GB)
     free, limited = (_start(limit, bench.left() - 2) for limit in (0, LIMIT_GB * 10**9))

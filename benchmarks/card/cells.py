@@ -79,8 +79,8 @@ class Cell:
 
         form = PromptFormat.of(self.weights, self.recipe)
         records = select(self.file, Selection()).train
-        made = [example for record in records for example in form.tokenize(record)]
-        return [example for example in made if len(example) <= self.recipe["max_length"]]
+        examples = [example for record in records for example in form.tokenize(record)]
+        return [example for example in examples if len(example) <= self.recipe["max_length"]]
 
     def write(self, folder: Path, *, resume: Json | None = None) -> None:
         """Make `folder` with the cell's spec.json."""
@@ -102,13 +102,13 @@ class Cell:
             "recipe": self.recipe,
             "config": models.fields_of(self.bench, self.model, layers=self.layers),
             "batches": [vars(batch) for batch in heaviest(self.examples, self.recipe, [1], config)],
-            "device": ours.foretold_for(self.recipe, dry=self.bench.dry),
-            "cards": [] if self.bench.dry else [ours.foretold_for(self.recipe, dry=False)],
+            "device": ours.prediction_key(self.recipe, dry=self.bench.dry),
+            "cards": [] if self.bench.dry else [ours.prediction_key(self.recipe, dry=False)],
         }
 
     def operations_per_token(self) -> float:
         """Floating-point operations that its learning takes, as `benchmarks/rate.py` counts them, per token that is no padding."""
-        model = models.without_bytes(self.bench, self.model, layers=self.layers)
+        model = models.on_meta_device(self.bench, self.model, layers=self.layers)
         shapes = rate.shapes_of(model)
         adapters = None if self.recipe["kind"] == "full" else self._adapter_parameters(shapes)
         work = rate.operations(shapes, model.config, self.examples, adapters=adapters)
@@ -167,10 +167,10 @@ def run(cell: Cell, folder: Path, *, limit: float) -> Json:
             process.kill()
             process.wait()
             return {**outcome(folder), "status": "timed_out", "detail": f"killed after {limit:.0f} s"}
-    found = outcome(folder)
-    if found["status"] is None:
-        found |= {"status": "failed", "detail": f"exit code {process.returncode}: {log_tail(folder)}"}
-    return {**found, "whole_card_gb": device.peak_gb, "whole_card_before_gb": device.before_gb}
+    result = outcome(folder)
+    if result["status"] is None:
+        result |= {"status": "failed", "detail": f"exit code {process.returncode}: {log_tail(folder)}"}
+    return {**result, "whole_card_gb": device.peak_gb, "whole_card_before_gb": device.before_gb}
 
 
 def outcome(folder: Path) -> Json:
@@ -203,12 +203,12 @@ def log_tail(folder: Path) -> str:
     return " | ".join(lines[-3:])[-400:]
 
 
-def speed(cell: Cell, found: Json) -> Json:
+def speed(cell: Cell, result: Json) -> Json:
     """Of a cell's tokens per second: its operations per second, and their shares of what the card reaches."""
-    if not found.get("tokens_per_second"):
+    if not result.get("tokens_per_second"):
         return {"tflops": None, "share_of_products": None, "mfu": None}
-    done = cell.operations_per_token() * found["tokens_per_second"] / 1e12
-    return {"tflops": done, **rates.shares(cell.bench, done)}
+    tflops = cell.operations_per_token() * result["tokens_per_second"] / 1e12
+    return {"tflops": tflops, **rates.shares(cell.bench, tflops)}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -123,9 +123,9 @@ def named(names: str | None) -> list[Check]:
     """
     if names is None:
         return list(CHECKS)
-    asked = [name.strip() for name in names.split(",") if name.strip()]
+    selected = [name.strip() for name in names.split(",") if name.strip()]
     known = [check.name for check in CHECKS]
-    unknown = [name for name in asked if name not in known]
-    if unknown or not asked:
+    unknown = [name for name in selected if name not in known]
+    if unknown or not selected:
         raise ValueError(f"{', '.join(unknown) or repr(names)}: no such check; expected some of {', '.join(known)}")
-    return [check for check in CHECKS if check.name in asked]
+    return [check for check in CHECKS if check.name in selected]

@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--dry", action="store_true")
-    asked = parser.parse_args()
-    module, _, function = asked.check.partition(":")
-    bench = Bench(asked.work, asked.dry, time.monotonic() + asked.seconds)
+    arguments = parser.parse_args()
+    module, _, function = arguments.check.partition(":")
+    bench = Bench(arguments.work, arguments.dry, time.monotonic() + arguments.seconds)
     for line in getattr(import_module(module), function)(bench):
         print(json.dumps(writable(line), ensure_ascii=False, allow_nan=False), flush=True)
 

@@ -31,19 +31,19 @@ def names(only: str | None) -> list[tuple[str, str]]:
     every = [(model, method) for model in profile.models for method in methods]
     if only is None:
         return every
-    asked = _named(only, {*profile.models, *methods, *(f"{model}/{method}" for model, method in every)})
-    models, ways = asked & set(profile.models), asked & set(methods)
+    selected = _named(only, {*profile.models, *methods, *(f"{model}/{method}" for model, method in every)})
+    models, ways = selected & set(profile.models), selected & set(methods)
     pairs = set(itertools.product(models or profile.models, ways or methods)) if models or ways else set()
-    return [(model, method) for model, method in every if f"{model}/{method}" in asked or (model, method) in pairs]
+    return [(model, method) for model, method in every if f"{model}/{method}" in selected or (model, method) in pairs]
 
 
 def _named(only: str, known: set[str]) -> set[str]:
-    asked = {name.strip() for name in only.split(",") if name.strip()}
-    if not asked or asked - known:
+    selected = {name.strip() for name in only.split(",") if name.strip()}
+    if not selected or selected - known:
         raise ValueError(
-            f"{', '.join(asked - known) or only!r}: no model or method of profile {cells.PROFILE} that trains"
+            f"{', '.join(selected - known) or only!r}: no model or method of profile {cells.PROFILE} that trains"
         )
-    return asked
+    return selected
 
 
 def check(bench: Bench) -> Iterator[Line]:
@@ -55,14 +55,14 @@ def check(bench: Bench) -> Iterator[Line]:
     ]
     yield from rates.measured(bench)
     yield {"detail": "base and base-few-shot train nothing: they are no cells of this grid"}
-    foretold = ours.predictions([cell.question() for cell in grid])
+    predictions = ours.predictions([cell.question() for cell in grid])
     rows: list[Line] = []
-    for place, (cell, predicted) in enumerate(zip(grid, foretold, strict=True)):
+    for place, (cell, predicted) in enumerate(zip(grid, predictions, strict=True)):
         if bench.left() < bench.sized(LEAST_SECONDS, 0.0):
             yield {"model": cell.model, "method": cell.method, "status": None, "detail": "not run: no time left for it"}
             continue
-        found = cells.run(cell, bench.work / f"grid-{place}", limit=min(CELL_SECONDS, bench.left() - 2))
-        rows.append(measured(cell, found, predicted))
+        result = cells.run(cell, bench.work / f"grid-{place}", limit=min(CELL_SECONDS, bench.left() - 2))
+        rows.append(measured(cell, result, predicted))
         yield rows[-1]
     yield from _trl(grid, rows)
     yield _errors(rows)
@@ -80,29 +80,29 @@ def _trl(grid: Sequence[Cell], rows: Sequence[Line]) -> Iterator[Line]:
         return
     ours_by_model = {row["model"]: row.get("tokens_per_second") for row in rows if row["method"] == trl.METHOD}
     for cell in beside if python else ():
-        found = []
+        lines = []
         for line in trl.compared(cell, python or ""):
-            found.append(line)
+            lines.append(line)
             yield {"model": cell.model, "method": cell.method, **line}
-        yield {"model": cell.model, "method": cell.method, "by": "trl", **ratios(found, ours_by_model.get(cell.model))}
+        yield {"model": cell.model, "method": cell.method, "by": "trl", **ratios(lines, ours_by_model.get(cell.model))}
 
 
 def ratios(lines: Sequence[Line], mine: float | None) -> Line:
     """Our useful tokens a second over those of TRL's default, the first of `lines`, and of its best setting."""
     speeds = [line.get("tokens_per_second") for line in lines]
-    ran = [speed for speed in speeds if speed]
+    positive = [speed for speed in speeds if speed]
     default = speeds[0] if speeds else None
     return {
         "over_default": mine / default if mine and default else None,
-        "over_best": mine / max(ran) if mine and ran else None,
+        "over_best": mine / max(positive) if mine and positive else None,
     }
 
 
 def _errors(rows: Sequence[Line]) -> Line:
     """How far predictions were from what was allocated, over all cells that ran."""
-    off = [abs(row["predicted_over_allocated"] - 1) for row in rows if row["predicted_over_allocated"]]
+    errors = [abs(row["predicted_over_allocated"] - 1) for row in rows if row["predicted_over_allocated"]]
     return {
         "cells": len(rows),
         "ok": sum(row["status"] == "ok" for row in rows),
-        "prediction_off_by_at_most": max(off, default=None),
+        "prediction_off_by_at_most": max(errors, default=None),
     }

@@ -24,7 +24,7 @@ def check(bench: Bench) -> Iterator[Line]:
     hidden = torch.randn(rows, width, device=bench.device, dtype=bench.half)
     targets = torch.randint(words, (rows,), device=bench.device)
     seconds: dict[tuple[str, int | None], float] = {}
-    apart = 0.0
+    difference = 0.0
     for trained in ("frozen", "full"):
         weight = 0.02 * torch.randn(words, width, device=bench.device)
         weight = weight.requires_grad_() if trained == "full" else weight.to(bench.half)
@@ -36,7 +36,7 @@ def check(bench: Bench) -> Iterator[Line]:
             work = partial(_both_ways, bench, hidden, weight, targets, size)
             made = [one.float() for one in work()]
             expected = expected or made
-            apart = max(apart, *(_distance(a, b) for a, b in zip(made, expected, strict=True)))
+            difference = max(difference, *(_distance(a, b) for a, b in zip(made, expected, strict=True)))
             seconds[trained, size] = bench.seconds_of(work, rounds=3)
             yield {
                 "head": trained,
@@ -46,7 +46,7 @@ def check(bench: Bench) -> Iterator[Line]:
             }
         yield from _others(bench, trained, hidden, weight, targets)
         del weight, expected
-    yield finding("same loss", f"they differ by at most {apart:.2%}", apart <= SAME)
+    yield finding("same loss", f"they differ by at most {difference:.2%}", difference <= SAME)
     yield from _findings(bench, seconds, small, large)
     yield _accumulated(bench, *bench.sized((LARGE, width, words), (32, width, words)))
 
@@ -59,13 +59,13 @@ def _both_ways(
     bench: Bench, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, size: int | None
 ) -> list[torch.Tensor]:
     """The loss and its gradients by the hidden states and, where it trains, by the head."""
-    into = hidden.detach().requires_grad_()
+    inputs = hidden.detach().requires_grad_()
     weight.grad = None
     with ours.pieces_of(size), torch.autocast(bench.device.type, bench.half):
-        loss = ours.head_loss(into, weight, targets)
+        loss = ours.head_loss(inputs, weight, targets)
     loss.backward()
-    assert into.grad is not None
-    return [loss.detach(), into.grad, *([] if weight.grad is None else [weight.grad])]
+    assert inputs.grad is not None
+    return [loss.detach(), inputs.grad, *([] if weight.grad is None else [weight.grad])]
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -101,11 +101,11 @@ def _others(
     )
 
     def work() -> None:
-        into = hidden.detach().requires_grad_()
+        inputs = hidden.detach().requires_grad_()
         weight.grad = None
         with torch.autocast(bench.device.type, bench.half):
-            made: Any = liger_fused_linear_cross_entropy(into, weight.to(bench.half), targets)
-        (made[0] if isinstance(made, tuple) else made).backward()
+            loss: Any = liger_fused_linear_cross_entropy(inputs, weight.to(bench.half), targets)
+        (loss[0] if isinstance(loss, tuple) else loss).backward()
 
     yield {
         "head": trained,

@@ -31,31 +31,41 @@ def check(bench: Bench) -> Iterator[Line]:
     cell = Cell(bench, GPT2, "full", steps=bench.sized(6, 60), layers=bench.sized(12, 2))  # 3.6 GB a checkpoint
     stopped, memory = _stopped(cell, bench.work / "stopped")
     yield {"model": cell.model, "method": cell.method, "run": "stopped", **outcome(stopped), **memory}
-    kept = checkpoints.whole(stopped)
-    if not kept:
-        said = outcome(stopped)
-        yield finding("goes on", f"no checkpoint: {said['status']}, {said['detail']}, {cells.log_tail(stopped)}", False)
+    saved = checkpoints.whole(stopped)
+    if not saved:
+        report = outcome(stopped)
+        yield finding(
+            "goes on", f"no checkpoint: {report['status']}, {report['detail']}, {cells.log_tail(stopped)}", False
+        )
         return
     gained = memory["host_gb_at_end"] - memory["host_gb_before"]
     yield finding("streamed", f"{gained:.2f} GB more while it was written", bench.judged(gained < CHECKPOINT_GB))
-    later = _gone_on(cell, kept[-1], bench.work / "gone-on")
-    yield {"model": cell.model, "method": cell.method, "run": "gone on", **later}
-    begun = kept[-1].name
-    yield finding("goes on", f"from {begun}: {later['status']}, {len(later['losses'])} steps", later["status"] == "ok")
-    whole = run(cell, bench.work / "whole", limit=bench.left() - 2)
-    yield {"model": cell.model, "method": cell.method, "run": "whole", **whole}
-    yield from _same(bench, whole, later)
+    resumed = _gone_on(cell, saved[-1], bench.work / "gone-on")
+    yield {"model": cell.model, "method": cell.method, "run": "gone on", **resumed}
+    start = saved[-1].name
+    yield finding(
+        "goes on", f"from {start}: {resumed['status']}, {len(resumed['losses'])} steps", resumed["status"] == "ok"
+    )
+    uninterrupted = run(cell, bench.work / "whole", limit=bench.left() - 2)
+    yield {"model": cell.model, "method": cell.method, "run": "whole", **uninterrupted}
+    yield from _same(bench, uninterrupted, resumed)
 
 
-def _same(bench: Bench, whole: Line, later: Line) -> Iterator[Line]:
+def _same(bench: Bench, uninterrupted: Line, resumed: Line) -> Iterator[Line]:
     """Losses of the whole run beside those of the run that went on, whose curve holds the steps before the stop, too."""
-    pairs = list(zip(whole["losses"], later["losses"], strict=False))
-    if whole["status"] != "ok" or later["status"] != "ok" or len(whole["losses"]) != len(later["losses"]):
-        seen = f"{len(whole['losses'])} and {len(later['losses'])} steps; {whole['status']}, {later['status']}"
+    pairs = list(zip(uninterrupted["losses"], resumed["losses"], strict=False))
+    if (
+        uninterrupted["status"] != "ok"
+        or resumed["status"] != "ok"
+        or len(uninterrupted["losses"]) != len(resumed["losses"])
+    ):
+        seen = f"{len(uninterrupted['losses'])} and {len(resumed['losses'])} steps; {uninterrupted['status']}, {resumed['status']}"
         yield finding("same losses", seen, False)
         return
-    apart = max(abs(a - b) / abs(a) for a, b in pairs)
-    yield finding("same losses", f"they differ by at most {apart:.2e} of the loss", apart <= bench.sized(NEAR, 0.0))
+    difference = max(abs(a - b) / abs(a) for a, b in pairs)
+    yield finding(
+        "same losses", f"they differ by at most {difference:.2e} of the loss", difference <= bench.sized(NEAR, 0.0)
+    )
 
 
 def _stopped(cell: Cell, folder: Path) -> tuple[Path, dict[str, float]]:

@@ -60,13 +60,13 @@ def _adapter(bench: Bench, rows: int, outs: int, ins: int) -> tuple[dict[str, fl
     def passed(forward: Callable[[], torch.Tensor], *, autocast: bool) -> list[torch.Tensor]:
         x.grad = down.grad = up.grad = None
         with torch.autocast(bench.device.type, bench.half) if autocast else nullcontext():
-            made = forward()
-        made.backward(torch.ones_like(made))
+            output = forward()
+        output.backward(torch.ones_like(output))
         return [of.float() for one in (x, down, up) if (of := one.grad) is not None]
 
     def one(drop: float) -> torch.Tensor:
-        made: Any = OneFunction.apply(x, layer.base_layer.weight, down, up, layer.scaling["default"], drop)
-        return made
+        output: Any = OneFunction.apply(x, layer.base_layer.weight, down, up, layer.scaling["default"], drop)
+        return output
 
     seconds = {
         "autocast": bench.seconds_of(lambda: passed(lambda: layer(x), autocast=True)),
@@ -96,14 +96,14 @@ class OneFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mask, low, weight, down, up = ctx.saved_tensors
-        gradient, kept = gradients[0], 1 / (1 - ctx.drop)
-        of_low = (gradient @ up).mul_(ctx.scale)
-        dropped = x if mask is None else x * mask * kept
-        of_x = of_low @ down
-        of_x = of_x if mask is None else of_x.mul_(mask).mul_(kept)
-        of_x.addmm_(gradient, weight)
-        of_up = (gradient.t() @ low).float().mul_(ctx.scale)
-        return of_x, None, (of_low.t() @ dropped).float(), of_up, None, None
+        gradient, keep_scale = gradients[0], 1 / (1 - ctx.drop)
+        low_gradient = (gradient @ up).mul_(ctx.scale)
+        dropped = x if mask is None else x * mask * keep_scale
+        x_gradient = low_gradient @ down
+        x_gradient = x_gradient if mask is None else x_gradient.mul_(mask).mul_(keep_scale)
+        x_gradient.addmm_(gradient, weight)
+        up_gradient = (gradient.t() @ low).float().mul_(ctx.scale)
+        return x_gradient, None, (low_gradient.t() @ dropped).float(), up_gradient, None, None
 
 
 def _norm(bench: Bench, rows: int, config: Any) -> Iterator[Line]:
@@ -118,8 +118,8 @@ def _norm(bench: Bench, rows: int, config: Any) -> Iterator[Line]:
         "plain": bench.seconds_of(lambda: plain(x).sum().backward()),
         "fused": bench.seconds_of(lambda: fused().sum().backward()),
     }
-    apart = (plain(x) - fused()).abs().max().item()
-    yield {"norm": "rms", "rows": rows, "width": width, "seconds": seconds, "largest_difference": apart}
+    difference = (plain(x) - fused()).abs().max().item()
+    yield {"norm": "rms", "rows": rows, "width": width, "seconds": seconds, "largest_difference": difference}
     ratio = seconds["fused"] / seconds["plain"]
     yield finding("norm", f"{ratio:.2f} of the plain one's time", bench.judged(ratio <= NORM))
 

@@ -57,13 +57,13 @@ def folder_of(bench: Bench, name: str, *, layers: int | None = None) -> Path:
     tokenizer = make_tokenizer(bench.sized(WORDS, TINY_WORDS))
     torch.manual_seed(1)
     with bench.device:
-        made = AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config_of(bench, name, layers=layers, tokenizer=tokenizer),
             dtype=bench.sized(torch.bfloat16, torch.float32),
         )
-    made.save_pretrained(partial)
+    model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    del made
+    del model
     bench.wait()
     if not bench.dry:
         torch.cuda.empty_cache()
@@ -71,7 +71,7 @@ def folder_of(bench: Bench, name: str, *, layers: int | None = None) -> Path:
     return folder
 
 
-def without_bytes(bench: Bench, name: str, *, layers: int | None = None) -> Any:
+def on_meta_device(bench: Bench, name: str, *, layers: int | None = None) -> Any:
     """The model on the meta device: its modules and their sizes."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config_of(bench, name, layers=layers))
@@ -88,13 +88,13 @@ def write_examples(bench: Bench, file: Path, *, train: int, held_out: int) -> No
 
 def _record(bench: Bench, draw: random.Random, place: int, split: str) -> dict[str, str | None]:
     longest = bench.sized(600, 40)
-    asked = draw.randint(*bench.sized((8, 120), (4, 12)))
-    answered = min(longest, max(5, round(draw.lognormvariate(*bench.sized((4.6, 0.8), (2.5, 0.6))))))
+    question_words = draw.randint(*bench.sized((8, 120), (4, 12)))
+    answer_words = min(longest, max(5, round(draw.lognormvariate(*bench.sized((4.6, 0.8), (2.5, 0.6))))))
     return {
         "example_id": f"made-{place:05}",
-        "instruction": _text(draw, asked),
+        "instruction": _text(draw, question_words),
         "input": "",
-        "output": _text(draw, answered),
+        "output": _text(draw, answer_words),
         "messages": None,
         "language": "en",
         "source": "made by benchmarks/card",

@@ -38,7 +38,7 @@ def _precisions(bench: Bench, method: str) -> Line:
     """One micro-batch through a few layers in half precision, as a cell does it, and in float32."""
     few = bench.sized(6, 2)
     half = "fp16" if bench.half is torch.float16 else "bf16"
-    made = {}
+    results = {}
     for precision in ("fp32", half):
         changes = {"precision": precision, "gradient_checkpointing": False}
         cell = Cell(bench, GEMMA, method, steps=1, layers=few, changes=changes)
@@ -48,9 +48,9 @@ def _precisions(bench: Bench, method: str) -> Line:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
         batch = ours.micro_batches(cell.examples, max_tokens=bench.sized(2048, 320))[0]
-        made[precision] = ours.loss_and_gradients(model, cell.recipe, batch, bench.device)
+        results[precision] = ours.loss_and_gradients(model, cell.recipe, batch, bench.device)
         del model
-    (loss, gradients), (half_loss, half_gradients) = made["fp32"], made[half]
+    (loss, gradients), (half_loss, half_gradients) = results["fp32"], results[half]
     cosines = {
         name: functional.cosine_similarity(gradients[name].flatten(), one.flatten(), dim=0).item()
         for name, one in half_gradients.items()
@@ -79,8 +79,8 @@ def _variable_length(bench: Bench) -> Iterator[Line]:
     starts = torch.tensor([0, *accumulate(lengths)], device=bench.device, dtype=torch.int32)
 
     def flat() -> torch.Tensor:
-        made: Any = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=(-1, 0), enable_gqa=True)
-        return made
+        output: Any = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=(-1, 0), enable_gqa=True)
+        return output
 
     def padded() -> torch.Tensor:
         q_rows, k_rows, v_rows = (
@@ -92,10 +92,10 @@ def _variable_length(bench: Bench) -> Iterator[Line]:
         ).transpose(1, 2)
 
     expected = torch.cat([row[:length] for row, length in zip(padded(), lengths, strict=True)])
-    apart = ((flat().float() - expected.float()).norm() / expected.float().norm()).item()
+    difference = ((flat().float() - expected.float()).norm() / expected.float().norm()).item()
     seconds = {"flat": bench.seconds_of(flat), "padded": bench.seconds_of(padded)}
-    yield {"attention": "variable length", "lengths": lengths, "seconds": seconds, "differs_by": apart}
-    yield finding("variable length", f"they differ by {apart:.3%}", apart <= ATTENTION)
+    yield {"attention": "variable length", "lengths": lengths, "seconds": seconds, "differs_by": difference}
+    yield finding("variable length", f"they differ by {difference:.3%}", difference <= ATTENTION)
 
 
 def _four_bits(bench: Bench) -> Iterator[Line]:

@@ -16,7 +16,6 @@ from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.optimizers import make_optimizer
 
 __all__ = [
-    "foretold_for",
     "head_loss",
     "loaded",
     "loss_and_gradients",
@@ -24,6 +23,7 @@ __all__ = [
     "micro_batches",
     "packed",
     "pieces_of",
+    "prediction_key",
     "predictions",
 ]
 Recipe = dict[str, Any]
@@ -72,12 +72,12 @@ def loss_and_gradients(
     """The loss on a micro-batch, per learned token, and the gradient of every parameter that has one, in float32."""
     learned = sum(example.learned for example in batch)
     model.eval()  # no dropout, so that two precisions compute the same
-    with losses.head_on_positions(model) as wanted, precision.autocast(recipe, device):
-        loss = losses.step_loss(model, batch, wanted, device, learned=learned)
+    with losses.head_on_positions(model) as positions, precision.autocast(recipe, device):
+        loss = losses.step_loss(model, batch, positions, device, learned=learned)
     loss.backward()
-    found = {name: p.grad.detach().float() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.detach().float() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return loss.item(), found
+    return loss.item(), gradients
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
     return four_bits.pack(weight.cpu(), 64, "nf4", torch.uint8)[0].flatten()
 
 
-def foretold_for(recipe: Recipe, *, dry: bool) -> str:
+def prediction_key(recipe: Recipe, *, dry: bool) -> str:
     """What the estimator's answer for this device is called: by the format that the card computes `recipe` in."""
     from pipelines.estimate import cards
 
@@ -112,12 +112,12 @@ def foretold_for(recipe: Recipe, *, dry: bool) -> str:
     return card.format(recipe) if card else "cpu"
 
 
-def predictions(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def predictions(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The estimator's answers, in order; it runs on the CPU in a process of its own. Without it cells still have figures."""
     from pipelines.errors import WorkError
     from pipelines.estimate import estimate
 
     try:
-        return list(estimate.answers_to(asked))
+        return list(estimate.answers_to(questions))
     except WorkError as error:
-        return [{"because": str(error)} for _ in asked]
+        return [{"because": str(error)} for _ in questions]

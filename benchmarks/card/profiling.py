@@ -32,17 +32,17 @@ LEAD, BUSY, LAUNCHED, WAITS = 0.5, 0.8, 0.6, 4
 
 
 def check(bench: Bench) -> Iterator[Line]:
-    seen: dict[str, Line] = {}
+    steps: dict[str, Line] = {}
     for name in (GEMMA, GPT2):
-        seen[name] = _step(bench, name)
-        yield {"model": name, "method": "lora-r8", **seen[name]}
-    lead = seen[GEMMA]["groups"].get("matrix products", 0.0)
+        steps[name] = _step(bench, name)
+        yield {"model": name, "method": "lora-r8", **steps[name]}
+    lead = steps[GEMMA]["groups"].get("matrix products", 0.0)
     yield finding("products lead", f"{lead:.0%} of the kernels' time", bench.judged(lead >= LEAD))
-    busy = {name: line["busy_share"] for name, line in seen.items()}
+    busy = {name: line["busy_share"] for name, line in steps.items()}
     words = ", ".join(f"{name} {share:.0%}" for name, share in busy.items() if share is not None)
-    as_thought = None not in busy.values() and busy[GPT2] < LAUNCHED and busy[GEMMA] > BUSY
-    yield finding("bound by launches", words or "no kernels of a card", bench.judged(as_thought))
-    waits = {name: line["waits"] / line["micro_batches"] for name, line in seen.items() if line["waits"] is not None}
+    agrees = None not in busy.values() and busy[GPT2] < LAUNCHED and busy[GEMMA] > BUSY
+    yield finding("bound by launches", words or "no kernels of a card", bench.judged(agrees))
+    waits = {name: line["waits"] / line["micro_batches"] for name, line in steps.items() if line["waits"] is not None}
     words = ", ".join(f"{name} {count:.1f} a micro-batch" for name, count in waits.items())
     yield finding("few waits", words or "not counted on a CPU", bench.judged(all(n <= WAITS for n in waits.values())))
 
@@ -57,20 +57,20 @@ def _step(bench: Bench, name: str) -> Line:
         waits = _waits(bench, step, groups)
         seconds = bench.seconds_of(lambda: step(groups), rounds=2)
         spent, kernels = _profiled(bench, step, groups)
-    whole = sum(spent.values())
+    total = sum(spent.values())
     tokens = sum(map(len, cell.examples))
-    found = {
+    line = {
         "micro_batches": len(groups),
         "padded_share": 1 - tokens / sum(len(group) * len(group[0]) for group in groups),
         "step_seconds": seconds,
         "kernels": kernels,
-        "busy_share": None if bench.dry else whole / seconds,
-        "groups": {group: part / whole for group, part in sorted(spent.items(), key=lambda one: -one[1])},
+        "busy_share": None if bench.dry else total / seconds,
+        "groups": {group: part / total for group, part in sorted(spent.items(), key=lambda one: -one[1])},
         "waits": waits,
         "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled(),  # as the trainer left it
     }
     del model
-    return found
+    return line
 
 
 def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None:
@@ -90,10 +90,10 @@ def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None
 def _profiled(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> tuple[dict[str, float], int]:
     """Seconds of a step by kind of kernel, and how many kernels it launched (of a CPU's: operators)."""
     activities = [ProfilerActivity.CPU] if bench.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         step(groups)
         bench.wait()
-    return by_group([(event.key, _seconds(bench, event), event.count) for event in seen.key_averages()])
+    return by_group([(event.key, _seconds(bench, event), event.count) for event in profiler.key_averages()])
 
 
 def _seconds(bench: Bench, event: Any) -> float:

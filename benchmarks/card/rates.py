@@ -22,13 +22,13 @@ def measured(bench: Bench) -> Iterator[Line]:
         return
     size = bench.sized(8192, 64)
     a, b = (torch.randn(size, size, device=bench.device, dtype=bench.half) for _ in range(2))
-    reached = 2 * size**3 / bench.seconds_of(lambda: a @ b, rounds=20) / 1e12
-    found = {"products_tflops": reached, "stated_tflops": stated(device(bench)["name"])}
+    tflops = 2 * size**3 / bench.seconds_of(lambda: a @ b, rounds=20) / 1e12
+    rates = {"products_tflops": tflops, "stated_tflops": stated(device(bench)["name"])}
     if not bench.dry:
         del a, b
         torch.cuda.empty_cache()
-        write_json(bench.work / FILE, found)
-    yield found
+        write_json(bench.work / FILE, rates)
+    yield rates
 
 
 def stated(name: str) -> float | None:

@@ -21,29 +21,29 @@ def check(bench: Bench) -> Iterator[Line]:
     yield from _optimizers(bench)
     yield _float16(bench)
     cell = Cell(bench, GPT2, "lora-r8", steps=bench.sized(6, 2), changes={"precision": "fp16", "fp16": True})
-    found = run(cell, bench.work / "float16", limit=bench.left() - 2)
-    yield {"model": cell.model, "method": cell.method, "precision": "fp16", **found}
+    result = run(cell, bench.work / "float16", limit=bench.left() - 2)
+    yield {"model": cell.model, "method": cell.method, "precision": "fp16", **result}
     yield finding(
-        "float16 cell", f"{found['status']}: losses {found.get('losses')}", bench.judged(found["status"] == "ok")
+        "float16 cell", f"{result['status']}: losses {result.get('losses')}", bench.judged(result["status"] == "ok")
     )
 
 
 def _generation(bench: Bench) -> Iterator[Line]:
     cell = Cell(bench, GEMMA, "lora-r8", steps=1)
     model = ours.loaded(cell.weights, cell.recipe).eval()
-    rows, asked, made = bench.sized((32, 64, 256), (2, 8, 6))
-    ids = torch.randint(4, 256, (rows, asked), device=bench.device)
+    rows, prompt_length, new_tokens = bench.sized((32, 64, 256), (2, 8, 6))
+    ids = torch.randint(4, 256, (rows, prompt_length), device=bench.device)
     options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True}
     model.config.use_cache = True
     with torch.no_grad():
         spent = bench.seconds_of(
-            lambda: model.generate(ids, **options, min_new_tokens=made, max_new_tokens=made), rounds=1
+            lambda: model.generate(ids, **options, min_new_tokens=new_tokens, max_new_tokens=new_tokens), rounds=1
         )
-        yield {"generated": f"{rows} × {made} tokens", "tokens_per_second": rows * made / spent}
+        yield {"generated": f"{rows} × {new_tokens} tokens", "tokens_per_second": rows * new_tokens / spent}
         few = model.generate(
             ids, **options, min_new_tokens=4, max_new_tokens=4, return_dict_in_generate=True, output_logits=True
         )
-        whole = model(input_ids=few.sequences).logits[:, asked - 1 : -1].float()
+        whole = model(input_ids=few.sequences).logits[:, prompt_length - 1 : -1].float()
     decoded = torch.stack(few.logits, dim=1).float()
     alike = functional.cosine_similarity(decoded, whole, dim=-1).min().item()
     yield finding("decoding", f"cosine at least {alike:.4f}", alike >= ALIKE)
@@ -93,14 +93,14 @@ def _float16(bench: Bench) -> Line:
     targets = torch.randint(words, (rows,), device=bench.device)
 
     def gradient(kind: torch.dtype, scale: float) -> torch.Tensor:
-        into = hidden.to(kind, copy=True).requires_grad_()
-        loss = ours.head_loss(into, weight.to(kind), targets)
+        inputs = hidden.to(kind, copy=True).requires_grad_()
+        loss = ours.head_loss(inputs, weight.to(kind), targets)
         (loss * scale).backward()
-        assert into.grad is not None
-        return into.grad.float() / scale
+        assert inputs.grad is not None
+        return inputs.grad.float() / scale
 
-    exact, made = gradient(torch.float32, 1.0), gradient(torch.float16, SCALE)
-    finite = bool(made.isfinite().all())
-    apart = ((made - exact).norm() / exact.norm()).item()
-    seen = f"off by {apart:.2%}" if finite else "not finite"
-    return finding("float16", seen, finite and apart <= EXACT)
+    exact, half = gradient(torch.float32, 1.0), gradient(torch.float16, SCALE)
+    finite = bool(half.isfinite().all())
+    difference = ((half - exact).norm() / exact.norm()).item()
+    seen = f"off by {difference:.2%}" if finite else "not finite"
+    return finding("float16", seen, finite and difference <= EXACT)

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import IO
 
 from benchmarks.card.checks import Check
-from benchmarks.card.verdicts import Line, Seen, parse
+from benchmarks.card.verdicts import CheckResult, Line, parse
 from pipelines.lake.paths import PROJECT
 from pipelines.runs.process import child_environment, stop_group
 
@@ -22,15 +22,15 @@ DRAIN_SECONDS = 1.0  # for what an ended process still had in its pipe; a proces
 TAIL = 400  # characters of the log that an error quotes
 
 
-def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Generator[Line, None, Seen]:
+def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Generator[Line, None, CheckResult]:
     """Start the check, yield its lines, return how it went. `limit` seconds after its start the process is killed with all that it
     has started. What it writes to standard error goes to `log`; `work` is a folder that the checks of a run share."""
     began = time.monotonic()
     arguments = [check.runs, str(work), f"--seconds={limit}", *(["--dry"] if dry else [])]
-    with log.open("w", encoding="utf-8") as complaints:
+    with log.open("w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.card.child", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file, encoding="utf-8", errors="replace",
             env=child_environment({"HF_HUB_OFFLINE": "1"}), cwd=PROJECT, start_new_session=True,
         )  # fmt: skip
     findings: dict[str, Line] = {}
@@ -43,17 +43,17 @@ def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Gene
         error = _error(process.poll(), log, limit)
     finally:
         stop_group(process)
-    return Seen(check, findings, time.monotonic() - began, error)
+    return CheckResult(check, findings, time.monotonic() - began, error)
 
 
 def _lines(process: subprocess.Popen[str], *, deadline: float) -> Generator[Line, None, None]:
     """What the process prints, until it has ended or the time is over."""
     assert process.stdout
-    came: Queue[str | None] = Queue()
-    Thread(target=_read, args=(process.stdout, came), daemon=True).start()
+    lines: Queue[str | None] = Queue()
+    Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     while True:
         try:
-            text = came.get(timeout=POLL_SECONDS)
+            text = lines.get(timeout=POLL_SECONDS)
         except Empty:
             if process.poll() is not None:
                 deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
@@ -67,10 +67,10 @@ def _lines(process: subprocess.Popen[str], *, deadline: float) -> Generator[Line
             yield line
 
 
-def _read(pipe: IO[str], came: Queue[str | None]) -> None:
+def _read(pipe: IO[str], lines: Queue[str | None]) -> None:
     for text in pipe:
-        came.put(text)
-    came.put(None)
+        lines.put(text)
+    lines.put(None)
 
 
 def _wait(process: subprocess.Popen[str], deadline: float) -> None:
@@ -84,9 +84,9 @@ def _error(code: int | None, log: Path, limit: float) -> str | None:
     """In words, how a process ended that did not end well; `code` is None where it had to be killed."""
     if code == 0:
         return None
-    said = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])[-TAIL:]
+    message = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])[-TAIL:]
     how = f"killed at its limit of {limit:.0f} s" if code is None else _ended(code)
-    return f"{how}: {said}" if said else how
+    return f"{how}: {message}" if message else how
 
 
 def _ended(code: int) -> str:

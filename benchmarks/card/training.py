@@ -21,39 +21,39 @@ def check(bench: Bench) -> Iterator[Line]:
     yield from rates.measured(bench)
     cells = [Cell(bench, *names, steps=bench.sized(STEPS, 3)) for names in bench.sized(CELLS, CELLS[:3])]
     questions = [cell.question() for cell in cells]
-    done: list[Line] = []
+    lines: list[Line] = []
     with ThreadPoolExecutor(1) as pool:
-        foretold = pool.submit(ours.predictions, questions)
+        predictions = pool.submit(ours.predictions, questions)
         for place, cell in enumerate(cells):
             if bench.left() < LEAST_SECONDS:
                 yield {"model": cell.model, "method": cell.method, "status": None, "detail": "no time left for it"}
                 continue
-            found = run(cell, bench.work / f"cell-{place}", limit=bench.left() - 5)
-            done.append(measured(cell, found, foretold.result()[place]))
-            yield done[-1]
-    yield from findings(done)
+            result = run(cell, bench.work / f"cell-{place}", limit=bench.left() - 5)
+            lines.append(measured(cell, result, predictions.result()[place]))
+            yield lines[-1]
+    yield from findings(lines)
 
 
-def measured(cell: Cell, found: Line, foretold: Line) -> Line:
+def measured(cell: Cell, result: Line, answer: Line) -> Line:
     """A cell's line: its row, its speed, and the prediction beside the allocator's peak."""
-    here = foretold.get(ours.foretold_for(cell.recipe, dry=cell.bench.dry))
+    here = answer.get(ours.prediction_key(cell.recipe, dry=cell.bench.dry))
     predicted = here["train"] / 1e9 if here else None
-    allocated = found.get("allocated_gb")
+    allocated = result.get("allocated_gb")
     return {
         "model": cell.model,
         "method": cell.method,
-        **found,
-        **speed(cell, found),
+        **result,
+        **speed(cell, result),
         "predicted_gb": predicted,
         "predicted_over_allocated": predicted / allocated if predicted and allocated else None,
-        **({"no_prediction": foretold["because"]} if "because" in foretold else {}),
+        **({"no_prediction": answer["because"]} if "because" in answer else {}),
     }
 
 
-def findings(done: list[Line]) -> Iterator[Line]:
-    bad = [f"{line['model']}/{line['method']} {line['status']}" for line in done if line["status"] != "ok"]
-    yield finding("all end ok", ", ".join(bad) or f"{len(done)} of {len(done)} ok", bool(done) and not bad)
-    ok = [line for line in done if line["status"] == "ok"]
+def findings(lines: list[Line]) -> Iterator[Line]:
+    bad = [f"{line['model']}/{line['method']} {line['status']}" for line in lines if line["status"] != "ok"]
+    yield finding("all end ok", ", ".join(bad) or f"{len(lines)} of {len(lines)} ok", bool(lines) and not bad)
+    ok = [line for line in lines if line["status"] == "ok"]
     if not ok:
         return
     falls = [line["eval_losses"][-1] < line["eval_losses"][0] for line in ok]
@@ -78,5 +78,5 @@ def _less_memory(ok: list[Line]) -> Iterator[Line]:
     if not pairs:
         yield finding("fewer bytes", "no two cells to compare had memory of a card", None)
         return
-    said = [f"{m}: {a} {peaks[m, a]:.1f} GB, {b} {peaks[m, b]:.1f} GB" for m, a, b in pairs]
-    yield finding("fewer bytes", "; ".join(said), all(peaks[m, a] < peaks[m, b] for m, a, b in pairs))
+    comparisons = [f"{m}: {a} {peaks[m, a]:.1f} GB, {b} {peaks[m, b]:.1f} GB" for m, a, b in pairs]
+    yield finding("fewer bytes", "; ".join(comparisons), all(peaks[m, a] < peaks[m, b] for m, a, b in pairs))

@@ -41,16 +41,16 @@ def check(bench: Bench) -> Iterator[Line]:
 
 def python_with_trl() -> str | None:
     """An interpreter that has TRL: that of the peers' environment if it was made, or this one."""
-    made = PROJECT / ".venv-peers" / "trl"
-    if (made / "stamp").exists():
-        return str(made / "bin" / "python")
+    peer = PROJECT / ".venv-peers" / "trl"
+    if (peer / "stamp").exists():
+        return str(peer / "bin" / "python")
     return sys.executable if find_spec("trl") else None
 
 
 def extras_of(python: str) -> list[str]:
     """Which packages that make TRL faster that interpreter has."""
-    asked = f"from importlib.util import find_spec; print(*filter(find_spec, {EXTRAS!r}))"
-    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False, timeout=600)
+    program = f"from importlib.util import find_spec; print(*filter(find_spec, {EXTRAS!r}))"
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False, timeout=600)
     return done.stdout.split()
 
 
@@ -82,14 +82,14 @@ def compared(cell: Cell, python: str, *, most: int | None = None) -> Iterator[Li
 def _run(cell: Cell, python: str, chosen: Line) -> Line:
     plain = [{"input_ids": example.input_ids, "labels": example.labels} for example in cell.examples]
     share = cell.recipe["warmup_share"]
-    told = {
+    request = {
         "weights": str(cell.weights), "recipe": cell.recipe, "seed": 1, "settings": chosen, "on_card": not cell.bench.dry,
         "rate_shares": [learning_rate_share(step, total=cell.steps, warmup_share=share) for step in range(cell.steps)],
         "train": plain, "eval": plain[:8],
     }  # fmt: skip
     try:
         done = subprocess.run(
-            [python, str(Path(peers.__file__).with_name("peer_trl.py"))], input=json.dumps(told),
+            [python, str(Path(peers.__file__).with_name("peer_trl.py"))], input=json.dumps(request),
             env=peers.peer_environment(), capture_output=True, text=True, check=False, timeout=cell.bench.left() - 2,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -97,5 +97,5 @@ def _run(cell: Cell, python: str, chosen: Line) -> Line:
     answer = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if answer is None:
         return {"detail": f"exit code {done.returncode}: {done.stderr[-300:]}"}
-    found = json.loads(answer.removeprefix("RESULT "))
-    return {**found, "tokens_per_second": sum(map(len, cell.examples)) / found["seconds"]}
+    result = json.loads(answer.removeprefix("RESULT "))
+    return {**result, "tokens_per_second": sum(map(len, cell.examples)) / result["seconds"]}

@@ -26,14 +26,14 @@ def parse(text: str) -> Line | None:
     if not (text.startswith("{") and text.endswith("\n")):
         return None
     try:
-        found = json.loads(text)
+        line = json.loads(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return line if isinstance(line, dict) else None
 
 
 @dataclass(frozen=True)
-class Seen:
+class CheckResult:
     """How a check went: its findings by name, and `error` where its process did not end well or `why` where it never began."""
 
     check: Check
@@ -48,10 +48,10 @@ class Seen:
         there."""
         if self.error is not None:
             return "failed"
-        judged = [self._word(name) for name in self.check.expects]
-        if "otherwise" in judged:
+        verdicts = [self._word(name) for name in self.check.expects]
+        if "otherwise" in verdicts:
             return "otherwise"
-        return "as expected" if "as expected" in judged else "not run"
+        return "as expected" if "as expected" in verdicts else "not run"
 
     def _word(self, name: str) -> Verdict:
         return WORDS[self.findings[name]["agrees"]] if name in self.findings else "not run"
@@ -72,9 +72,9 @@ class Seen:
         }
 
 
-def summary(seen: Sequence[Seen], *, seconds: float) -> Line:
+def summary(results: Sequence[CheckResult], *, seconds: float) -> Line:
     """The last line of a run."""
     counts = {
-        word: sum(one.verdict == word for one in seen) for word in ("as expected", "otherwise", "not run", "failed")
+        word: sum(one.verdict == word for one in results) for word in ("as expected", "otherwise", "not run", "failed")
     }
-    return {"summary": [one.summary() for one in seen], "verdicts": counts, "seconds": round(seconds, 1)}
+    return {"summary": [one.summary() for one in results], "verdicts": counts, "seconds": round(seconds, 1)}
