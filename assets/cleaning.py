@@ -14,7 +14,7 @@ from pipelines.clean.read import raw_records
 from pipelines.clean.results import queried
 from pipelines.clean.results import summary as summary_rows
 from pipelines.compare import plots
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 Metadata = dict[str, Any]
 

@@ -31,7 +31,7 @@ from pipelines.nightly.night import note_runs
 from pipelines.project import Project
 from pipelines.runs import devices
 from pipelines.runs.cells import all_attempts
-from pipelines.settings.experiments import TEACHER, is_teacher
+from pipelines.settings.judging import TEACHER, is_teacher
 
 # Metadata of a publication that later ones look up.
 LAKE, PROFILE = "version of the lake", "profile"

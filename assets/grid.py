@@ -14,7 +14,7 @@ from pipelines.compare.table import worst
 from pipelines.project import Project
 from pipelines.records.foreign_text import plain
 from pipelines.runs.cells import CellKey, latest
-from pipelines.settings.experiments import TEACHER
+from pipelines.settings.judging import TEACHER
 
 # Models side by side: a page of 1,440 pixels shows this many without scrolling.
 MAX_MODELS = 4

@@ -17,7 +17,7 @@ from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.settings import experiments as configuration
-from pipelines.settings.experiments import Profile
+from pipelines.settings.profiles import Profile
 
 GRACE_SECONDS = 10
 # Training, evaluation and the local LLM server share this pool, so that only one of them runs at a

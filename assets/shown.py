@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipelines.lake.paths import DataRoot, experiments_file
 from pipelines.settings import experiments as configuration
-from pipelines.settings.experiments import Experiments, Profile
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.profiles import Profile
 
 # Names of models and methods. A folder with another name is not a cell.
 SLUG = r"[a-z0-9][a-z0-9.-]*"

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.clean.clean import clean
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import read_file
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 
 def main() -> int:

@@ -19,7 +19,8 @@ from pipelines.errors import WorkError
 from pipelines.evaluate.statistics import wilson
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.records.reading import RawRecord
-from pipelines.settings.experiments import Cleaning, FileSource
+from pipelines.settings.cleaning import Cleaning
+from pipelines.settings.sources import FileSource
 
 LABELLED = Path(__file__).parent / "labelled" / "records.jsonl"
 PUBLIC = PROJECT.parent / "shared" / "real"

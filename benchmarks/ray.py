@@ -24,7 +24,7 @@ from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.runs.launchers.local import LocalLauncher
 from pipelines.runs.run import RunHooks
-from pipelines.settings.experiments import Ray
+from pipelines.settings.launchers import Ray
 from pipelines.train.cell import train
 from tests.ray_cluster import ray_cluster
 

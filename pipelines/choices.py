@@ -11,7 +11,9 @@ from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.runs.result import RunResult
-from pipelines.settings.experiments import DataChoice, Experiments, TrainingOverrides
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.method_settings import DataChoice
+from pipelines.settings.training import TrainingOverrides
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from pipelines.runs.command import Placement
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.run import RunHooks, Site
-from pipelines.settings.experiments import Experiments, Fingerprint, Profile, TrainingSettings
+from pipelines.settings.experiments import Experiments
 from pipelines.settings.methods import traits_of
+from pipelines.settings.nightly import Fingerprint
+from pipelines.settings.profiles import Profile
+from pipelines.settings.training import TrainingSettings
 from pipelines.weights import store
 
 ANY: tuple[str, ...] = get_args(Fingerprint)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.settings.experiments import Experiments, Method, TrainingSettings
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.method_settings import Method
 from pipelines.settings.methods import FOUR_BITS, SHORT_FORM
 from pipelines.settings.retrieval import Retrieval
+from pipelines.settings.training import TrainingSettings
 from pipelines.weights import store
 
 # What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.

@@ -9,7 +9,7 @@ from pipelines.clean.clean import CleaningResult, clean, examples, rejects
 from pipelines.clean.read import CORPUS
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.records.reading import RawRecord, read_corpus
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 SETTINGS = Cleaning()
 GOOD = {

@@ -35,7 +35,8 @@ from pipelines.compare.compare import published_rows
 from pipelines.lake.paths import PROJECT
 from pipelines.nightly.alert import WEBHOOK
 from pipelines.runs import cells
-from pipelines.settings.experiments import Nightly, load
+from pipelines.settings.experiments import load
+from pipelines.settings.nightly import Nightly
 from tests.project import MODEL, TinyProject
 
 DATA = [corpus_records, local_records, generated_records, sft_examples, provider_comparison]

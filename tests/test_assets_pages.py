@@ -29,7 +29,8 @@ from pipelines.compare.columns.registry import TABLES
 from pipelines.compare.show import SHOWN
 from pipelines.errors import UsageError
 from pipelines.lake.paths import PROJECT
-from pipelines.settings.experiments import Pages, load
+from pipelines.settings.dagster_pages import Pages
+from pipelines.settings.experiments import load
 from tests.project import MODEL, TinyProject
 
 DG = str(Path(sys.executable).parent / "dg")

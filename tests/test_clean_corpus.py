@@ -13,7 +13,7 @@ from pipelines.clean.clean import clean, examples
 from pipelines.clean.read import corpus_records
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.records.reading import read_corpus
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 CORPUS = PROJECT / "data" / "corpus.json"
 

@@ -23,7 +23,8 @@ from pipelines.errors import UsageError, WorkError
 from pipelines.lake.paths import DataRoot
 from pipelines.records import reading
 from pipelines.records.reading import RawRecord, read_file
-from pipelines.settings.experiments import Cleaning, FileSource, HubSource
+from pipelines.settings.cleaning import Cleaning
+from pipelines.settings.sources import FileSource, HubSource
 from tests.project import TinyProject
 from tests.sft_records import SETTINGS, contents, prose, stories, story
 
@@ -390,7 +391,7 @@ CLEAN_LOOP = """
 import sys
 from pathlib import Path
 from pipelines.clean.clean import clean
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 from pipelines.lake.paths import DataRoot
 from tests.sft_records import stories
 print("started", flush=True)

@@ -13,7 +13,7 @@ from pipelines.cli import main
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import RawRecord
 from pipelines.records.shapes.mapping import map_fields
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 from tests.project import TinyProject
 from tests.sft_records import SETTINGS, prose, stories, verdicts, words
 

@@ -10,7 +10,7 @@ from pipelines.clean.personal_data import is_card, is_resident_number
 from pipelines.clean.reasons import REASONS
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import RawRecord
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 from tests.sft_records import GOOD, SETTINGS, prose, stories, story, verdicts
 
 LENGTHS = Cleaning(min_prompt_chars=8, min_output_chars=20)

@@ -16,7 +16,8 @@ from pipelines.clean.reasons import REASONS
 from pipelines.errors import WorkError
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import RawRecord
-from pipelines.settings.experiments import Cleaning, FileSource
+from pipelines.settings.cleaning import Cleaning
+from pipelines.settings.sources import FileSource
 from tests.sft_records import GOOD, SETTINGS, contents, sides, stories, story, verdicts
 
 

@@ -19,7 +19,8 @@ from pipelines.nightly.due import TRIES
 from pipelines.recipe import OUTSIDE_RECIPE
 from pipelines.runs.launchers.ray import code
 from pipelines.settings import page as settings_page
-from pipelines.settings.experiments import Experiments, TrainingOverrides, load
+from pipelines.settings.experiments import Experiments, load
+from pipelines.settings.training import TrainingOverrides
 
 PAGES = {
     path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from pipelines.evaluate.metrics import Scores, contains, exact_match, json_valid
 from pipelines.lake.files import read_json, stable_hash, write_json
 from pipelines.lake.warehouse import connect
 from pipelines.settings import experiments
-from pipelines.settings.experiments import EvaluationSettings
+from pipelines.settings.evaluation import EvaluationSettings
 from pipelines.settings.json_schemas import require_schema
 from pipelines.settings.metrics import Metric
 from pipelines.train.trainer.prompts import PromptFormat

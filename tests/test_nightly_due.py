@@ -15,7 +15,7 @@ from pipelines.nightly import night
 from pipelines.nightly.due import Due, due_cells
 from pipelines.nightly.night import Done
 from pipelines.runs.status import Status
-from pipelines.settings.experiments import Nightly
+from pipelines.settings.nightly import Nightly
 from pipelines.train.cell import train
 from pipelines.weights import hub
 from tests.fakes import planted

@@ -21,7 +21,7 @@ from pipelines.runs import cells
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import RunHooks
 from pipelines.runs.status import Status
-from pipelines.settings.experiments import Nightly
+from pipelines.settings.nightly import Nightly
 from pipelines.train.cell import train
 from pipelines.upkeep import prune
 from tests.fakes import planted

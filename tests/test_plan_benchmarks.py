@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.plan.plan import tokens_of
 from pipelines.plan.seconds import Asked, Past, Rate, Work, foretell
-from pipelines.settings.experiments import Benchmark
+from pipelines.settings.evaluation import Benchmark
 
 RECIPE: dict[str, Any] = {"kind": "full", "quantization": None, "gradient_checkpointing": False}
 WORK = Work("m", "full", RECIPE, 100, 6000, 50)

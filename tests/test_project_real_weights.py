@@ -24,7 +24,8 @@ from pipelines.lake.weights_record import RECORD
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey
 from pipelines.settings import experiments as configuration
-from pipelines.settings.experiments import Experiments, Source
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.model_settings import Source
 from pipelines.train.cell import train
 from pipelines.weights import store
 from tests.project import MODEL

@@ -26,7 +26,10 @@ from pipelines.retrieval.embedding_model import NOT_CONFIGURED
 from pipelines.runs import cells, devices
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.runs.run import RunHooks
-from pipelines.settings.experiments import EvaluationSettings, Judging, Method, load
+from pipelines.settings.evaluation import EvaluationSettings
+from pipelines.settings.experiments import load
+from pipelines.settings.judging import Judging
+from pipelines.settings.method_settings import Method
 from pipelines.settings.retrieval import Embeddings
 from pipelines.train.trainer.conversations import question
 from tests.asking import KEYS, PRICE

@@ -25,7 +25,7 @@ CHILDREN = (TRAINS, EVALUATES, EXPORTS)
 PARENTS_SIDE = (
     "train/cell.py", "evaluate/cell.py", "evaluate/judge.py", "evaluate/answers.py", "evaluate/teacher.py", "runs/cells.py",
     "runs/restart.py", "runs/launchers/local.py", "runs/launchers/ray/launcher.py",
-    "settings/experiments.py", "weights/store.py", "cli/console.py",
+    "settings/experiments.py", "settings/profiles.py", "settings/training.py", "weights/store.py", "cli/console.py",
     "compare/table.py", "nightly/night.py",
 )  # fmt: skip
 

@@ -14,7 +14,9 @@ from pipelines.hardware import machine
 from pipelines.lake.files import write_json, write_jsonl
 from pipelines.lake.paths import PROJECT, DataRoot
 from pipelines.settings import experiments
-from pipelines.settings.experiments import Experiments, Method, TrainingOverrides, profile_name
+from pipelines.settings.experiments import Experiments, profile_name
+from pipelines.settings.method_settings import Method
+from pipelines.settings.training import TrainingOverrides
 
 SMALL = """\
 models:

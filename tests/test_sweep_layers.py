@@ -21,7 +21,7 @@ from pipelines.extras.export.gguf_file import write_gguf
 from pipelines.extras.export.native import LlamaCpp
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks
-from pipelines.settings.experiments import Model
+from pipelines.settings.model_settings import Model
 from pipelines.sweep import layers as sweeping
 from tests.fakes.planted import Lake, lake, row
 from tests.in_process import InProcess, clean_for

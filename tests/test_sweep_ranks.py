@@ -10,7 +10,7 @@ from pipelines import cli
 from pipelines.compare.plots import swept_ranks
 from pipelines.compare.table import Row
 from pipelines.errors import UsageError
-from pipelines.settings.experiments import Method
+from pipelines.settings.method_settings import Method
 from pipelines.sweep import ranks as sweeping
 from tests.fakes.planted import Lake, lake
 

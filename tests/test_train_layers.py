@@ -18,7 +18,7 @@ from pipelines.estimate.question import config_of
 from pipelines.lake.files import read_object, stable_hash, write_json
 from pipelines.lake.weights_record import RECORD
 from pipelines.settings import experiments as configuration
-from pipelines.settings.experiments import Model
+from pipelines.settings.model_settings import Model
 from pipelines.train import chosen_layers
 from pipelines.train import shorten as shortening
 from pipelines.train.provenance import base_of, front_matter

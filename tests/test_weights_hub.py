@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipelines.clean.read import hub_records
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.lake.weights_record import RECORD, revision_of
-from pipelines.settings.experiments import HubSource
+from pipelines.settings.sources import HubSource
 from pipelines.weights import hub, hub_download
 from pipelines.weights.hub_download import Downloaded, download
 from tests.fakes.hub import Hub, Repo, serving

@@ -18,7 +18,7 @@ from pipelines.clean.stage import stage
 from pipelines.clean.work import workspace
 from pipelines.lake.paths import DataRoot
 from pipelines.records.reading import RawRecord
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 __all__ = ["CleaningResult", "clean", "current", "examples", "rejects"]
 

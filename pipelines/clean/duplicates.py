@@ -19,7 +19,7 @@ from pipelines.clean.rules import quoted
 from pipelines.clean.shared_text import COMPARED, SharedText, find_shared
 from pipelines.clean.shingles import Indexes
 from pipelines.clean.work import Work
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 # Texts held in memory at once.
 RANGE = 20_000

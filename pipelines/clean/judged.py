@@ -14,7 +14,7 @@ from pipelines.clean import echo, encoding, placeholders, refusals, repetition
 from pipelines.clean.exchange import Exchange, exchanges
 from pipelines.clean.rules import ANSWERS, TEXT, quoted
 from pipelines.clean.work import Work
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 Judge = Callable[[list[Exchange]], str | None]
 HOLES = r"[\[<({_○◯〇【«]|INSERT|YOUR|\$X|[OＯX]{2}|(?i:lorem ipsum|insert|enter your)|여기에|이곳에"

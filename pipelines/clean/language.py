@@ -18,7 +18,7 @@ from pipelines.clean import prose
 from pipelines.clean.asked_languages import asks_for_another
 from pipelines.clean.scripts import FUNCTION_WORDS, letters_of, main_script, script_shares, scripts_of
 from pipelines.clean.work import Work
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 # A text with fewer letters is not judged by itself.
 MIN_LETTERS = 20

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.clean.rules import TEXT, quoted
 from pipelines.clean.stage import COLUMNS, restaged
 from pipelines.clean.work import Work
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 Check = Callable[[str], bool]
 

@@ -12,7 +12,8 @@ from pipelines.lake.files import announce
 from pipelines.lake.paths import DataRoot
 from pipelines.records import parquet_values
 from pipelines.records.reading import RawRecord, Say, Side, expand, read_corpus, read_file
-from pipelines.settings.experiments import Experiments, FileSource, HubSource
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.sources import FileSource, HubSource
 from pipelines.weights import hub
 
 CORPUS = "corpus"

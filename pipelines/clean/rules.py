@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipelines.clean.comparable import UNSEEN
 from pipelines.clean.work import Work
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 TEXT = "concat_ws(chr(10), instruction, input, output, messages)"
 # SQL for every answer that is learned.

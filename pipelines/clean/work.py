@@ -14,7 +14,7 @@ from pipelines.errors import WorkError
 from pipelines.lake import disk
 from pipelines.lake.files import locked, make_folder
 from pipelines.lake.paths import DataRoot
-from pipelines.settings.experiments import Cleaning
+from pipelines.settings.cleaning import Cleaning
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipelines.records.text_encoding import Encoding
 
 if TYPE_CHECKING:
     from pipelines.project import Project
-    from pipelines.settings.experiments import FileSource
+    from pipelines.settings.sources import FileSource
 
 
 def generate(arguments: Arguments) -> int:
@@ -189,7 +189,7 @@ def _named_files(arguments: Arguments) -> list[FileSource]:
     from pydantic import ValidationError
 
     from pipelines.records.reading import explain
-    from pipelines.settings.experiments import FileSource
+    from pipelines.settings.sources import FileSource
 
     try:
         return [

@@ -17,7 +17,8 @@ from pipelines.generate.providers import missing_key
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.status import Status
-from pipelines.settings.experiments import Experiments, Teacher
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.judging import Teacher
 
 
 def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:

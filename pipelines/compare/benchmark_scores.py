@@ -18,7 +18,7 @@ from pipelines.evaluate.statistics import wilson, win_rate_interval
 from pipelines.lake.files import read_jsonl, stable_hash
 from pipelines.runs.cells import Evaluation
 from pipelines.settings.column_names import column_name
-from pipelines.settings.experiments import EvaluationSettings
+from pipelines.settings.evaluation import EvaluationSettings
 
 Row = dict[str, Any]
 Key = tuple[str, str]  # a task, and the hash of one of its questions

@@ -24,7 +24,8 @@ from pipelines.lake.schema import count, text
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
-from pipelines.settings.experiments import Experiments, Method
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.method_settings import Method
 
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table

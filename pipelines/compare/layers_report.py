@@ -12,7 +12,8 @@ from pipelines.compare.drawing import Kind
 from pipelines.compare.show import row_text
 from pipelines.lake.schema import count, text
 from pipelines.project import Project
-from pipelines.settings.experiments import Experiments, Model
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.model_settings import Model
 
 Row = dict[str, Any]
 TITLE = "Fewer layers"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.compare.outside import of_profile
-from pipelines.settings.experiments import is_teacher
+from pipelines.settings.judging import is_teacher
 
 Row = dict[str, Any]
 MOST = 3  # values of one kind; the others are counted

@@ -32,8 +32,8 @@ from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.result import RunResult
 from pipelines.runs.spec import RunSpec
 from pipelines.runs.status import SEVERITY
-from pipelines.settings.experiments import Model
 from pipelines.settings.methods import optimizer_of, traits_of
+from pipelines.settings.model_settings import Model
 from pipelines.train import chosen_layers
 from pipelines.train.trainer.fast_paths import covers_adapters
 from pipelines.weights import shortened

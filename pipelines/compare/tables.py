@@ -50,7 +50,8 @@ from pipelines.lake.schema import Table
 from pipelines.lake.warehouse import arrow_table
 from pipelines.runs import cells
 from pipelines.runs.cells import Attempt, Evaluation
-from pipelines.settings.experiments import EvaluationSettings, Experiments
+from pipelines.settings.evaluation import EvaluationSettings
+from pipelines.settings.experiments import Experiments
 from pipelines.settings.methods import optimizer_of
 
 

@@ -14,8 +14,8 @@ from pipelines.project import Project, Resolved
 from pipelines.runs import predictions
 from pipelines.runs.cells import Attempt
 from pipelines.runs.predictions import answer_file
-from pipelines.settings.experiments import Model
 from pipelines.settings.methods import traits_of
+from pipelines.settings.model_settings import Model
 from pipelines.weights import shipped, shortened, store
 
 Json = dict[str, Any]

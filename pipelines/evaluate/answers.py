@@ -19,7 +19,7 @@ from pipelines.generate.verdicts import Reply, to_ask, unreadable_in
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.cells import CellKey, Evaluation
-from pipelines.settings.experiments import Teacher
+from pipelines.settings.judging import Teacher
 
 Row = dict[str, Any]
 # The two roles of the judge: it scores one answer, or compares two.

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.evaluate.benchmarks import BenchmarkSpec
 from pipelines.settings import benchmarks
-from pipelines.settings.experiments import Benchmark, EvaluationSettings
+from pipelines.settings.evaluation import Benchmark, EvaluationSettings
 
 Json = dict[str, Any]
 

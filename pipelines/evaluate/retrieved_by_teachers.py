@@ -22,7 +22,7 @@ from pipelines.recipe import looked_up
 from pipelines.retrieval import embedding_model, rewrites, sources
 from pipelines.retrieval.inert import holds_common_mark, inert
 from pipelines.retrieval.ranking import Embed
-from pipelines.settings.experiments import Teacher
+from pipelines.settings.judging import Teacher
 from pipelines.settings.providers import Provider
 from pipelines.settings.retrieval import Retrieval
 from pipelines.train.trainer.conversations import conversation, spoken, with_shots

@@ -14,7 +14,7 @@ from pipelines.generate.answers import ended
 from pipelines.generate.journal import Journal, Request
 from pipelines.generate.providers import enabled
 from pipelines.project import Project, Resolved
-from pipelines.settings.experiments import Teacher
+from pipelines.settings.judging import Teacher
 from pipelines.train.trainer.conversations import calls_tools, conversation, question, spoken
 
 Record = dict[str, Any]

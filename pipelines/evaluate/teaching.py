@@ -13,7 +13,7 @@ from pipelines.generate.journal import Journal, Request
 from pipelines.generate.judge import ask_enabled
 from pipelines.generate.send import Tally
 from pipelines.project import Project, Resolved
-from pipelines.settings.experiments import Teacher
+from pipelines.settings.judging import Teacher
 from pipelines.weights import store
 
 Row = dict[str, Any]

@@ -19,7 +19,7 @@ from pipelines.nightly.due import Due, due_cells
 from pipelines.project import Project
 from pipelines.runs import cells
 from pipelines.runs.clock import now
-from pipelines.settings.experiments import Nightly
+from pipelines.settings.nightly import Nightly
 
 TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
 AHEAD_HOURS = 0.25  # a clock that is set right by less tells nothing wrong of a night

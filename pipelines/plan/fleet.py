@@ -13,7 +13,8 @@ from pipelines.estimate.estimate import machine_gb
 from pipelines.hardware import machine
 from pipelines.records.expected import NO_VALUE, what_is_wrong
 from pipelines.runs.launchers.chosen import launcher_for
-from pipelines.settings.experiments import Profile, parse
+from pipelines.settings.experiments import parse
+from pipelines.settings.profiles import Profile
 from pipelines.settings.strict import Slug, Strict
 from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 

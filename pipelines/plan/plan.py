@@ -22,7 +22,7 @@ from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.predictions import memory_gb
 from pipelines.settings import benchmarks
-from pipelines.settings.experiments import Benchmark
+from pipelines.settings.evaluation import Benchmark
 from pipelines.settings.methods import traits_of
 
 Json = dict[str, Any]

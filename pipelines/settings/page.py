@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from pipelines.lake.files import write_text
 from pipelines.lake.paths import PROJECT
-from pipelines.settings.experiments import Experiments, TrainingOverrides, TrainingSettings
+from pipelines.settings.experiments import Experiments
 from pipelines.settings.methods import DEFAULT_RATES
+from pipelines.settings.training import TrainingOverrides, TrainingSettings
 
 PATH = PROJECT / "docs" / "settings.md"
 COMMAND = "python -m pipelines.settings.page"

@@ -13,6 +13,7 @@ from pipelines.settings.yaml_file import cut
 
 Slug = Annotated[str, Field(pattern=SLUG)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):

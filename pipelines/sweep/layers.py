@@ -16,7 +16,9 @@ from pipelines.project import Project
 from pipelines.records.foreign_text import one_line
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import RunHooks
-from pipelines.settings.experiments import Experiments, Model, Profile, Source
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.model_settings import Model, Source
+from pipelines.settings.profiles import Profile
 from pipelines.sweep.cells import doubts, make_current, table_of
 from pipelines.weights import shortened, store
 

@@ -18,7 +18,8 @@ from pipelines.lake.schema import real
 from pipelines.project import Project
 from pipelines.runs.cells import Attempt
 from pipelines.runs.run import RunHooks
-from pipelines.settings.experiments import Experiments, Method
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.method_settings import Method
 from pipelines.settings.methods import SHORT
 from pipelines.sweep.cells import doubts, make_current, table_of
 

@@ -7,7 +7,7 @@ from pipelines.clean.clean import current
 from pipelines.clean.select import Selected, Selection, select
 from pipelines.errors import UsageError
 from pipelines.lake.paths import DataRoot
-from pipelines.settings.experiments import Model
+from pipelines.settings.model_settings import Model
 from pipelines.weights import shortened, store
 
 RECORDS = 64  # train records that the distances are means over

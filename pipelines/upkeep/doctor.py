@@ -19,7 +19,8 @@ from pipelines.runs.command import Placement
 from pipelines.runs.launchers.chosen import launcher_for
 from pipelines.runs.process import child_environment
 from pipelines.settings import benchmarks
-from pipelines.settings.experiments import Experiments, Profile
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.profiles import Profile
 from pipelines.settings.providers import Provider
 from pipelines.weights import store
 

@@ -25,7 +25,8 @@ from pipelines.lake.files import announce, file_sha256, locked, read_json, stabl
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.weights_record import RECORD, record_of, revision_of
 from pipelines.runs.process import child_environment, stop_group
-from pipelines.settings.experiments import Experiments, Model, Source
+from pipelines.settings.experiments import Experiments
+from pipelines.settings.model_settings import Model, Source
 from pipelines.weights import hub, hub_download, shipped, shortened
 from pipelines.weights.content import content_of, newest_change
 

@@ -1,7 +1,7 @@
 """What a launcher is: it starts a run's command in its folder, and answers what only it can know. The launchers beside this file
 are siblings: each is one module, named as the profile names it, and whoever uses it does not know which one is at work.
 
-A new launcher is a new module here with its `LAUNCHER` class; its name and its settings stand in pipelines/settings/experiments.py.
+A new launcher is a new module here with its `LAUNCHER` class; its name and its settings stand in pipelines/settings/launchers.py.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,8 @@ from typing import get_args
 
 from pipelines.lake.files import announce
 from pipelines.runs.launchers.base import Launcher
-from pipelines.settings.experiments import LauncherName, Profile
+from pipelines.settings.launchers import LauncherName
+from pipelines.settings.profiles import Profile
 
 SEVERAL = "torchrun"  # who starts one run's several processes within one machine
 

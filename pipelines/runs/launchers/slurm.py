@@ -25,7 +25,7 @@ from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted
 from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, ending_in, order
 from pipelines.runs.process import KEYS
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
-from pipelines.settings.experiments import Slurm
+from pipelines.settings.launchers import Slurm
 
 COMMAND_SECONDS = 60.0  # Slurm's own clients give up after 9 to 20 s where the controller does not answer
 LOOK_SECONDS = 0.5  # between two looks into the attempt's folder

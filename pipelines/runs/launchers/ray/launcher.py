@@ -19,7 +19,7 @@ from pipelines.runs.launchers.ray.jobs import Job, JobServer
 from pipelines.runs.launchers.ray.parcel import Inbox, pack
 from pipelines.runs.launchers.ray.store import Store, StoreError
 from pipelines.runs.spec import RunSpec, spec_in
-from pipelines.settings.experiments import Ray
+from pipelines.settings.launchers import Ray
 
 LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
