@@ -54,15 +54,15 @@ def questions(name: str, *, limit: int | None = None, shots: int = 0) -> list[Qu
     """The first `limit` questions of a set that ships, each behind the first `shots` solved examples, as the harness asks them."""
     task = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
-    def asked(item: Json) -> str:
+    def prompt_of(item: Json) -> str:
         return task["doc_to_text"].replace("{{question}}", item["question"])
 
-    solved = [
-        asked(one) + task["target_delimiter"] + one["choices"][one["answer"]] + task["fewshot_delimiter"]
+    examples = [
+        prompt_of(one) + task["target_delimiter"] + one["choices"][one["answer"]] + task["fewshot_delimiter"]
         for one in _read(f"{name}_shots")[:shots]
     ]
     return [
-        Question(one["id"], one["category"], "".join(solved) + asked(one), tuple(one["choices"]), one["answer"])
+        Question(one["id"], one["category"], "".join(examples) + prompt_of(one), tuple(one["choices"]), one["answer"])
         for one in _read(name)[:limit]
     ]
 
@@ -114,9 +114,9 @@ def read_task(path: Path) -> Json:
         # a safe loader that refuses more
         task = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoTags)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path}: {said[:300] or type(error).__name__}; expected a task file of lm-evaluation-harness"
+            f"{path}: {reason[:300] or type(error).__name__}; expected a task file of lm-evaluation-harness"
         ) from None
     if (
         not isinstance(task, dict)
@@ -126,9 +126,10 @@ def read_task(path: Path) -> Json:
         raise ValueError(
             f"{path}: expected a mapping with `task` and `dataset_path`, as lm-evaluation-harness has its tasks"
         )
-    if found := sorted(_keys(task) & set(CODE_KEYS)):
+    if code_keys := sorted(_keys(task) & set(CODE_KEYS)):
         raise ValueError(
-            f"{path}: {', '.join(found)}: refused, since the harness would run other code by it; write the task out in this file"
+            f"{path}: {', '.join(code_keys)}: refused, since the harness would run other code by it; "
+            "write the task out in this file"
         )
     return _placed(task, path.parent)
 
@@ -157,10 +158,10 @@ def task_content(task: Json) -> str:
 
 def _with_files(task: Json, change: Callable[[str], Any]) -> Json:
     """The task with each name of a file changed."""
-    named = _named_files(task)
-    if not named:
+    data_files = _named_files(task)
+    if not data_files:
         return task
-    return task | {"dataset_kwargs": task["dataset_kwargs"] | {"data_files": _mapped(named, change)}}
+    return task | {"dataset_kwargs": task["dataset_kwargs"] | {"data_files": _mapped(data_files, change)}}
 
 
 def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
@@ -206,8 +207,8 @@ def require(tasks: list[str]) -> None:
 def is_known(task: str) -> bool:
     """Whether the installed harness has a task, a group or a tag of that name. Its files are searched, since importing it takes
     longer than all else that a command does before it starts a cell."""
-    found = find_spec(HARNESS)
-    folder = Path(found.origin).parent / "tasks" if found and found.origin else None
-    wanted = re.compile(rf"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:\s*)?[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
+    module = find_spec(HARNESS)
+    folder = Path(module.origin).parent / "tasks" if module and module.origin else None
+    pattern = re.compile(rf"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:\s*)?[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
     files = folder.rglob("*.yaml") if folder else ()
-    return any(wanted.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
+    return any(pattern.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)

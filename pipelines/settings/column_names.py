@@ -28,7 +28,7 @@ def require_columns(kind: str, names: Sequence[str], endings: Sequence[str]) -> 
     Raises:
         ValueError: a name that makes no column, or one that is there already; two that make the same one, endings included.
     """
-    made: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for name in names:
         _require_name(kind, name)
         for ending in endings:
@@ -37,11 +37,11 @@ def require_columns(kind: str, names: Sequence[str], endings: Sequence[str]) -> 
                 raise ValueError(
                     f"got the name {name!r}, whose column {column} is there for all {kind}s; give it another"
                 )
-            if column in made:
+            if column in owners:
                 raise ValueError(
-                    f"{made[column]!r} and {name!r} both make the column {column}; give each {kind} a name of its own"
+                    f"{owners[column]!r} and {name!r} both make the column {column}; give each {kind} a name of its own"
                 )
-            made[column] = name
+            owners[column] = name
 
 
 def _require_name(kind: str, name: str) -> None:

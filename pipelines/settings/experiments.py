@@ -134,7 +134,7 @@ class Experiments(Strict):
         }
         traits = chosen_method.traits
         decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[traits.rate]}
-        named: float | None = None  # by the levels below auto
+        single_rate: float | None = None  # by the levels below auto
         for name, level in levels.items():
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
@@ -142,26 +142,26 @@ class Experiments(Strict):
             if level.checkpoint_every_minutes is not None and level.checkpoint_every_steps is None:
                 decided.pop("checkpoint_every_steps", None)  # the nearer level decides by what
             if (rate := level.rate_for(traits.rate)) is not None:
-                named = rate if isinstance(rate, float) else named
+                single_rate = rate if isinstance(rate, float) else single_rate
                 source = level.learning_rate_source or name if isinstance(rate, float) else "search"
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
         if decided["learning_rate"] == "auto":
-            decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits, named)}
+            decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits, single_rate)}
         return TrainingSettings(**decided)
 
     def _overrides_in(self, profile: str, model: str, method: str) -> TrainingOverrides:
         """What the profile says of the pair alone; of a model that is made from another, what it says of that one's."""
-        found, known = self.profile(profile).overrides, self.models.get(model)
-        while known and model not in found and (model := known.source.parent or ""):
-            known = self.models.get(model)
-        return found.get(model, {}).get(method, TrainingOverrides())
+        overrides, ancestor = self.profile(profile).overrides, self.models.get(model)
+        while ancestor and model not in overrides and (model := ancestor.source.parent or ""):
+            ancestor = self.models.get(model)
+        return overrides.get(model, {}).get(method, TrainingOverrides())
 
     def targets_for(self, model: str, settings: TrainingSettings) -> list[str] | str:
         """Names of the modules that get an adapter; `auto`: those that are found in the model."""
         if isinstance(settings.targets, list):
             return settings.targets
-        chosen = self.model(model)
-        return chosen.attention_targets if settings.targets == "attention" else chosen.lora_targets
+        spec = self.model(model)
+        return spec.attention_targets if settings.targets == "attention" else spec.lora_targets
 
     def _apis_named(self) -> Iterator[tuple[Place, str]]:
         """Every place that names a provider to be asked over an API."""
@@ -240,9 +240,9 @@ def parse(path: Path) -> tuple[Any, Lines]:
     return read(path, "set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.")
 
 
-def profile_name(experiments: Experiments, wanted: str | None) -> str:
+def profile_name(experiments: Experiments, request: str | None) -> str:
     """The profile to run: `wanted`, or for auto (or nothing) `gpu` with CUDA, else `local`."""
-    name = wanted or "auto"
+    name = request or "auto"
     if name == "auto":
         name = "gpu" if machine.cuda_name() and "gpu" in experiments.profiles else "local"
     experiments.profile(name)

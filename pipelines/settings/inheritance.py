@@ -10,27 +10,27 @@ from pipelines.settings.yaml_file import Lines, cut, where
 
 def with_parents(models: dict[str, Any], name: str) -> Any:
     """What the file says of a model, and before it what it says of those that the model is made from."""
-    said = models[name]
+    merged = models[name]
     for parent in _parents(models, name):
         inherited = models[parent] if isinstance(models.get(parent), dict) else {}
-        overrides = {**_overrides(inherited), **_overrides(said)}
-        said = {**inherited, **said, **({"overrides": overrides} if overrides else {})}
-    return said
+        overrides = {**_overrides(inherited), **_overrides(merged)}
+        merged = {**inherited, **merged, **({"overrides": overrides} if overrides else {})}
+    return merged
 
 
 def _overrides(model: Any) -> dict[str, Any]:
-    found = model.get("overrides") if isinstance(model, dict) else None
-    return found if isinstance(found, dict) else {}
+    overrides = model.get("overrides") if isinstance(model, dict) else None
+    return overrides if isinstance(overrides, dict) else {}
 
 
 def _parents(models: dict[str, Any], name: str) -> list[str]:
     """The model that this one is made from, the one that that is made from, and so on; a name that stands there twice ends it."""
-    found = [name]
-    while isinstance(parent := _parent_in(models.get(found[-1])), str):
-        found.append(parent)
-        if parent in found[:-1]:
+    chain = [name]
+    while isinstance(parent := _parent_in(models.get(chain[-1])), str):
+        chain.append(parent)
+        if parent in chain[:-1]:
             break
-    return found[1:]
+    return chain[1:]
 
 
 def require_parents(path: Path, data: Any, lines: Lines) -> None:
@@ -40,8 +40,8 @@ def require_parents(path: Path, data: Any, lines: Lines) -> None:
         chain = [name, *_parents(models, name)]
         place = where(path, lines, ("models", name, "source", "from"))
         if chain[-1] in chain[:-1]:
-            told = " is made from ".join(map(str, chain))
-            raise UsageError(f"{place}: {told}; expected a model with weights of its own at the end")
+            words = " is made from ".join(map(str, chain))
+            raise UsageError(f"{place}: {words}; expected a model with weights of its own at the end")
         if chain[-1] not in models:
             others = [str(one) for one in models if one != name]
             raise UsageError(f"{place}: got {cut(repr(chain[-1]))}; {expected_one_of(chain[-1], others)}")

@@ -17,12 +17,12 @@ def require_schema(schema: Any) -> None:
 
     if not isinstance(schema, dict | bool):
         raise ValueError(f"not a JSON schema: got {cut(repr(schema))}; expected an object")
-    named = schema.get("$schema") if isinstance(schema, dict) else None
+    dialect = schema.get("$schema") if isinstance(schema, dict) else None
     newest: Any = jsonschema.Draft202012Validator
-    draft: Any = validator_for({"$schema": named}, default=None) if isinstance(named, str) else None  # type: ignore[arg-type]
-    if named is not None and draft is None:
+    draft: Any = validator_for({"$schema": dialect}, default=None) if isinstance(dialect, str) else None  # type: ignore[arg-type]
+    if dialect is not None and draft is None:
         raise ValueError(
-            f"$schema: got {cut(repr(named))}; expected {newest.META_SCHEMA['$schema']}, or that of an earlier draft"
+            f"$schema: got {cut(repr(dialect))}; expected {newest.META_SCHEMA['$schema']}, or that of an earlier draft"
         )
     draft = draft or newest
     try:

@@ -25,9 +25,9 @@ LIKE_LORA = ("LORA", "ADALORA")
 UNKNOWN = 2e-3  # the middle of what is tried for an adapter that nobody names a rate for
 
 
-def default_of(traits: Traits, named: float | None = None) -> float:
+def default_of(traits: Traits, fallback: float | None = None) -> float:
     """The rate to train with where none can be searched for: that of PEFT's comparison, else the one `named` for the kind."""
-    return KNOWN_RATES.get(traits.peft_type or "", named or DEFAULT_RATES[traits.rate])
+    return KNOWN_RATES.get(traits.peft_type or "", fallback or DEFAULT_RATES[traits.rate])
 
 
 def grid_of(traits: Traits) -> list[float]:

@@ -53,25 +53,25 @@ class Method(TrainingOverrides):
 
     @model_validator(mode="after")
     def _own_settings(self) -> "Method":
-        of_kind = Traits(self.kind)
-        if of_kind.is_short and self.rank is None:
+        traits = Traits(self.kind)
+        if traits.is_short and self.rank is None:
             raise ValueError(f"kind {self.kind} needs rank (8, 128, ...)")
-        own = [name for name in SHORT_FORM if getattr(self, name)]
-        if own and not of_kind.is_short:
-            raise ValueError(f"{', '.join(own)}: such settings belong to kind lora, not {self.kind}")
-        if self.quantization and not of_kind.can_quantize:
+        names = [name for name in SHORT_FORM if getattr(self, name)]
+        if names and not traits.is_short:
+            raise ValueError(f"{', '.join(names)}: such settings belong to kind lora, not {self.kind}")
+        if self.quantization and not traits.can_quantize:
             raise ValueError(f"quantization: only the base of an adapter is quantized, not that of kind {self.kind}")
         if self.double_quantization is not None and self.quantization not in FOUR_BITS:
             raise ValueError("double_quantization needs quantization: nf4 or fp4")
-        self._check_prompt(of_kind)
-        if self.data and not of_kind.trains:
+        self._check_prompt(traits)
+        if self.data and not traits.trains:
             raise ValueError(f"kind {self.kind} trains on nothing: data does not belong to it")
         return self
 
-    def _check_prompt(self, of_kind: Traits) -> None:
-        if self.shots and not of_kind.can_have_shots:
+    def _check_prompt(self, traits: Traits) -> None:
+        if self.shots and not traits.can_have_shots:
             raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
-        if self.retrieval and not of_kind.can_have_shots:
+        if self.retrieval and not traits.can_have_shots:
             raise ValueError(f"retrieval: what is looked up for the prompt belongs to kind none, not {self.kind}")
         if self.retrieval and self.shots:
             raise ValueError("shots and retrieval both fill the prompt: leave one out")
@@ -89,13 +89,13 @@ class Method(TrainingOverrides):
 
     @model_validator(mode="after")
     def _loras_optimizers(self) -> "Method":
-        asked = {"loraplus_lr_ratio": self.loraplus_lr_ratio, "optimizer: lorafa": self.optimizer == LORA_FA}
-        named = [name for name, is_set in asked.items() if is_set]
-        if named and self.traits.peft_type != "LORA":
+        options = {"loraplus_lr_ratio": self.loraplus_lr_ratio, "optimizer: lorafa": self.optimizer == LORA_FA}
+        names = [name for name, is_set in options.items() if is_set]
+        if names and self.traits.peft_type != "LORA":
             raise ValueError(
-                f"{named[0]}: only LoRA has an A and a B: expected kind lora, or adapter with peft_type LORA"
+                f"{names[0]}: only LoRA has an A and a B: expected kind lora, or adapter with peft_type LORA"
             )
-        if len(named) == 2:
+        if len(names) == 2:
             raise ValueError("loraplus_lr_ratio and optimizer: lorafa exclude each other: LoRA-FA does not train A")
         return self
 
@@ -109,5 +109,5 @@ class Method(TrainingOverrides):
         """What the rest of the code must know of the method."""
         if self.peft is not None:
             return Traits(self.kind, own_form(self.peft), self.quantization)
-        given = short_form(self.model_dump()) if Traits(self.kind).is_short else {}
-        return Traits(self.kind, given, self.quantization)
+        settings = short_form(self.model_dump()) if Traits(self.kind).is_short else {}
+        return Traits(self.kind, settings, self.quantization)

@@ -81,20 +81,20 @@ class Traits:
     @property
     def rank(self) -> int | None:
         """The adapter's rank, where the settings name one; where ranks move, the mean that they end with."""
-        given = self.peft.get("target_r" if self.moves_ranks else "r")
-        return given if type(given) is int and 0 < given < MOST_RANK else None
+        rank = self.peft.get("target_r" if self.moves_ranks else "r")
+        return rank if type(rank) is int and 0 < rank < MOST_RANK else None
 
     @property
     def alpha(self) -> float | None:
         """The adapter's scaling factor, where the settings name one; its types spell it in two ways."""
-        given = self.peft.get("lora_alpha", self.peft.get("alpha"))
-        return float(given) if type(given) in (int, float) and math.isfinite(given) else None
+        alpha = self.peft.get("lora_alpha", self.peft.get("alpha"))
+        return float(alpha) if type(alpha) in (int, float) and math.isfinite(alpha) else None
 
     @property
     def virtual_tokens(self) -> int:
         """Tokens of its own that the adapter puts before every text."""
-        given = self.peft.get("num_virtual_tokens") if self.peft_type in (*AS_EMBEDDINGS, *AS_KEYS) else None
-        return max(0, given) if isinstance(given, int) else 0
+        count = self.peft.get("num_virtual_tokens") if self.peft_type in (*AS_EMBEDDINGS, *AS_KEYS) else None
+        return max(0, count) if isinstance(count, int) else 0
 
     @property
     def moves_ranks(self) -> bool:

@@ -44,13 +44,13 @@ class Metric(NamesFiles):
             return {"kind": data}
         if not isinstance(data, dict):
             raise ValueError(f"got {cut(repr(data))}; {expected_one_of(str(data), list(FORMS))}")
-        known = ("json_schema", "regex", "name")
-        if strange := [key for key in data if key not in known]:
-            raise ValueError(f"unknown key {cut(repr(strange[0]))}; {expected_one_of(str(strange[0]), list(known))}")
-        given = [name for name in known[:2] if data.get(name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"got {' and '.join(given) or 'neither'}; expected one of json_schema and regex")
-        return {**data, "kind": given[0]}
+        keys = ("json_schema", "regex", "name")
+        if unknown := [key for key in data if key not in keys]:
+            raise ValueError(f"unknown key {cut(repr(unknown[0]))}; {expected_one_of(str(unknown[0]), list(keys))}")
+        kinds = [name for name in keys[:2] if data.get(name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"got {' and '.join(kinds) or 'neither'}; expected one of json_schema and regex")
+        return {**data, "kind": kinds[0]}
 
     @model_validator(mode="after")
     def _can_be_measured(self, info: ValidationInfo) -> "Metric":
@@ -83,11 +83,11 @@ class Metric(NamesFiles):
         path = self.placed(self.json_schema or "")
         text = _read(path)
         try:
-            found = json.loads(text, parse_constant=_no_number)
+            schema = json.loads(text, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"json_schema: {path} is not JSON: {cut(str(error))}") from None
         try:
-            require_schema(found)
+            require_schema(schema)
         except ValueError as error:
             raise ValueError(f"json_schema: {path}: {error}") from None
         return text
@@ -99,8 +99,8 @@ def _require_pattern(pattern: str) -> None:
         with warnings.catch_warnings(action="ignore"):  # that another version may read it otherwise
             re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        said = str(error) or "nested too deeply"
-        raise ValueError(f"regex: {cut(repr(pattern))} is no pattern of Python's re: {said}") from None
+        reason = str(error) or "nested too deeply"
+        raise ValueError(f"regex: {cut(repr(pattern))} is no pattern of Python's re: {reason}") from None
 
 
 def _read(path: Path) -> str:

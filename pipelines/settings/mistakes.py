@@ -22,6 +22,6 @@ def explanation(path: Path, lines: Lines, item: Any) -> str:
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
     message = cut(what_is_wrong(item), MESSAGE_CHARS)
-    found = cut(without_password(repr(item.get("input"))))
-    shown = "" if item["type"] in NO_VALUE else f"got {found}; "
+    value = cut(without_password(repr(item.get("input"))))
+    shown = "" if item["type"] in NO_VALUE else f"got {value}; "
     return f"{where(path, lines, place)}: {shown}{message}"

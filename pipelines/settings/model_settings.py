@@ -42,12 +42,12 @@ class Source(NamesFiles):
     def _so_many_or_these(cls, drop: Any) -> Any:
         """Before the union of its forms is tried, each of which would have its own word on it. A list in order: the same layers are
         the same model."""
-        listed = drop if isinstance(drop, list) else [drop]
+        entries = drop if isinstance(drop, list) else [drop]
         least = 0 if isinstance(drop, list) else 1
         numbers = [
-            layer for layer in listed if isinstance(layer, int) and not isinstance(layer, bool) and layer >= least
+            layer for layer in entries if isinstance(layer, int) and not isinstance(layer, bool) and layer >= least
         ]
-        if drop is not None and (not listed or len(numbers) < len(listed)):
+        if drop is not None and (not entries or len(numbers) < len(entries)):
             raise ValueError(
                 f"got {cut(repr(drop))}; expected how many layers (1 or more), or a list of them: [18, 19]"
             )

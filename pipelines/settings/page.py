@@ -96,10 +96,12 @@ def page() -> str:
 
 def _lines() -> Iterator[str]:
     yield from (INTRODUCTION, "")
-    found = sections()
-    yield from (f"- [{one.place or 'experiments.yaml'}](#{anchor(one)}): {_about(one.model)[0]}" for one in found)
+    all_sections = sections()
+    yield from (
+        f"- [{one.place or 'experiments.yaml'}](#{anchor(one)}): {_about(one.model)[0]}" for one in all_sections
+    )
     yield "- [Environment variables](#environment-variables)"
-    for section in found:
+    for section in all_sections:
         yield from ("", f"## {section.place or 'experiments.yaml'}", "", " ".join(_about(section.model)), "")
         if issubclass(section.model, TrainingOverrides) and section.model is not TrainingOverrides:
             yield from ("Every setting of [training](#training) may stand here too.", "")
@@ -117,17 +119,17 @@ def anchor(section: Section) -> str:
 
 def sections() -> list[Section]:
     """Every model that a file may hold, the file itself first; one that stands in several places at the shallowest."""
-    found = [Section("", Experiments)]
-    for section in found:  # it grows meanwhile
+    result = [Section("", Experiments)]
+    for section in result:  # it grows meanwhile
         for name, field in section.model.model_fields.items():
             if _is_shared(section.model, name):
                 continue
             shown = f"{section.place}.{field.alias or name}".lstrip(".")
             for model, below in _models_in(field.annotation):
-                if all(one.model is not model for one in found):
-                    found.append(Section(shown + below, model))
+                if all(one.model is not model for one in result):
+                    result.append(Section(shown + below, model))
     order = ["", *Experiments.model_fields]
-    return sorted(found, key=lambda one: order.index(one.place.split(".")[0].removesuffix("[]")))
+    return sorted(result, key=lambda one: order.index(one.place.split(".")[0].removesuffix("[]")))
 
 
 def _is_shared(model: type[BaseModel], name: str) -> bool:
@@ -154,30 +156,30 @@ def _about(model: type[BaseModel]) -> list[str]:
 def settings(section: Section) -> list[Setting]:
     """The settings of a section, without those that it shares with `training`."""
     schema, own = section.model.model_json_schema(), described(section.model)
-    found = []
+    rows = []
     for name, field in section.model.model_fields.items():
         if field.exclude or _is_shared(section.model, name):
             continue
         meaning, unset = _parted(own[name])
         shown = field.alias or name
-        held = schema["properties"][shown]
+        field_schema = schema["properties"][shown]
         default = "**required**" if field.is_required() else _default(section, name, unset)
-        unit = OF_A_PRICE if section.place.endswith(".price") and name != "batch_share" else _unit(name, held)
+        unit = OF_A_PRICE if section.place.endswith(".price") and name != "batch_share" else _unit(name, field_schema)
         only = " *Only in Dagster.*" if f"{section.place}.{shown}" in ONLY_IN_DAGSTER else ""
-        found.append(Setting(shown, _type(held), default, unit, meaning + only))
-    return found
+        rows.append(Setting(shown, _type(field_schema), default, unit, meaning + only))
+    return rows
 
 
 @cache
 def described(model: type[BaseModel]) -> dict[str, str]:
     """The text under each field of a model, as it stands in its source."""
-    (found,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(found, ast.ClassDef)
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
     texts = {}
-    for field, text in pairwise(found.body):
+    for field, text in pairwise(definition.body):
         match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                texts[name] = " ".join(said.split())
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(sentence))):
+                texts[name] = " ".join(sentence.split())
     return texts
 
 
@@ -201,45 +203,45 @@ def _default(section: Section, name: str, unset: str | None) -> str:
     return f"`{json.dumps(default, ensure_ascii=False)}`"
 
 
-def _unit(name: str, held: Mapping[str, Any]) -> str:
+def _unit(name: str, schema: Mapping[str, Any]) -> str:
     """Of a number, or of several, by the setting's name."""
-    several = held.get("anyOf") or held.get("prefixItems") or [held]
-    if not {one.get("type") for one in several} & {"number", "integer"}:
+    forms = schema.get("anyOf") or schema.get("prefixItems") or [schema]
+    if not {one.get("type") for one in forms} & {"number", "integer"}:
         return ""
     return next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
 
 
 # complexity: one case for each form that a JSON schema takes here
-def _type(held: Mapping[str, Any]) -> str:
+def _type(schema: Mapping[str, Any]) -> str:
     """A JSON schema in words."""
-    if "anyOf" in held:
-        return " or ".join(dict.fromkeys(_type(one) for one in held["anyOf"] if one.get("type") != "null"))
-    if "$ref" in held:
-        return _reference(held["$ref"].rpartition("/")[2])
-    if "enum" in held or "const" in held:
-        return ", ".join(f"`{value}`" for value in held.get("enum", [held.get("const")]))
-    match held.get("type"):
-        case "array" if "prefixItems" in held:
-            return f"list of {len(held['prefixItems'])}: {_type(held['prefixItems'][0])}"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(one) for one in schema["anyOf"] if one.get("type") != "null"))
+    if "$ref" in schema:
+        return _reference(schema["$ref"].rpartition("/")[2])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    match schema.get("type"):
+        case "array" if "prefixItems" in schema:
+            return f"list of {len(schema['prefixItems'])}: {_type(schema['prefixItems'][0])}"
         case "array":
-            return f"list of {_type(held['items'])}"
+            return f"list of {_type(schema['items'])}"
         case "object":
-            patterns = list(held.get("patternProperties", {}).values())
-            inside = patterns[0] if patterns else held.get("additionalProperties")
-            names = f", with names of {_type(held['propertyNames'])}" if "propertyNames" in held else ""
+            patterns = list(schema.get("patternProperties", {}).values())
+            inside = patterns[0] if patterns else schema.get("additionalProperties")
+            names = f", with names of {_type(schema['propertyNames'])}" if "propertyNames" in schema else ""
             return f"mapping of name to {_type(inside) if isinstance(inside, dict) else 'value'}{names}"
         case "integer" | "number" as kind:
-            return f"{'whole number' if kind == 'integer' else 'number'}{_range(held)}"
+            return f"{'whole number' if kind == 'integer' else 'number'}{_range(schema)}"
         case "boolean":
             return "true or false"
         case _:
             return "text"
 
 
-def _range(held: Mapping[str, Any]) -> str:
+def _range(schema: Mapping[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    told = [f"{sign} {held[name]:g}" for name, sign in signs.items() if name in held]
-    return f" {' and '.join(told)}" if told else ""
+    limits = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    return f" {' and '.join(limits)}" if limits else ""
 
 
 def _reference(name: str) -> str:

@@ -73,13 +73,13 @@ def read(path: Path, missing: str) -> tuple[Any, Lines]:
 
 def _decoded(path: Path) -> str:
     with path.open("rb") as handle:
-        found = handle.read(MAX_BYTES + 1)
-    if len(found) > MAX_BYTES:
+        content = handle.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
         raise UsageError(f"{path}: is larger than {MAX_BYTES / 1e6:g} MB; expected a file that people write.")
-    if found.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"{path}: cannot be read as UTF-8 text: it is UTF-16; save the file as UTF-8.")
     try:
-        text = found.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
     if bad := UNREADABLE.search(text):
@@ -129,8 +129,8 @@ class _Loader(yaml.SafeLoader):
         self._require_depth(deep, event)
         self._repeated += size
         if self._repeated > MAX_REPEATED:
-            said = f"{name}: the aliases up to here repeat more than {MAX_REPEATED:,} characters"
-            raise RefusedError(f"{said}; write out what is needed, without aliases of aliases", event.start_mark)
+            problem = f"{name}: the aliases up to here repeat more than {MAX_REPEATED:,} characters"
+            raise RefusedError(f"{problem}; write out what is needed, without aliases of aliases", event.start_mark)
         return node
 
     def _require_depth(self, more: int, event: Any) -> None:
@@ -139,17 +139,17 @@ class _Loader(yaml.SafeLoader):
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
         """YAML itself would silently keep the last one. Keys that `<<` brings may be given again: that is its purpose."""
-        seen: dict[Hashable, int] = {}
+        first_lines: dict[Hashable, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise RefusedError("a key is a list or a mapping; expected a name", key.start_mark)
             name = key.value if key.tag == MERGE else self.construct_object(key, deep=True)
-            if name in seen:
+            if name in first_lines:
                 raise RefusedError(
-                    f"{cut(repr(key.value))} is given twice (first in line {seen[name]})", key.start_mark
+                    f"{cut(repr(key.value))} is given twice (first in line {first_lines[name]})", key.start_mark
                 )
-            seen[name] = line
+            first_lines[name] = line
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if node.tag in NUMBERS and isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_DIGITS:
@@ -159,8 +159,8 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-            said = str(error) if isinstance(error, ValueError) else f"no {node.tag.rpartition(':')[2]} is written so"
-            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
+            problem = str(error) if isinstance(error, ValueError) else f"no {node.tag.rpartition(':')[2]} is written so"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
         if isinstance(value, int) and not -MAX_INTEGER <= value < MAX_INTEGER:
             raise RefusedError(f"got {value}; expected a number of at most 64 bits", node.start_mark)
         return _whole_text(value, node) if isinstance(value, str) else value
@@ -196,8 +196,8 @@ def _note_lines(node: yaml.Node, place: Place, lines: Lines) -> None:
             _note_lines(value, (*place, key.value), lines)
     for key, value in node.value:
         if key.tag == MERGE:
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                _note_lines(merged, place, lines)
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                _note_lines(source, place, lines)
 
 
 def where(path: Path, lines: Lines, place: Place) -> str:
