@@ -1,7 +1,7 @@
-"""Benchmarks by their names: the sets of questions that ship, tasks of lm-evaluation-harness, and task files of a user's own.
+"""Benchmarks by name: shipped sets of questions, tasks of lm-evaluation-harness, and the user's own task files.
 
-A set that ships is data/benchmarks/NAME.json, and NAME.yaml beside it is the same as a task of the harness. Its prompt is read from
-there, so that both ask the same.
+A shipped set is data/benchmarks/NAME.json. NAME.yaml beside it is the same set as a task of the harness.
+The prompt is read from the YAML, so that both ask the same.
 """
 
 import re
@@ -20,17 +20,18 @@ from pipelines.lake.files import file_sha256, stable_hash
 from pipelines.lake.paths import PROJECT
 
 FOLDER = PROJECT / "data" / "benchmarks"
-HARNESS = "lm_eval"  # the module of lm-evaluation-harness
+# The module of lm-evaluation-harness.
+HARNESS = "lm_eval"
 INSTALL = "make extras E=benchmarks"
 ENDINGS = (".yaml", ".yml")
-# Keys of a task file by which the harness would run code that the file, or a hub, brings
+# Keys of a task file that make the harness run code from the file or from a hub.
 CODE_KEYS = ("class", "custom_dataset", "hf_evaluate", "include", "trust_remote_code", "unsafe_code", "use_prompt")
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One item of a set: its whole prompt, the texts that may follow it, and the place of the right one."""
+    """One item of a set: its full prompt, the texts that may follow it, and the index of the right one."""
 
     item_id: str
     category: str
@@ -41,17 +42,17 @@ class Question:
 
 @cache
 def shipped() -> tuple[str, ...]:
-    """The names of the sets that ship."""
+    """The names of the shipped sets."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def most_shots(name: str) -> int:
-    """How many solved examples there are for a set that ships."""
+    """The number of solved examples of a shipped set."""
     return len(_read(f"{name}_shots"))
 
 
 def questions(name: str, *, limit: int | None = None, shots: int = 0) -> list[Question]:
-    """The first `limit` questions of a set that ships, each behind the first `shots` solved examples, as the harness asks them."""
+    """The first `limit` questions of a shipped set, each after the first `shots` solved examples, as the harness asks them."""
     task = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
     def prompt_of(item: Json) -> str:
@@ -68,7 +69,7 @@ def questions(name: str, *, limit: int | None = None, shots: int = 0) -> list[Qu
 
 
 def target_delimiter(name: str) -> str:
-    """What stands between a prompt of a set that ships and the answer."""
+    """The text between the prompt and the answer of a shipped set."""
     return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["target_delimiter"]
 
 
@@ -78,15 +79,15 @@ def _read(name: str) -> list[Json]:
 
 
 def content(name: str) -> str:
-    """A hash that changes with what a set that ships asks."""
+    """A hash of the questions of a shipped set."""
     return stable_hash([file_sha256(FOLDER / f"{name}{end}") for end in (".json", "_shots.json", ".yaml")])
 
 
-# task files
+# Task files
 
 
 class _NoTags(yaml.SafeLoader):
-    """Reads plain values alone, and says so of the harness's `!function`, which would import Python code."""
+    """Reads plain values only. The harness's `!function`, which would import Python code, is an error."""
 
 
 def _refuse_tag(_loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
@@ -100,18 +101,18 @@ _NoTags.add_multi_constructor("!", _refuse_tag)
 
 
 def is_file(task: str) -> bool:
-    """Whether a task is named by a file."""
+    """Whether the task is the path of a file."""
     return task.endswith(ENDINGS)
 
 
 def read_task(path: Path) -> Json:
-    """What a task file holds, its local data files placed beside it where they lie there.
+    """The content of a task file, with absolute paths for the data files that lie beside it.
 
     Raises:
-        ValueError: not there, not YAML, not a task, or it would have the harness run code.
+        ValueError: the file is missing, is not YAML, is not a task, or would make the harness run code.
     """
     try:
-        # a safe loader that refuses more
+        # A subclass of the safe loader that refuses more.
         task = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoTags)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -128,7 +129,7 @@ def read_task(path: Path) -> Json:
         )
     if code_keys := sorted(_keys(task) & set(CODE_KEYS)):
         raise ValueError(
-            f"{path}: {', '.join(code_keys)}: refused, since the harness would run other code by it; "
+            f"{path}: {', '.join(code_keys)}: refused, because the harness would run other code through it; "
             "write the task out in this file"
         )
     return _placed(task, path.parent)
@@ -141,7 +142,7 @@ def _keys(value: Any) -> set[str]:
 
 
 def _named_files(task: Json) -> Any:
-    """`dataset_kwargs.data_files`: a text, or lists and mappings of them; None where there is none."""
+    """`dataset_kwargs.data_files`: a text, or lists and mappings of texts; None if the task has none."""
     kwargs = task.get("dataset_kwargs")
     return kwargs.get("data_files") if isinstance(kwargs, dict) else None
 
@@ -151,13 +152,15 @@ def _placed(task: Json, folder: Path) -> Json:
 
 
 def task_content(task: Json) -> str:
-    """A hash that changes with a task file and with the bytes of the local files that its questions come from, but not with where
-    those lie."""
+    """A hash of a task file and of the bytes of the local files that hold its questions.
+
+    Moving those files does not change it.
+    """
     return stable_hash(_with_files(task, lambda text: [file_sha256(Path(text))] if Path(text).is_file() else text))
 
 
 def _with_files(task: Json, change: Callable[[str], Any]) -> Json:
-    """The task with each name of a file changed."""
+    """The task with `change` applied to each name of a data file."""
     data_files = _named_files(task)
     if not data_files:
         return task
@@ -172,11 +175,11 @@ def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-# the harness
+# The harness
 
 
 def harness_version() -> str | None:
-    """The version of lm-evaluation-harness that is installed here, None where it is not."""
+    """The installed version of lm-evaluation-harness, or None."""
     try:
         return version(HARNESS) if find_spec(HARNESS) else None
     except PackageNotFoundError:
@@ -184,7 +187,7 @@ def harness_version() -> str | None:
 
 
 def require(tasks: list[str]) -> None:
-    """Check, before anything is trained, that these tasks of the harness (none of a set that ships) can be run here.
+    """Check that this machine can run these tasks of the harness (no shipped sets), before anything is trained.
 
     Raises:
         UnavailableError: the harness is not installed, or has no task of that name.
@@ -205,8 +208,10 @@ def require(tasks: list[str]) -> None:
 
 @cache
 def is_known(task: str) -> bool:
-    """Whether the installed harness has a task, a group or a tag of that name. Its files are searched, since importing it takes
-    longer than all else that a command does before it starts a cell."""
+    """Whether the installed harness has a task, a group or a tag of that name.
+
+    Its files are searched, because importing it takes longer than everything else before a cell starts.
+    """
     module = find_spec(HARNESS)
     folder = Path(module.origin).parent / "tasks" if module and module.origin else None
     pattern = re.compile(rf"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:\s*)?[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)

@@ -1,21 +1,23 @@
-"""Names of columns that a setting makes: `metric_has_number`, `benchmark_gsm8k`. Settings check them when they are read."""
+"""Names of columns that come from settings: `metric_has_number`, `benchmark_gsm8k`. Reading the settings checks them."""
 
 import re
 from collections.abc import Sequence
 
 from pipelines.settings.yaml_file import cut
 
-# What stands behind a name: the value itself, its 95 % interval, the untouched model's value, and the difference to that
+# Suffixes of a name: the value itself, its 95 % interval, the untouched model's value, and the difference from that.
 METRIC_ENDINGS = ("", "_low", "_high", "_base")
 BENCHMARK_ENDINGS = (*METRIC_ENDINGS, "_vs_base", "_vs_base_low", "_vs_base_high")
-# Columns of table comparison that are always there and might be met; a test compares them with the table
+# Fixed columns of table comparison whose names a setting might collide with; a test compares them with the table.
 FIXED = ("benchmark_seconds", "benchmark_accuracy", "benchmark_accuracy_low", "benchmark_accuracy_high")
-MOST_CHARS = 60
+MAX_NAME_CHARS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def column_name(kind: str, name: str) -> str:
-    """`kind_name`, lower case, with an underscore for every sign but a letter or a digit: (metric, has-number) → metric_has_number.
+    """`kind_name` in lower case; every character but letters and digits becomes an underscore.
+
+    (metric, has-number) → metric_has_number.
 
     `kind` is metric or benchmark.
     """
@@ -23,10 +25,11 @@ def column_name(kind: str, name: str) -> str:
 
 
 def require_columns(kind: str, names: Sequence[str], endings: Sequence[str]) -> None:
-    """Check names that are to become columns.
+    """Check names that become columns.
 
     Raises:
-        ValueError: a name that makes no column, or one that is there already; two that make the same one, endings included.
+        ValueError: a name that cannot become a column, a column that already exists, or two names with the same column
+            (endings included).
     """
     owners: dict[str, str] = {}
     for name in names:
@@ -50,8 +53,8 @@ def _require_name(kind: str, name: str) -> None:
             f"got the name {cut(repr(name))}; a {kind} names a column: expected a letter or digit of ASCII first, then "
             "letters, digits, '_', '.' or '-'"
         )
-    if len(name) > MOST_CHARS:
+    if len(name) > MAX_NAME_CHARS:
         raise ValueError(
-            f"got the name {cut(repr(name), MOST_CHARS)} of {len(name)} characters; a {kind} names a column: expected at most "
-            f"{MOST_CHARS}"
+            f"got the name {cut(repr(name), MAX_NAME_CHARS)} of {len(name)} characters; a {kind} names a column: expected at most "
+            f"{MAX_NAME_CHARS}"
         )

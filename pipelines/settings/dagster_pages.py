@@ -9,20 +9,20 @@ from pipelines.settings.strict import Slug, Strict
 
 
 def _is_owner(text: str) -> str:
-    """What Dagster takes as an owner."""
+    """Check that Dagster accepts the owner."""
     if not re.fullmatch(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:\S.*", text):
         raise ValueError(f"got {text!r}; expected an e-mail address, or team:NAME such as team:research")
     return text
 
 
 class Pages(Strict):
-    """What Dagster's pages show; it changes nothing that is computed."""
+    """Content of Dagster's pages; it has no effect on results."""
 
     owners: list[Annotated[str, AfterValidator(_is_owner)]] = []
     """Owners of every asset: e-mail addresses, or team:NAME."""
     docs: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
-    """Address at which docs/ can be read, for links; empty: pages name the files."""
+    """URL of docs/ for links; empty: pages name the files."""
     models: list[Slug] = []
-    """Models that are partitions beside the profile's and those ever run."""
+    """Models that are partitions beside the profile's and those with runs."""
     methods: list[Slug] = []
-    """Methods that are partitions beside the profile's and those ever run."""
+    """Methods that are partitions beside the profile's and those with runs."""

@@ -1,6 +1,6 @@
-"""experiments.yaml: read, checked whole once, and turned into plain frozen settings.
+"""experiments.yaml as frozen settings: the whole file, and the function that reads and checks it.
 
-Every error names the file, the line, the key, the value found and what was expected.
+Every error names the file, the line, the key, the value and what was expected. The sections are the modules beside this one.
 """
 
 from collections.abc import Iterator
@@ -43,19 +43,19 @@ class Experiments(Strict):
     training: TrainingOverrides = TrainingOverrides()
     """Training settings of every cell; profile, method and model go over them, in that order, and pairs over all."""
     profiles: Annotated[dict[Slug, Profile], Field(min_length=1)]
-    """Every profile by its name: which cells, on what of the data, and where."""
+    """Every profile by its name: which cells run, on how much of the data, and where."""
     sources: Sources
-    """All that is trained on."""
+    """Sources of the training data."""
     providers: dict[Slug, Provider] = {}
-    """Language models that may be asked, by name."""
+    """Language models behind APIs, by name."""
     generation: Generation = Generation()
-    """What providers are asked for."""
+    """Requests to providers."""
     embeddings: Embeddings | None = None
     """The model behind `retrieval: {by: dense}`. Unset: such a method is `unavailable`."""
     judging: Judging = Judging()
-    """Who is asked about the models' answers."""
+    """Providers that judge the models' answers or answer beside them."""
     cleaning: Cleaning = Cleaning()
-    """Which records are dropped, and what a run of cleaning may use."""
+    """Thresholds of cleaning, and the resources that it may use."""
     nightly: Nightly = Nightly()
     """When the night begins, and what it may do."""
     dagster: Pages = Pages()
@@ -63,15 +63,15 @@ class Experiments(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _made_from_others(cls, data: Any) -> Any:
-        """Give every model that is made from another what is said of that one alone."""
+    def _inherit(cls, data: Any) -> Any:
+        """Give every model that is made from another the settings of that one."""
         models = data.get("models") if isinstance(data, dict) else None
         if not isinstance(models, dict):
             return data
         return {**data, "models": {name: with_parents(models, name) for name in models}}
 
     @model_validator(mode="after")
-    def _know_their_parents(self) -> "Experiments":
+    def _link_parents(self) -> "Experiments":
         for model in self.models.values():
             model._parent = self.models.get(model.source.parent or "")
         return self
@@ -95,7 +95,7 @@ class Experiments(Strict):
 
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
-        """Every model × method of the grid, as (model, method)."""
+        """Every model × method of the grid as (model, method)."""
         return [(model, method) for model in self.models for method in self.methods]
 
     def model(self, name: str) -> Model:
@@ -109,7 +109,7 @@ class Experiments(Strict):
 
     @property
     def local_provider(self) -> str | None:
-        """The name of the provider that is a server of our own on this machine, if one is configured."""
+        """The name of the provider of kind local, a server that Featherweight starts on this machine, if one is configured."""
         return next((name for name, provider in self.providers.items() if provider.kind == "local"), None)
 
     def profile(self, name: str) -> Profile:
@@ -121,8 +121,8 @@ class Experiments(Strict):
         return known[name]
 
     def training_for(self, profile: str, model: str, method: str) -> TrainingSettings:
-        """The decided settings of a cell: training < profile < method < model < profile.overrides[model][method] <
-        model.overrides[method]."""
+        """The decided settings of a cell. Later levels win: training, profile, method, model,
+        profile.overrides[model][method], model.overrides[method]."""
         chosen_model, chosen_method = self.model(model), self.method(method)
         levels: dict[str, TrainingOverrides] = {
             "default": self.training,
@@ -134,13 +134,15 @@ class Experiments(Strict):
         }
         traits = chosen_method.traits
         decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[traits.rate]}
-        single_rate: float | None = None  # by the levels below auto
+        # The single rate that a level below `auto` names.
+        single_rate: float | None = None
         for name, level in levels.items():
             for setting in TrainingOverrides.model_fields:
                 if (value := getattr(level, setting)) is not None and not setting.startswith("learning_rate"):
                     decided[setting] = value
             if level.checkpoint_every_minutes is not None and level.checkpoint_every_steps is None:
-                decided.pop("checkpoint_every_steps", None)  # the nearer level decides by what
+                # The nearer level decides between steps and time.
+                decided.pop("checkpoint_every_steps", None)
             if (rate := level.rate_for(traits.rate)) is not None:
                 single_rate = rate if isinstance(rate, float) else single_rate
                 source = level.learning_rate_source or name if isinstance(rate, float) else "search"
@@ -150,21 +152,21 @@ class Experiments(Strict):
         return TrainingSettings(**decided)
 
     def _overrides_in(self, profile: str, model: str, method: str) -> TrainingOverrides:
-        """What the profile says of the pair alone; of a model that is made from another, what it says of that one's."""
+        """The profile's overrides of the pair. A model made from another falls back to that one's overrides."""
         overrides, ancestor = self.profile(profile).overrides, self.models.get(model)
         while ancestor and model not in overrides and (model := ancestor.source.parent or ""):
             ancestor = self.models.get(model)
         return overrides.get(model, {}).get(method, TrainingOverrides())
 
     def targets_for(self, model: str, settings: TrainingSettings) -> list[str] | str:
-        """Names of the modules that get an adapter; `auto`: those that are found in the model."""
+        """Names of the modules that get an adapter; `auto`: every linear layer but the head."""
         if isinstance(settings.targets, list):
             return settings.targets
         spec = self.model(model)
         return spec.attention_targets if settings.targets == "attention" else spec.lora_targets
 
-    def _apis_named(self) -> Iterator[tuple[Place, str]]:
-        """Every place that names a provider to be asked over an API."""
+    def _api_references(self) -> Iterator[tuple[Place, str]]:
+        """Every place that names a provider behind an API, with that name."""
         for i, provider in enumerate(self.sources.providers):
             yield ("sources", "providers", i), provider
         for i, provider in enumerate(self.generation.judge.providers if self.generation.judge else []):
@@ -174,8 +176,8 @@ class Experiments(Strict):
         if self.embeddings and self.embeddings.provider:
             yield ("embeddings", "provider"), self.embeddings.provider
 
-    def _pairs_named(self) -> Iterator[tuple[Place, str, list[str]]]:
-        """Every model and method that settings of one pair name."""
+    def _pair_references(self) -> Iterator[tuple[Place, str, list[str]]]:
+        """Every place in the overrides that names a model or a method, with that name and the allowed ones."""
         for name, model in self.models.items():
             for method in model.overrides:
                 yield ("models", name, "overrides", method), method, list(self.methods)
@@ -185,18 +187,19 @@ class Experiments(Strict):
                 for method in pairs:
                     yield ("profiles", name, "overrides", of, method), method, list(self.methods)
 
-    def _names_that_do_not_exist(self) -> Iterator[tuple[Place, str, list[str]]]:
+    def _references(self) -> Iterator[tuple[Place, str, list[str]]]:
+        """Every place that refers to another part of the file, with the name there and the allowed ones."""
         for name, profile in self.profiles.items():
             for i, model in enumerate(profile.models):
                 yield ("profiles", name, "models", i), model, list(self.models)
             for i, method in enumerate(profile.methods):
                 yield ("profiles", name, "methods", i), method, list(self.methods)
-        yield from self._pairs_named()
+        yield from self._pair_references()
         for name, provider in self.providers.items():
             if provider.kind == "local":
                 yield ("providers", name, "model"), provider.model, list(self.models)
         apis = [name for name, provider in self.providers.items() if provider.kind != "local"]
-        for place, provider in self._apis_named():
+        for place, provider in self._api_references():
             yield place, provider, apis
         for i, teacher in enumerate(self.judging.teachers):
             yield ("judging", "teachers", i), teacher.provider, list(self.providers)
@@ -214,7 +217,7 @@ def load(path: Path | None = None) -> Experiments:
     """Read and check experiments.yaml.
 
     Raises:
-        UsageError: not there, not YAML, a duplicate or unknown key, a wrong value, a name that does not exist.
+        UsageError: the file is missing or not YAML, a key is duplicate or unknown, a value is wrong, or a name does not exist.
     """
     path = path or experiments_file()
     data, lines = parse(path)
@@ -224,7 +227,7 @@ def load(path: Path | None = None) -> Experiments:
     except ValidationError as error:
         messages = [explanation(path, lines, item) for item in error.errors()]
         raise UsageError(joined(messages)) from None
-    for place, value, allowed in loaded._names_that_do_not_exist():
+    for place, value, allowed in loaded._references():
         if value not in allowed:
             message = cut(f"got {cut(repr(value))}; {expected_one_of(value, allowed)}", MESSAGE_CHARS)
             raise UsageError(f"{where(path, lines, place)}: {message}")
@@ -232,16 +235,16 @@ def load(path: Path | None = None) -> Experiments:
 
 
 def parse(path: Path) -> tuple[Any, Lines]:
-    """What a YAML file holds, and the line of each of its keys.
+    """The content of a YAML file, and the line of each of its keys.
 
     Raises:
-        UsageError: not there, not YAML, or refused, such as a key given twice.
+        UsageError: the file is missing, is not YAML, or is refused, such as for a duplicate key.
     """
     return read(path, "set FEATHERWEIGHT_EXPERIMENTS to your experiments.yaml.")
 
 
 def profile_name(experiments: Experiments, request: str | None) -> str:
-    """The profile to run: `wanted`, or for auto (or nothing) `gpu` with CUDA, else `local`."""
+    """The profile to run: the requested one; for auto or None `gpu` with CUDA, else `local`."""
     name = request or "auto"
     if name == "auto":
         name = "gpu" if machine.cuda_name() and "gpu" in experiments.profiles else "local"

@@ -9,7 +9,7 @@ from pipelines.settings.yaml_file import Lines, cut, where
 
 
 def with_parents(models: dict[str, Any], name: str) -> Any:
-    """What the file says of a model, and before it what it says of those that the model is made from."""
+    """The settings of a model in the file, over those of the models that it is made from."""
     merged = models[name]
     for parent in _parents(models, name):
         inherited = models[parent] if isinstance(models.get(parent), dict) else {}
@@ -24,7 +24,7 @@ def _overrides(model: Any) -> dict[str, Any]:
 
 
 def _parents(models: dict[str, Any], name: str) -> list[str]:
-    """The model that this one is made from, the one that that is made from, and so on; a name that stands there twice ends it."""
+    """The ancestors of a model, nearest first. A repeated name ends the list."""
     chain = [name]
     while isinstance(parent := _parent_in(models.get(chain[-1])), str):
         chain.append(parent)
@@ -34,7 +34,7 @@ def _parents(models: dict[str, Any], name: str) -> list[str]:
 
 
 def require_parents(path: Path, data: Any, lines: Lines) -> None:
-    """Raises UsageError where a model is made from itself, or from none of the file."""
+    """Raises UsageError if a model is made from itself, or from one that the file does not have."""
     models: Any = data.get("models") if isinstance(data, dict) else None
     for name in models if isinstance(models, dict) else {}:
         chain = [name, *_parents(models, name)]
@@ -43,7 +43,7 @@ def require_parents(path: Path, data: Any, lines: Lines) -> None:
             words = " is made from ".join(map(str, chain))
             raise UsageError(f"{place}: {words}; expected a model with weights of its own at the end")
         if chain[-1] not in models:
-            others = [str(one) for one in models if one != name]
+            others = [str(other) for other in models if other != name]
             raise UsageError(f"{place}: got {cut(repr(chain[-1]))}; {expected_one_of(chain[-1], others)}")
 
 

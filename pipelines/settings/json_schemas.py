@@ -1,4 +1,4 @@
-"""JSON schemas that a user wrote: what no text could be checked by is refused, and nothing is fetched over a network."""
+"""JSON schemas of the user: an unusable schema is refused, and nothing is fetched over a network."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from pipelines.settings.yaml_file import cut
 
 
 def require_schema(schema: Any) -> None:
-    """Refuse what no answer could be checked by.
+    """Refuse a schema that cannot check any answer.
 
     Raises:
-        ValueError: no JSON schema, one of an unknown draft, a reference to what is not there, or one that never ends.
+        ValueError: not a JSON schema, an unknown draft, a reference that leads nowhere, or one that leads back to itself.
     """
     import jsonschema
     from jsonschema.validators import validator_for
@@ -41,17 +41,17 @@ def require_schema(schema: Any) -> None:
     except (TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"not a JSON schema: {cut(str(error))}") from None
     except RecursionError:
-        raise ValueError("a $ref leads back to itself, so that no answer could be checked") from None
+        raise ValueError("a $ref leads back to itself, so it cannot check any answer") from None
 
 
 def _example(schema: Any) -> Any:
-    """An object with every property that the schema names at its top."""
+    """An object with every property that the schema names at its top level."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     return dict.fromkeys(properties, "x") if isinstance(properties, dict) else {}
 
 
 def _require_references(schema: Any, checker: Any) -> None:
-    """Raises Unresolvable at the first reference of the schema, or of a schema in it, that leads nowhere."""
+    """Raises Unresolvable at the first reference, in the schema or one nested in it, that leads nowhere."""
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import specification_with
 
@@ -63,13 +63,14 @@ def _require_references(schema: Any, checker: Any) -> None:
                 if isinstance(reference := part.contents.get(key), str):
                     try:
                         resolver.lookup(reference)
-                    except (Unresolvable, ValueError):  # ValueError: a list's place that is no number
+                    # ValueError: an index into a list that is not a number.
+                    except (Unresolvable, ValueError):
                         raise Unresolvable(ref=reference) from None
         to_visit += [(one, resolver.in_subresource(one)) for one in part.subresources()]
 
 
 def validator(schema: Any) -> Any:
-    """A validator of the schema's own draft, of the newest where it names none, that fetches nothing."""
+    """A validator for the draft that the schema names, else for the newest. It fetches nothing."""
     import jsonschema
     from jsonschema.validators import validator_for
 
@@ -77,7 +78,7 @@ def validator(schema: Any) -> Any:
 
 
 def _known() -> Any:
-    """What a reference may lead to beside the schema itself: the drafts of JSON Schema. Without it jsonschema would fetch."""
+    """The drafts of JSON Schema, which a reference may lead to. Without them jsonschema would fetch."""
     from jsonschema_specifications import REGISTRY
 
     return REGISTRY

@@ -11,42 +11,42 @@ TEACHER = "teacher"
 
 
 def is_teacher(method: str | None) -> bool:
-    """Whether a row's method is that of a provider's answers, which are no cell."""
+    """Whether a row holds a provider's answers, which are no cell."""
     return method is not None and (method == TEACHER or method.startswith(f"{TEACHER}+"))
 
 
 class Teacher(Strict):
-    """A provider that answers the held-out prompts. A name alone is a provider without retrieval."""
+    """A provider that answers the held-out prompts. A plain name is a provider without retrieval."""
 
     provider: str
     """Provider that answers the held-out prompts, as a row of its own."""
     retrieval: Retrieval | None = None
-    """What is looked up for each prompt. Unset: nothing."""
+    """Retrieval for each prompt. Unset: nothing."""
 
     @model_validator(mode="before")
     @classmethod
-    def _a_name_alone(cls, data: Any) -> Any:
+    def _from_name(cls, data: Any) -> Any:
         return {"provider": data} if isinstance(data, str) else data
 
     @property
     def method(self) -> str:
-        """In the column of the table that names a cell's method."""
+        """The value in the table's column of methods."""
         return f"{TEACHER}+{self.retrieval.named}" if self.retrieval else TEACHER
 
     @property
     def run_id(self) -> str:
-        """In the place of an attempt's."""
+        """The value in the table's column of runs."""
         return f"{TEACHER}-{self.provider}{self.method.removeprefix(TEACHER)}"
 
 
 class Judging(Strict):
-    """Who is asked about answers to held-out records, within the providers' budgets. Not part of what is measured with the model,
-    so a change needs no model again."""
+    """Providers that judge the answers to held-out records, within their budgets. A change here does not run a model
+    again."""
 
     judge: str | None = None
-    """Provider that scores every answer: correct or not, helpful from 1 to 5. Unset: nobody judges."""
+    """Provider that scores every answer: correct or not, helpful from 1 to 5. Unset: no judge."""
     teachers: list[Teacher] = []
-    """Providers that answer the prompts that the models were asked."""
+    """Providers that answer the same prompts as the models."""
     pairs: Literal["base"] | None = None
     """`base`: the judge also compares every answer with the untouched model's, in both orders. Unset: no pairs."""
     repeat: Count = 4
@@ -57,19 +57,19 @@ class Judging(Strict):
     """Characters of an answer that the judge is shown, at most."""
 
     @model_validator(mode="after")
-    def _somebody_judges_pairs(self) -> "Judging":
+    def _require_judge(self) -> "Judging":
         if self.pairs and not self.judge:
             raise ValueError("pairs needs judge: the provider that compares the answers, such as judge: claude")
         return self
 
     @field_validator("teachers", mode="after")
     @classmethod
-    def _each_once(cls, teachers: list[Teacher]) -> list[Teacher]:
-        """A row is named by its provider and how it looks things up."""
+    def _check_teachers(cls, teachers: list[Teacher]) -> list[Teacher]:
+        """Different teachers need different names of rows. A repeated teacher counts once."""
         known: dict[str, Teacher] = {}
-        for one in teachers:
-            if known.setdefault(one.run_id, one) != one:
+        for teacher in teachers:
+            if known.setdefault(teacher.run_id, teacher) != teacher:
                 raise ValueError(
-                    f"{one.provider}: two teachers would be rows with the name {one.method}: leave one out"
+                    f"{teacher.provider}: two teachers would be rows with the name {teacher.method}: leave one out"
                 )
         return list(known.values())

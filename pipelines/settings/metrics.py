@@ -1,6 +1,6 @@
-"""Metrics of one's own task, as experiments.yaml names them: checked whole when the file is read, before an answer is scored.
+"""Metrics of the user's task in experiments.yaml. Reading the file checks them completely, before any answer is scored.
 
-What each means is said in pipelines/evaluate/metrics.py. None needs the model, only its answers.
+pipelines/evaluate/metrics.py defines each metric. A metric needs only the answers, not the model.
 """
 
 import json
@@ -22,24 +22,26 @@ Word = Literal["exact_match", "contains", "json_valid"]
 Kind = Word | Literal["json_schema", "regex"]
 WORDS: tuple[str, ...] = get_args(Word)
 FORMS = (*WORDS, "{json_schema: FILE}", "{regex: PATTERN}")
-MOST_PATTERN = 1000  # characters: a longer one is a program
-MOST_BYTES = 1_000_000  # of a schema
+# A longer pattern would be a program.
+MAX_PATTERN_CHARS = 1000
+MAX_SCHEMA_BYTES = 1_000_000
 
 
 class Metric(NamesFiles):
-    """One metric of a user's own task: a word such as exact_match alone, or exactly one of json_schema and regex."""
+    """One metric of a user's own task: a single word such as exact_match, or exactly one of json_schema and regex."""
 
-    kind: Kind = Field(default="regex", exclude=True)  # told by what is given
+    # Derived from the other fields; not a key of the file.
+    kind: Kind = Field(default="regex", exclude=True)
     json_schema: str | None = None
     """File with a JSON Schema that the whole answer must fit."""
-    regex: str | None = Field(default=None, min_length=1, max_length=MOST_PATTERN)
+    regex: str | None = Field(default=None, min_length=1, max_length=MAX_PATTERN_CHARS)
     """Pattern of Python's re that must be found in the answer."""
     name: str | None = None
     """Name of the metric's columns. Unset: its kind."""
 
     @model_validator(mode="before")
     @classmethod
-    def _by_its_form(cls, data: Any) -> Any:
+    def _with_kind(cls, data: Any) -> Any:
         if isinstance(data, str) and data in WORDS:
             return {"kind": data}
         if not isinstance(data, dict):
@@ -53,7 +55,7 @@ class Metric(NamesFiles):
         return {**data, "kind": kinds[0]}
 
     @model_validator(mode="after")
-    def _can_be_measured(self, info: ValidationInfo) -> "Metric":
+    def _check_definition(self, info: ValidationInfo) -> "Metric":
         require_columns("metric", [self.column], METRIC_ENDINGS)
         if self.regex is not None:
             _require_pattern(self.regex)
@@ -63,27 +65,27 @@ class Metric(NamesFiles):
 
     @model_serializer
     def _as_written(self) -> Any:
-        """What is written is read again."""
+        """The form of the file, so that a dump can be read again."""
         if self.kind in WORDS:
             return self.kind
         return {"name": self.name, self.kind: self.regex or self.json_schema}
 
     @property
     def column(self) -> str:
-        """What names its columns."""
+        """The name in its columns."""
         return self.kind if self.name is None else self.name
 
     @cached_property
     def schema_text(self) -> str:
-        """The content of the file of `json_schema`, read and checked once, when the settings are read.
+        """The content of the file of `json_schema`, read and checked once, together with the settings.
 
         Raises:
-            ValueError: it is not there, not JSON, not a JSON schema, or refers to what does not stand in it.
+            ValueError: the file is missing, is not JSON, is not a JSON schema, or has a reference that leads nowhere.
         """
         path = self.placed(self.json_schema or "")
         text = _read(path)
         try:
-            schema = json.loads(text, parse_constant=_no_number)
+            schema = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"json_schema: {path} is not JSON: {cut(str(error))}") from None
         try:
@@ -94,9 +96,10 @@ class Metric(NamesFiles):
 
 
 def _require_pattern(pattern: str) -> None:
-    """Raises ValueError where `re` does not take the pattern."""
+    """Raises ValueError if `re` rejects the pattern."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # that another version may read it otherwise
+        # Python warns of patterns whose meaning may change in a later version.
+        with warnings.catch_warnings(action="ignore"):
             re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         reason = str(error) or "nested too deeply"
@@ -104,21 +107,24 @@ def _require_pattern(pattern: str) -> None:
 
 
 def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    # Opening a pipe would block.
+    if path.exists() and not path.is_file():
         raise ValueError(f"json_schema: {path} is no file; expected a file with a JSON schema")
     try:
         with path.open("rb") as handle:
-            content = handle.read(MOST_BYTES + 1)
+            content = handle.read(MAX_SCHEMA_BYTES + 1)
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"json_schema: {path} cannot be read: {why}; expected a file with a JSON schema") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"json_schema: {path} is larger than {MOST_BYTES / 1e6:g} MB; expected what people write")
+    if len(content) > MAX_SCHEMA_BYTES:
+        raise ValueError(
+            f"json_schema: {path} is larger than {MAX_SCHEMA_BYTES / 1e6:g} MB; expected a schema written by hand"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"json_schema: {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
-def _no_number(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")

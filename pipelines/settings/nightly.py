@@ -16,11 +16,12 @@ NAMES = {
     "month": {name: i for i, name in enumerate(MONTHS, 1)},
     "weekday": {name: i for i, name in enumerate(WEEKDAYS)},
 }
-DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # of each month, at most
+# The most days that each month can have.
+DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _is_cron(text: str) -> str:
-    """The five fields of crontab(5): numbers, names, lists, ranges and steps; on a day that comes."""
+    """Check the five fields of crontab(5), with numbers, names, lists, ranges and steps, and that the day exists."""
     parts = text.lower().split()
     if len(parts) != len(CRON):
         raise ValueError(f"got {text!r}; expected minute, hour, day, month and weekday, such as 0 2 * * *")
@@ -38,7 +39,7 @@ def _is_cron(text: str) -> str:
 
 
 def _cron_item(item: str, field: str, low: int, high: int) -> range:
-    """The values of one item of a field; none where it is not one."""
+    """The values of one item of a field; an empty range if the item is invalid."""
     span, slash, step = item.partition("/")
     names = NAMES.get(field, {})
     ends = [str(names.get(end, end)) for end in span.split("-")] if span != "*" else [str(low), str(high)]
@@ -71,12 +72,12 @@ class Nightly(Strict):
     profile: str = "auto"
     """Profile whose cells the night runs; `auto`: this machine's."""
     budget_usd: Annotated[float, Field(ge=0)] | None = None
-    """Dollars of one night: API calls, and training at the profile's `price_per_hour`. Unset: no limit of its own."""
+    """Dollars of one night for API calls, and for training at the profile's `price_per_hour`. Unset: no limit."""
     max_hours: PositiveFloat | None = None
-    """Hours after which no further cell begins. Unset: no limit."""
+    """Hours after which no further cell starts. Unset: no limit."""
     rerun_for: list[Fingerprint] = ["data", "recipe", "machine", "evaluation"]
-    """What must have changed for a good row to be made again; `make run`, `plan` and the night go by it."""
+    """Changes that make a good row due again, for `make run`, `plan` and the night."""
     retime_after_days: Annotated[float, Field(gt=0, le=3650)] | None = 7
-    """Age of the last attempt after which a row whose speed was disturbed is measured again; null: never."""
+    """Age of the last attempt after which a row with a disturbed speed is measured again; null: never."""
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
-    """Age of a publication from which the comparison counts as old."""
+    """Age of a publication from which the comparison counts as outdated."""

@@ -1,7 +1,7 @@
-"""The settings as a page of the documentation: docs/settings.md, made of the models that read experiments.yaml.
+"""The settings as a page of the documentation: docs/settings.md, generated from the models of experiments.yaml.
 
-`python -m pipelines.settings.page` writes it. A field's sentence is the text under it in the model; behind `Unset:` it says what
-holds where nobody names the setting.
+`python -m pipelines.settings.page` writes it. A field's sentence is the text under it in the model. The part after
+`Unset:` is what applies without the setting.
 """
 
 import ast
@@ -24,14 +24,15 @@ from pipelines.settings.training import TrainingOverrides, TrainingSettings
 
 PATH = PROJECT / "docs" / "settings.md"
 COMMAND = "python -m pipelines.settings.page"
-UNITS = {  # by how a name ends, the longest ending first
+# Units by the suffix of a name; the longest suffix comes first.
+UNITS = {
     "price_per_hour": "USD an hour", "micro_batch_tokens": "tokens", "max_length": "tokens", "retime_after_days": "days",
     "_minutes": "minutes", "_seconds": "seconds", "_hours": "hours", "_chars": "characters", "_tokens": "tokens", "_share": "share",
     "_steps": "steps", "_usd": "USD", "_gb": "GB", "_mb": "MB", "epochs": "epochs", "search_cap": "share",
     "target_loss": "nats per token", "jaccard": "share", "probability": "share", "serving_batch": "requests",
 }  # fmt: skip
-OF_A_PRICE = "USD per million tokens"
-# What nothing but schedule, sensors and pages reads
+PRICE_UNIT = "USD per million tokens"
+# Settings that only the schedule, the sensors and the pages read.
 ONLY_IN_DAGSTER = (
     "nightly.cron", "nightly.timezone", "nightly.profile", "nightly.budget_usd", "nightly.max_hours", "nightly.alarm_after_hours",
     "dagster.owners", "dagster.docs", "dagster.models", "dagster.methods",
@@ -83,7 +84,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """One model, at the first place of the file where it stands: `profiles.NAME.evaluation`, `sources.files[]`."""
+    """One model, with its first place in the file: `profiles.NAME.evaluation`, `sources.files[]`."""
 
     place: str
     model: type[BaseModel]
@@ -113,14 +114,15 @@ def _lines() -> Iterator[str]:
 
 
 def anchor(section: Section) -> str:
-    """The fragment of its heading on GitHub."""
+    """The anchor of the section's heading on GitHub."""
     return "".join(sign for sign in (section.place or "experimentsyaml").lower() if sign.isalnum() or sign in "-_")
 
 
 def sections() -> list[Section]:
-    """Every model that a file may hold, the file itself first; one that stands in several places at the shallowest."""
+    """Every model that a file may hold, the file itself first. A model in several places counts at the shallowest."""
     result = [Section("", Experiments)]
-    for section in result:  # it grows meanwhile
+    # The list grows during the loop.
+    for section in result:
         for name, field in section.model.model_fields.items():
             if _is_shared(section.model, name):
                 continue
@@ -133,12 +135,12 @@ def sections() -> list[Section]:
 
 
 def _is_shared(model: type[BaseModel], name: str) -> bool:
-    """Whether it is a training setting that a model or method may have like any other level."""
+    """Whether it is a training setting, which a model or a method may have like any other level."""
     return model is not TrainingOverrides and issubclass(model, TrainingOverrides) and name not in described(model)
 
 
 def _models_in(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:
-    """The models in an annotation, each with what leads to it: `.NAME` into a mapping, `[]` into a list."""
+    """The models in an annotation, each with its path: `.NAME` into a mapping, `[]` into a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, below
     origin = getattr(annotation, "__origin__", None)
@@ -148,23 +150,23 @@ def _models_in(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseMode
 
 
 def _about(model: type[BaseModel]) -> list[str]:
-    """The sentences of the model's own text."""
+    """The sentences of the model's docstring."""
     text = " ".join(inspect.cleandoc(model.__doc__ or "").split())
     return [f"{one.rstrip('.')}." for one in text.split(". ")]
 
 
 def settings(section: Section) -> list[Setting]:
-    """The settings of a section, without those that it shares with `training`."""
+    """The settings of a section, except those that it shares with `training`."""
     schema, own = section.model.model_json_schema(), described(section.model)
     rows = []
     for name, field in section.model.model_fields.items():
         if field.exclude or _is_shared(section.model, name):
             continue
-        meaning, unset = _parted(own[name])
+        meaning, unset = _split_meaning(own[name])
         shown = field.alias or name
         field_schema = schema["properties"][shown]
         default = "**required**" if field.is_required() else _default(section, name, unset)
-        unit = OF_A_PRICE if section.place.endswith(".price") and name != "batch_share" else _unit(name, field_schema)
+        unit = PRICE_UNIT if section.place.endswith(".price") and name != "batch_share" else _unit(name, field_schema)
         only = " *Only in Dagster.*" if f"{section.place}.{shown}" in ONLY_IN_DAGSTER else ""
         rows.append(Setting(shown, _type(field_schema), default, unit, meaning + only))
     return rows
@@ -172,7 +174,7 @@ def settings(section: Section) -> list[Setting]:
 
 @cache
 def described(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field of a model, as it stands in its source."""
+    """The text under each field of a model in its source."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {}
@@ -183,8 +185,8 @@ def described(model: type[BaseModel]) -> dict[str, str]:
     return texts
 
 
-def _parted(text: str) -> tuple[str, str | None]:
-    """The sentence, and what holds where the setting is not named."""
+def _split_meaning(text: str) -> tuple[str, str | None]:
+    """The sentence, and what applies without the setting."""
     meaning, _, unset = text.partition(" Unset: ")
     return meaning, unset.rstrip(".") or None
 
@@ -204,7 +206,7 @@ def _default(section: Section, name: str, unset: str | None) -> str:
 
 
 def _unit(name: str, schema: Mapping[str, Any]) -> str:
-    """Of a number, or of several, by the setting's name."""
+    """The unit of a number, or of a list of numbers, by the setting's name."""
     forms = schema.get("anyOf") or schema.get("prefixItems") or [schema]
     if not {one.get("type") for one in forms} & {"number", "integer"}:
         return ""

@@ -10,8 +10,8 @@ from pipelines.settings.strict import Strict
 from pipelines.settings.training import TrainingOverrides
 
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
-# keys of DeepSpeed's configuration that a cell's recipe decides
-RECIPES_OWN = frozenset(
+# Keys of DeepSpeed's configuration that a cell's recipe decides.
+RECIPE_KEYS = frozenset(
     (
         "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
         "scheduler", "fp16", "bf16", "amp", "torch_autocast",
@@ -20,7 +20,7 @@ RECIPES_OWN = frozenset(
 
 
 class Profile(Strict):
-    """Which cells, on what of the data, and where."""
+    """Which cells run, on how much of the data, and where."""
 
     models: Annotated[list[str], Field(min_length=1)]
     """Models of the grid, by their names under `models`."""
@@ -35,28 +35,28 @@ class Profile(Strict):
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
     """Seeds that each cell is trained with, one attempt for each."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """Price of one hour of training, of which `train_usd` and budgets are made. Unset: no dollars are shown."""
+    """Price of one hour of training, the base of `train_usd` and of budgets. Unset: no dollars are shown."""
     training: TrainingOverrides = TrainingOverrides()
     """Training settings of all cells of the profile."""
     overrides: dict[str, dict[str, TrainingOverrides]] = {}
     """Training settings of one cell, by model and then by method."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """What every model of the profile is measured on."""
+    """Measurements of every model of the profile."""
     launcher: LauncherName = "local"
-    """Who starts a cell's process: this machine, torchrun on it, or a cluster."""
+    """Launcher of a cell's process: this machine, torchrun on it, or a cluster."""
     devices: PositiveInt = 1
     """Devices that one cell is trained on."""
     sharding: Sharding = "none"
-    """What is divided over several devices: examples (ddp), or weights and optimizer states too."""
+    """How several devices share the work: examples alone (ddp), or weights and optimizer states too."""
     deepspeed: dict[str, JsonValue] = {}
-    """DeepSpeed's own configuration, over what `zero2` and `zero3` set there."""
+    """DeepSpeed's own configuration, over the values of `zero2` and `zero3`."""
     ray: Ray | None = None
     """The Ray cluster, for `launcher: ray`."""
     slurm: Slurm | None = None
     """The Slurm cluster, for `launcher: slurm`."""
 
     @model_validator(mode="after")
-    def _devices_fit(self) -> "Profile":
+    def _check_devices(self) -> "Profile":
         if self.devices > 1 and self.launcher == "local":
             *others, last = (name for name in get_args(LauncherName) if name != "local")
             raise ValueError(
@@ -64,7 +64,7 @@ class Profile(Strict):
             )
         if self.devices > 1 and self.sharding == "none":
             raise ValueError(
-                f"devices: {self.devices} needs sharding ddp, fsdp, zero2 or zero3: how to divide a cell over them"
+                f"devices: {self.devices} needs sharding ddp, fsdp, zero2 or zero3, which divide a cell over them"
             )
         if self.devices == 1 and self.sharding != "none":
             raise ValueError(f"sharding: {self.sharding} divides a cell over several devices; set devices to 2 or more")
@@ -80,17 +80,18 @@ class Profile(Strict):
             raise ValueError("deepspeed: zero_optimization: expected a mapping, as in DeepSpeed's own configuration")
         if self.deepspeed and self.sharding not in ("zero2", "zero3"):
             raise ValueError(f"deepspeed: belongs to sharding zero2 and zero3, not {self.sharding}")
-        if ours := sorted(RECIPES_OWN.intersection(self.deepspeed)):
+        if ours := sorted(RECIPE_KEYS.intersection(self.deepspeed)):
             raise ValueError(
-                f"deepspeed: {', '.join(ours)}: training: says that for every launcher, so that rows compare"
+                f"deepspeed: {', '.join(ours)}: set it under training:, which applies to every launcher, so that rows stay comparable"
             )
         if "stage" in zero:
-            raise ValueError("deepspeed: zero_optimization.stage: that is sharding: zero2 or zero3")
+            raise ValueError("deepspeed: zero_optimization.stage: set sharding to zero2 or zero3 instead")
 
     @model_validator(mode="after")
-    def _section_fits_launcher(self) -> "Profile":
+    def _check_launcher_section(self) -> "Profile":
         for name in get_args(LauncherName):
-            if name not in type(self).model_fields:  # this launcher has no settings
+            # A launcher without settings has no section.
+            if name not in type(self).model_fields:
                 continue
             section = getattr(self, name)
             if self.launcher == name and section is None:

@@ -1,4 +1,4 @@
-"""`retrieval` of a method or a teacher, and the embedding model behind `by: dense`, as experiments.yaml states them."""
+"""`retrieval` of a method or a teacher in experiments.yaml, and the embedding model behind `by: dense`."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,27 +13,28 @@ PASSAGE_CHARS = 800
 
 
 class Retrieval(NamesFiles):
-    """What is looked up for each prompt: exactly one of from and documents. `from: {documents: [...]}` is the same as `documents:
+    """Retrieval for each prompt: exactly one of from and documents. `from: {documents: [...]}` is the same as `documents:
     [...]`."""
 
-    model_config = ConfigDict(serialize_by_alias=True)  # what is written is read again
+    # A dump must be readable as a file again.
+    model_config = ConfigDict(serialize_by_alias=True)
 
     source: Annotated[Literal["train"] | None, Field(alias="from")] = None
-    """`train`: the best train records stand in the prompt as examples."""
+    """`train`: the best train records become examples in the prompt."""
     documents: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
-    """Paths or globs of .txt, .md and .jsonl files whose passages stand in the prompt as context."""
+    """Paths or globs of .txt, .md and .jsonl files whose passages become context in the prompt."""
     by: By = "bm25"
-    """How texts are ranked: words (BM25), embeddings, both fused, or by rewrites of the prompt."""
+    """Ranking of the texts: by words (BM25), by embeddings, by both fused, or by rewrites of the prompt."""
     k: Count = 4
-    """Records or passages that stand in each prompt."""
+    """Records or passages in each prompt."""
     ranked_by: Ranker | None = None
-    """How each rewrite of `by: multi-query` is ranked. Unset: bm25."""
+    """Ranking for each rewrite of `by: multi-query`. Unset: bm25."""
     passage_chars: Annotated[int, Field(ge=100, le=8000)] = PASSAGE_CHARS
-    """Characters of one passage of `documents`, about."""
+    """Approximate number of characters of one passage of `documents`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _documents_inside(cls, data: Any) -> Any:
+    def _lift_documents(cls, data: Any) -> Any:
         """`from: {documents: [...]}` is the same as `documents: [...]`."""
         inside = data.get("from") if isinstance(data, dict) else None
         if not isinstance(inside, dict) or set(inside) != {"documents"}:
@@ -41,7 +42,7 @@ class Retrieval(NamesFiles):
         return {**{name: value for name, value in data.items() if name != "from"}, **inside}
 
     @model_validator(mode="after")
-    def _one_place(self) -> "Retrieval":
+    def _check_place(self) -> "Retrieval":
         if (self.source is None) == (self.documents is None):
             raise ValueError(
                 "expected one place to look in: from: train, or documents: [paths of .txt, .md or .jsonl files]"
@@ -54,7 +55,7 @@ class Retrieval(NamesFiles):
 
     @property
     def ranker(self) -> Ranker:
-        """What ranks one query."""
+        """The ranking of one query."""
         if self.by == "multi-query":
             return self.ranked_by or "bm25"
         return self.by
@@ -71,14 +72,14 @@ class Retrieval(NamesFiles):
 
     @property
     def named(self) -> str:
-        """For the name of a row: `bm25`, `dense`, `multi-query-dense`, with `-documents` where it looks in documents."""
+        """The part of a row's name: `bm25`, `dense`, `multi-query-dense`, with `-documents` if it searches documents."""
         ranked = f"-{self.ranked_by}" if self.ranked_by else ""
         return f"{self.by}{ranked}{'-documents' if self.documents else ''}"
 
 
 class Embeddings(NamesFiles):
-    """The model that `by: dense` ranks with: exactly one of path, wheel and provider. A local model's embedding of a text is the
-    mean of its tokens' last hidden states, as sentence-transformers' mean pooling."""
+    """The embedding model of `by: dense`: exactly one of path, wheel and provider. A local model's embedding of a text is the
+    mean of its tokens' last hidden states, the mean pooling of sentence-transformers."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -89,14 +90,14 @@ class Embeddings(NamesFiles):
     folder_in_wheel: Annotated[str | None, Field(alias="folder", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")] = None
     """Folder of the model inside the package."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of its model.safetensors, checked before it is used."""
+    """SHA-256 of its model.safetensors, checked before use."""
     provider: str | None = None
     """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under its journal and budget."""
     max_bytes: Annotated[int, Field(ge=64, le=32_000)] = 8_000
     """Bytes of a text that the provider embeds, each token of which has at least one; the rest is cut."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Embeddings":
+    def _check_source(self) -> "Embeddings":
         if sum(source is not None for source in (self.path, self.wheel, self.provider)) != 1:
             raise ValueError(
                 "expected path (a folder of a transformers model), wheel (name==version) or provider (a name under "

@@ -13,7 +13,7 @@ ColumnName = Literal[
 Columns = dict[ColumnName, Annotated[str, Field(min_length=1)]]
 
 
-def _answers_something(columns: Columns | None) -> Columns | None:
+def _require_answer_column(columns: Columns | None) -> Columns | None:
     if columns is not None and not (
         {"messages", "chosen"} & columns.keys() or {"instruction", "output"} <= columns.keys()
     ):
@@ -21,25 +21,25 @@ def _answers_something(columns: Columns | None) -> Columns | None:
     return columns
 
 
-NamedColumns = Annotated[Columns | None, AfterValidator(_answers_something)]
+NamedColumns = Annotated[Columns | None, AfterValidator(_require_answer_column)]
 
 
 class FileSource(NamesFiles):
-    """A path or glob of the user's files. A path alone is a file without further settings."""
+    """A path or glob of the user's files. A plain path is a file without further settings."""
 
     path: str
     """Path or glob of JSON, JSONL, CSV, TSV or Parquet files."""
     encoding: Encoding = "utf-8"
-    """Encoding of the files; under the default a CSV file's own is found out."""
+    """Encoding of the files; with the default the encoding of a CSV file is detected."""
     evaluate: bool = True
     """False: its records only ever train."""
     columns: NamedColumns = None
-    """Which of its fields is what, such as {instruction: 질문, output: 답변}; no other field is then read. Unset: known names are
+    """Names of its fields, such as {instruction: 질문, output: 답변}; no other field is then read. Unset: known names are
     found."""
 
     @model_validator(mode="before")
     @classmethod
-    def _a_path_alone(cls, data: Any) -> Any:
+    def _from_path(cls, data: Any) -> Any:
         return {"path": data} if isinstance(data, str) else data
 
 
@@ -53,18 +53,18 @@ class HubSource(NamesFiles):
     evaluate: bool = True
     """False: its records only ever train."""
     columns: NamedColumns = None
-    """Which of its fields is what; no other field is then read. Unset: known names are found."""
+    """Names of its fields; no other field is then read. Unset: known names are found."""
 
 
 class Sources(Strict):
-    """All that is trained on. A user's own data (files, hub) replaces the other sources unless `mix` joins them."""
+    """Sources of the training data. A user's own data (files, hub) replaces the other sources unless `mix` joins them."""
 
     corpus: bool = False
-    """Whether data/corpus.json is trained on."""
+    """Whether cells train on data/corpus.json."""
     local_generator: bool = False
-    """Whether the provider of kind local writes records, which are then trained on."""
+    """Whether the provider of kind local writes records to train on."""
     providers: list[str] = []
-    """Providers whose answers are trained on, once they are `enabled`."""
+    """Providers whose answers are train records, once they are `enabled`."""
     files: list[FileSource] = []
     """Your own files, which replace all of the above unless `mix` is true."""
     hub: list[HubSource] = []
@@ -72,10 +72,10 @@ class Sources(Strict):
     mix: bool = False
     """Whether files and hub join the sources named above instead of replacing them."""
     eval_files: list[FileSource] = []
-    """A fixed evaluation set; everything else then only trains."""
+    """A fixed evaluation set; all other records then only train."""
 
     @model_validator(mode="after")
-    def _something(self) -> "Sources":
+    def _require_source(self) -> "Sources":
         if not (self.corpus or self.local_generator or self.providers or self.files or self.hub):
             raise ValueError("names nothing to train on; set corpus, local_generator, providers, files or hub")
         return self

@@ -1,4 +1,4 @@
-"""What every section of the configuration files shares: frozen, strict, and errors that list what is allowed."""
+"""The base of every section of the configuration files: frozen and strict, with errors that list the allowed keys."""
 
 import os
 from collections.abc import Mapping
@@ -17,16 +17,15 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """A frozen section of the file; a key it does not know is an error that lists those it does."""
+    """A frozen section of the file. An unknown key is an error that lists the known ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-    belongs_elsewhere: ClassVar[
-        Mapping[str, str]
-    ] = {}  # keys of other sections that people put here, and where they go
+    # Keys of other sections that people write here by mistake, each with a hint to the right place.
+    belongs_elsewhere: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _name_unknown_keys(cls, data: Any) -> Any:
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
@@ -38,8 +37,11 @@ class Strict(BaseModel):
 
 
 class NamesFiles(Strict):
-    """A section that names files or folders. A relative one lies beside the file that names it, wherever a command is started;
-    `~` is the home folder. What was written stays as it is, since fingerprints are made of it."""
+    """A section that names files or folders.
+
+    A relative path is relative to the folder of the settings file, wherever a command is started. `~` is the home
+    folder. The field keeps the path as written, because fingerprints contain it.
+    """
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -51,9 +53,9 @@ class NamesFiles(Strict):
 
     @property
     def folder(self) -> Path:
-        """What a relative path is relative to."""
+        """The folder of the settings file, the base of relative paths."""
         return self._folder
 
     def placed(self, path: str) -> Path:
-        """Where the file or folder that is named so lies."""
+        """The full path of a file or folder that the section names."""
         return self._folder / os.path.expanduser(path)

@@ -8,13 +8,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from pipelines.settings.methods import RateOf
 from pipelines.settings.strict import Share, Strict
 
-Rates = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]  # of several the best is searched for
-Rate = Rates | Literal["auto"]  # auto: several that fit what trains
+# One rate, or several from which a search picks the best.
+Rates = PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2)]
+# `auto` stands for several rates that fit the method.
+Rate = Rates | Literal["auto"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class LearningRates(Strict):
-    """A rate for full fine-tuning and one for adapters; what is left out keeps that of the level below."""
+    """One rate for full fine-tuning and one for adapters. A missing one comes from the level below."""
 
     full: Rate | None = None
     """Peak learning rate of full fine-tuning: one, a list to search, or `auto`. Unset: that of the level below."""
@@ -22,30 +24,31 @@ class LearningRates(Strict):
     """Peak learning rate of LoRA and every other adapter: one, a list to search, or `auto`. Unset: that of the level below."""
 
     @model_validator(mode="after")
-    def _something(self) -> "LearningRates":
+    def _require_rate(self) -> "LearningRates":
         if self.full is None and self.lora is None:
             raise ValueError("expected full, lora or both")
         return self
 
 
-METHODS_OWN = (
+# Keys of a method that people write under `training`.
+METHOD_KEYS = (
     "kind", "shots", "retrieval", "data", "rank", "alpha", "dropout", "rslora", "dora", "peft", "quantization",
     "double_quantization", "loraplus_lr_ratio",
 )  # fmt: skip
 
 
 class TrainingOverrides(Strict):
-    """Settings of training. What a level of the file does not name, the level below decides."""
+    """Settings of training. A setting that one level of the file leaves out comes from the level below."""
 
     belongs_elsewhere: ClassVar[Mapping[str, str]] = {
         name: f"it is a method's: write it under methods:, such as methods: {{lora-r8: {{{name}: …}}}}"
-        for name in METHODS_OWN
+        for name in METHOD_KEYS
     }
 
     learning_rate: LearningRates | Rate | None = None
-    """Peak learning rate: one, a list of which the best is searched for, `auto`, or one for each of full and lora."""
+    """Peak learning rate: one, a list to search for the best, `auto`, or one for each of full and lora."""
     learning_rate_source: Literal["tune"] | None = None
-    """Says that `featherweight tune` wrote the rate; it changes nothing that is trained. Unset: the level that named the rate."""
+    """Notes that `featherweight tune` wrote the rate; training ignores it. Unset: the level that named the rate."""
     search_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Steps of each trial of a list of learning rates, as a share of the cell's own."""
     search_cap: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -67,19 +70,19 @@ class TrainingOverrides(Strict):
     gradient_clip: PositiveFloat | None = None
     """Norm that gradients are clipped to."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
-    """Optimizer; the 8-bit ones keep its states in a quarter of the memory, the paged one lets them leave a card."""
+    """Optimizer; the 8-bit ones need a quarter of the memory for its states, the paged one may move them off the GPU."""
     gradient_checkpointing: bool | None = None
-    """Whether activations are computed again in the backward pass: less memory, more time."""
+    """Whether the backward pass recomputes activations: less memory, more time."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
-    """Number format of training; `auto` is bf16 or fp16 on a card, by its generation, and fp32 on a processor."""
+    """Number format of training; `auto` is bf16 or fp16 on a GPU, by its generation, and fp32 on a CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
-    """Kernel of attention; `auto` is flash attention where it is installed and the card takes it, else sdpa, else eager."""
+    """Attention kernel; `auto` is flash attention where it is installed and the GPU supports it, else sdpa, else eager."""
     targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] | None = None
     """Modules that get an adapter: all linear layers (the model's `lora_targets`), those of attention, or a list of names."""
     early_stop_patience: PositiveInt | None = None
     """Evaluations without a better validation loss after which training stops. Unset: it never stops early."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the train records that is held back to stop early by, or to choose a learning rate by."""
+    """Share of the train records that is held back for early stopping or for the choice of a learning rate."""
     eval_every_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations of the curve."""
     checkpoint_every_steps: PositiveInt | None = None
@@ -91,16 +94,16 @@ class TrainingOverrides(Strict):
     memory_budget_gb: PositiveFloat | None = None
     """Memory of one device that a cell may use, as on a smaller machine or card. Unset: all there is."""
     target_loss: PositiveFloat | None = None
-    """Loss on held-out records whose `seconds_to_target` is wanted. Unset: the worst final loss of the model's comparable rows."""
+    """Loss on held-out records that `seconds_to_target` measures. Unset: the worst final loss of the model's comparable rows."""
     turns: Literal["all", "last"] | None = None
-    """Answers of a conversation that are learned where its template rewrites earlier turns: all, or the last."""
+    """Answers that are learned of a conversation whose template rewrites earlier turns: all, or the last."""
     report_to: list[Tracker] | None = None
-    """Trackers that each step is sent to, beside the lake."""
+    """Trackers that receive each step, beside the lake."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
-    def _one_or_several(cls, rate: Any) -> Any:
-        """Before the union of its forms is tried, each of which would have its own word on it."""
+    def _check_form(cls, rate: Any) -> Any:
+        """Runs before pydantic tries each form of the union, so that there is one message and not one for each form."""
         if isinstance(rate, list) and len(rate) < 2:
             raise ValueError(f"got {rate}; expected one rate, two or more to try, auto, or {{full: …, lora: …}}")
         if isinstance(rate, str) and rate != "auto" and not _is_number(rate):
@@ -108,7 +111,7 @@ class TrainingOverrides(Strict):
         return rate
 
     @model_validator(mode="after")
-    def _different_rates(self) -> "TrainingOverrides":
+    def _check_rates(self) -> "TrainingOverrides":
         rate = self.learning_rate
         for rates in (rate.full, rate.lora) if isinstance(rate, LearningRates) else (rate,):
             if isinstance(rates, list) and len(set(rates)) < len(rates):
@@ -116,15 +119,18 @@ class TrainingOverrides(Strict):
         return self
 
     def rate_for(self, name: RateOf) -> Rate | None:
-        """What this level says of that learning rate."""
+        """This level's learning rate of that kind, or None."""
         rate = self.learning_rate
         return getattr(rate, name) if isinstance(rate, LearningRates) else rate
 
 
 class TrainingSettings(Strict):
-    """Every training setting of one cell, decided. `learning_rate_source` says which level of the file named the rate, or
-    `search` where it names several or auto, or `tune`. `learning_rate_default` is set for auto alone: what is trained with where
-    there are too few steps to choose. Checkpoints come by steps where `checkpoint_every_steps` is set, else by time."""
+    """The decided training settings of one cell.
+
+    `learning_rate_source` is the level of the file that named the rate, `search` for a list or auto, or `tune`.
+    `learning_rate_default` is set only for auto: the rate when there are too few steps for a search.
+    Checkpoints come by steps if `checkpoint_every_steps` is set, else by time.
+    """
 
     learning_rate: Rates
     learning_rate_source: str = "default"

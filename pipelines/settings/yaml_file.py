@@ -1,7 +1,8 @@
-"""The one reader of every YAML file: what could fill the memory or hide a mistake is refused before anything walks the tree.
+"""The one reader of every YAML file. It refuses whatever could fill the memory or hide a mistake, before anything walks the tree.
 
-Refused, with the line: files above 1 MB, too many or too deeply nested values, aliases that repeat too much or hold themselves,
-a key given twice, numbers that fit no column. `where` and `cut` are how every message about such a file names a place and a value.
+It refuses, and names the line of: files above 1 MB, too many or too deeply nested values, aliases that repeat too
+much or contain themselves, duplicate keys, and numbers that fit no column. Messages about a file name the place with
+`where` and the value with `cut`.
 """
 
 import re
@@ -14,13 +15,18 @@ import yaml
 from pipelines.errors import UsageError
 
 MAX_BYTES = 1_000_000
-MAX_VALUES = 50_000  # about a kilobyte of memory each
+# Each value takes about a kilobyte of memory.
+MAX_VALUES = 50_000
 MAX_DEPTH = 50
-MAX_REPEATED = 100_000  # characters and values that aliases stand for, all together
-MAX_INTEGER = 2**63  # what a column of the warehouse holds
+# Characters and values that all aliases together stand for.
+MAX_REPEATED = 100_000
+# Exclusive limit of an integer column of the warehouse.
+MAX_INTEGER = 2**63
 MAX_DIGITS = 100
-SHOWN_CHARS = 200  # of a value in a message
-MESSAGE_CHARS = 2000  # of what is said of one value: lists of allowed names are long
+# Length limit of a value in a message.
+SHOWN_CHARS = 200
+# Length limit of the message about one value; lists of allowed names are long.
+MESSAGE_CHARS = 2000
 SHOWN_MESSAGES = 20
 MERGE = "tag:yaml.org,2002:merge"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -31,7 +37,7 @@ Lines = dict[Place, int]
 
 
 class RefusedError(yaml.MarkedYAMLError):
-    """YAML that we do not take. Unlike a syntax error its words stand alone."""
+    """YAML that this reader refuses. Unlike that of a syntax error, its message is complete."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(None, None, problem, mark)
@@ -39,10 +45,12 @@ class RefusedError(yaml.MarkedYAMLError):
 
 
 def read(path: Path, missing: str) -> tuple[Any, Lines]:
-    """What a YAML file holds, and the line of each of its keys and elements. `missing` is said where there is no such file.
+    """The content of a YAML file, and the line of each of its keys and elements.
+
+    `missing` is the advice in the error for a missing file.
 
     Raises:
-        UsageError: not there, not YAML, or refused; the message names the line.
+        UsageError: the file is missing, is not YAML, or is refused; the message names the line.
     """
     try:
         text = _decoded(path)
@@ -75,7 +83,7 @@ def _decoded(path: Path) -> str:
     with path.open("rb") as handle:
         content = handle.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise UsageError(f"{path}: is larger than {MAX_BYTES / 1e6:g} MB; expected a file that people write.")
+        raise UsageError(f"{path}: is larger than {MAX_BYTES / 1e6:g} MB; expected a file written by hand.")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"{path}: cannot be read as UTF-8 text: it is UTF-16; save the file as UTF-8.")
     try:
@@ -92,12 +100,12 @@ def _decoded(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits, and with every value's own failure as an error that names its line."""
+    """PyYAML's safe loader with limits. Every failure to convert a value is an error that names its line."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._values = self._repeated = 0
-        # of every node that is whole: values and characters, and levels, both with what its aliases stand for
+        # For every complete node: its values and characters, and its levels, both with its aliases expanded.
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -106,7 +114,9 @@ class _Loader(yaml.SafeLoader):
             return self._aliased(event, super().compose_node(parent, index))
         self._values += 1
         if self._values > MAX_VALUES:
-            raise RefusedError(f"holds more than {MAX_VALUES:,} values; expected what people write", event.start_mark)
+            raise RefusedError(
+                f"holds more than {MAX_VALUES:,} values; expected a file written by hand", event.start_mark
+            )
         self._require_depth(1, event)
         self._depth += 1
         node: Any = super().compose_node(parent, index)
@@ -138,7 +148,7 @@ class _Loader(yaml.SafeLoader):
             raise RefusedError(f"nested more than {MAX_DEPTH} deep; expected far less", event.start_mark)
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
-        """YAML itself would silently keep the last one. Keys that `<<` brings may be given again: that is its purpose."""
+        """YAML itself would silently keep the last one. A key may override one from `<<`: that is the purpose of `<<`."""
         first_lines: dict[Hashable, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -173,7 +183,7 @@ def _children(node: Any) -> list[yaml.Node]:
 
 
 def _whole_text(text: str, node: Any) -> str:
-    """The text, with two escapes that are one character in JSON's way of writing made that character."""
+    """The text, with each surrogate pair of two escapes (JSON's notation) joined into one character."""
     if "\0" in text:
         raise RefusedError("holds the character U+0000; no text, path or command may hold it", node.start_mark)
     try:
@@ -183,7 +193,7 @@ def _whole_text(text: str, node: Any) -> str:
 
 
 def _note_lines(node: yaml.Node, place: Place, lines: Lines) -> None:
-    """Remember each key's and element's line; of a key that `<<` brings, where it stands in what is merged."""
+    """Note the line of each key and element; for a key from `<<`, its line in the merged mapping."""
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
@@ -201,7 +211,7 @@ def _note_lines(node: yaml.Node, place: Place, lines: Lines) -> None:
 
 
 def where(path: Path, lines: Lines, place: Place) -> str:
-    """`path:line: a.b[0]`, the line of the nearest part that stands in the file."""
+    """`path:line: a.b[0]`, with the line of the nearest part that the file has."""
     known = place
     while known and known not in lines:
         known = known[:-1]
@@ -210,12 +220,12 @@ def where(path: Path, lines: Lines, place: Place) -> str:
 
 
 def cut(text: str, chars: int = SHOWN_CHARS) -> str:
-    """The text, or its start and how much is left out."""
+    """The text, or its beginning and the number of omitted characters."""
     return text if len(text) <= chars else f"{text[:chars]}… ({len(text) - chars:,} more characters)"
 
 
 def joined(messages: list[str]) -> str:
-    """The messages one a line, each once, at most `SHOWN_MESSAGES` of them."""
+    """The different messages, one per line, at most `SHOWN_MESSAGES` of them."""
     different = list(dict.fromkeys(messages))
     left = len(different) - SHOWN_MESSAGES
     return "\n".join(different[:SHOWN_MESSAGES] + ([f"… and {left:,} mistakes more"] if left > 0 else []))
