@@ -81,9 +81,7 @@ class Profile(Strict):
         if self.deepspeed and self.sharding not in ("zero2", "zero3"):
             raise ValueError(f"deepspeed: belongs to sharding zero2 and zero3, not {self.sharding}")
         if ours := sorted(RECIPE_KEYS.intersection(self.deepspeed)):
-            raise ValueError(
-                f"deepspeed: {', '.join(ours)}: set it under training:, which applies to every launcher, so that rows stay comparable"
-            )
+            raise ValueError(f"deepspeed: {', '.join(ours)}: set it under training:, which applies to every launcher")
         if "stage" in zero:
             raise ValueError("deepspeed: zero_optimization.stage: set sharding to zero2 or zero3 instead")
 
