@@ -102,7 +102,7 @@ def comparison(
         try:
             if config.waits_for_device:
                 paths = devices.watched_locks(project.settings.devices)
-                held.enter_context(devices.kept(paths, "the publication", seconds=PATIENCE, say=context.log.info))
+                held.enter_context(devices.held(paths, "the publication", seconds=PATIENCE, say=context.log.info))
         except InUseError as error:
             context.log.info(f"not published now; the next try follows when the device is free: {error}")
             yield _every_cell_is_ok(comparison_rows(project.resolve()))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.runs.command import CellCommand, RunningCommand
-from pipelines.runs.status import MEETING
+from pipelines.runs.status import RENDEZVOUS
 from pipelines.train.trainer.child import train_cell
 from tests.in_process import WatchedWorker
 from tests.test_runs_cells import CPU_MESSAGE
@@ -21,7 +21,7 @@ def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at
     """The process of rank `place[0]` of `place[1]`, which find one another by `place[2]`. After step `stop_at` the last is asked to
     stop, as by a SIGTERM that reaches no other; after step `poor_at` it finds no memory."""
     rank, count, meeting = place
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), MEETING: meeting}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), RENDEZVOUS: meeting}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -278,10 +278,10 @@ def test_a_lock_ends_with_its_holder_whatever_stands_in_the_file(tmp_path: Path)
 def test_all_devices_are_held_or_none(tmp_path: Path) -> None:
     card, processors = tmp_path / "cuda-0.lock", tmp_path / "cpu.lock"
     with locked(processors, "a cell"):
-        with pytest.raises(InUseError, match="a cell"), devices.kept([card, processors], "we", seconds=0):
+        with pytest.raises(InUseError, match="a cell"), devices.held([card, processors], "we", seconds=0):
             raise AssertionError
         assert devices.holder([card]) is None, "none is kept while another is waited for"
-    with devices.kept([card, processors], "we", seconds=0):
+    with devices.held([card, processors], "we", seconds=0):
         assert "we" in str(devices.holder([card])) and "we" in str(devices.holder([processors]))
         assert devices.holder([card]), "looking takes nothing away"
     assert devices.holder([card, processors]) is None

@@ -148,7 +148,7 @@ def test_a_killed_evaluation_goes_on_with_what_is_done(project: TinyProject, mon
         return ask(worker, prompted_model, one)
 
     monkeypatch.setattr(benchmarks_run, "_ask_own", killed_at_the_second)
-    monkeypatch.setattr("pipelines.evaluate.cell.and_once_more", lambda run, _again, site: _ran(run, site))
+    monkeypatch.setattr("pipelines.evaluate.cell.run_with_retry", lambda run, _again, site: _ran(run, site))
     evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert evaluation.result.status == "killed"
     evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)

@@ -192,9 +192,9 @@ def test_what_a_node_makes_reaches_the_driver_whole(tmp_path: Path) -> None:
     inbox.take()
     assert (driver / "curve.jsonl").read_text() == "1\n2\n"
     assert [path.name for path in (driver / "checkpoints").iterdir()] == ["step-2"]
-    assert outbox.told_to_stop() is None
+    assert outbox.stop_request() is None
     inbox.tell_to_stop(6)
-    assert outbox.told_to_stop() == {"grace_seconds": 6}
+    assert outbox.stop_request() == {"grace_seconds": 6}
     inbox.clear([])
     assert not list((tmp_path / "store").rglob("*.*"))
 
@@ -262,8 +262,8 @@ def test_pipes_messages_are_carried_line_by_line(tmp_path: Path) -> None:
 
 
 def test_a_node_with_other_packages_is_told_which() -> None:
-    assert node.different(node.versions()) is None
-    difference = node.different({**node.versions(), "torch": "1.0", "more": "2"})
+    assert node.version_mismatch(node.versions()) is None
+    difference = node.version_mismatch({**node.versions(), "torch": "1.0", "more": "2"})
     assert difference and "has torch 2.13.0, more not installed; the driver has torch 1.0, more 2" in difference
     name, content = code.package()
     # Equal to the byte, so that it is uploaded only once.

@@ -102,7 +102,7 @@ def test_what_else_lies_beside_the_project_is_not_followed(copied: Path, named: 
 def test_an_upgrade_under_a_running_server_is_seen(copied: Path, monkeypatch: pytest.MonkeyPatch):
     """Its children run what lies on disk, so the fingerprint follows."""
     monkeypatch.setattr(code, "PROJECT", copied)
-    monkeypatch.setattr(code, "_known", {})
+    monkeypatch.setattr(code, "_fingerprints", {})
     monkeypatch.setattr(code, "closure", partial(closure, root=copied))
     original = code.code_fingerprint(TRAINS)
     assert code.code_fingerprint(TRAINS) == original

@@ -96,7 +96,7 @@ def test_weights_and_biases_and_mlflow_get_what_was_measured(tmp_path: Path, mon
     wandb, mlflow = Noted("wandb"), Noted("mlflow")
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    for tracker in trackers.opened(SPEC, tmp_path):
+    for tracker in trackers.open_trackers(SPEC, tmp_path):
         tracker.point(POINT)
         tracker.close("ok")
     logged = [(args, kwargs) for name, args, kwargs in wandb.calls if name == "log"]
@@ -113,7 +113,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(
         raise ConnectionError("no route")
 
     monkeypatch.setitem(trackers.STARTS, "wandb", refuse)
-    (tracker,) = trackers.opened({**SPEC, "report_to": ["wandb"]}, tmp_path)
+    (tracker,) = trackers.open_trackers({**SPEC, "report_to": ["wandb"]}, tmp_path)
     tracker.point(POINT)
     tracker.point(POINT)
     tracker.close("ok")

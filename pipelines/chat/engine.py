@@ -175,7 +175,7 @@ def _device(stack: ExitStack, slot: int, stop: Flag, beside: Flag) -> Iterator[E
     paths, announced = devices.watched_locks(), False
     while not (stop.is_set() or beside.is_set()):
         try:
-            stack.enter_context(devices.kept(paths, "featherweight chat", seconds=0))
+            stack.enter_context(devices.held(paths, "featherweight chat", seconds=0))
             return
         except InUseError:
             user = devices.holder(paths)

@@ -20,7 +20,7 @@ from pipelines.runs.cells import Attempt, CellKey, Evaluation
 from pipelines.runs.code import code_fingerprint
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import write_result
-from pipelines.runs.run import Run, RunHooks, and_once_more, queue
+from pipelines.runs.run import Run, RunHooks, queue, run_with_retry
 from pipelines.runs.spec import RunSpec
 from pipelines.train.cell import train
 from pipelines.weights import store
@@ -223,7 +223,7 @@ def evaluate(
         def again(_after: str) -> Run:
             return _run(resolved, _new_evaluation(resolved, attempt, by), hooks)
 
-        run = and_once_more(_run(resolved, evaluation, hooks), again, project.site(hooks))
+        run = run_with_retry(_run(resolved, evaluation, hooks), again, project.site(hooks))
         return Evaluation(attempt, run.folder), False
 
 

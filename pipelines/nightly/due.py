@@ -97,7 +97,7 @@ def _has_rested(resolved: Resolved, key: CellKey, days: float) -> bool:
     a clock that was wrong."""
     last = cells.attempts(resolved.data, key)[-1]
     under_way = last.status in ("queued", "running")
-    return not under_way and abs(datetime.now(UTC) - cells.begun_at(last)) >= timedelta(days=days)
+    return not under_way and abs(datetime.now(UTC) - cells.start_time(last)) >= timedelta(days=days)
 
 
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:

@@ -109,8 +109,8 @@ class Evaluation:
 def attempts(data: DataRoot, key: CellKey) -> list[Attempt]:
     """The attempts at a cell, oldest first."""
     folder = key.folder(data)
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
-    return [Attempt(key, path) for path in found]
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+    return [Attempt(key, path) for path in folders]
 
 
 def all_attempts(data: DataRoot) -> Iterator[Attempt]:
@@ -125,9 +125,9 @@ def latest(data: DataRoot, key: CellKey) -> Attempt | None:
     return newest_that_counts(attempts(data, key))
 
 
-def newest_that_counts(found: Sequence[Attempt]) -> Attempt | None:
+def newest_that_counts(candidates: Sequence[Attempt]) -> Attempt | None:
     """Of attempts that come oldest first."""
-    return next((one for one in reversed(found) if one.counts), None)
+    return next((one for one in reversed(candidates) if one.counts), None)
 
 
 def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
@@ -136,7 +136,7 @@ def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
     return next((one for one in newest if not one.counts and one.status not in ("queued", "running")), None)
 
 
-def begun_at(attempt: Attempt) -> datetime:
+def start_time(attempt: Attempt) -> datetime:
     """When the attempt began, by its own word, else by its id; the epoch where neither tells."""
     with suppress(ValueError):
         began = datetime.fromisoformat(str(attempt.result.started_at))

@@ -29,8 +29,8 @@ class Stopwatch:
 
     def lap(self) -> float:
         now = self._now()
-        passed, self._lap = now - self._lap, now
-        return passed
+        elapsed, self._lap = now - self._lap, now
+        return elapsed
 
     def stopped(self) -> float:
         """Seconds since it was made in which the process was stopped."""
@@ -53,15 +53,15 @@ class Heart:
         self._lock = threading.Lock()
         self._stopped = 0.0
         self._beating: int | None = None
-        self._last = self._seen()
+        self._last = self._sample()
         threading.Thread(target=self._beat, name="heart", daemon=True).start()
 
     def look(self) -> tuple[float, float]:
         """Seconds of the monotonic clock, and how many of them so far the process was stopped."""
         with self._lock:
-            last, self._last = self._last, self._seen()
-            passed, busy, reads = (now - before for now, before in zip(self._last, last, strict=True))
-            if (idle := passed - busy - BEAT_SECONDS) > GAP_SECONDS and not reads:
+            last, self._last = self._last, self._sample()
+            elapsed, busy, reads = (now - before for now, before in zip(self._last, last, strict=True))
+            if (idle := elapsed - busy - BEAT_SECONDS) > GAP_SECONDS and not reads:
                 self._stopped += idle
             return self._last[0], self._stopped
 
@@ -71,7 +71,7 @@ class Heart:
             time.sleep(BEAT_SECONDS)
             self.look()
 
-    def _seen(self) -> tuple[float, float, int]:
+    def _sample(self) -> tuple[float, float, int]:
         """The clock; seconds that all threads computed, and that the main and the heart's own one waited for a processor; pages
         that were read from the disk."""
         waited = sum(_waited(thread) for thread in (os.getpid(), self._beating) if thread)

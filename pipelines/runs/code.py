@@ -11,19 +11,19 @@ from typing import Any
 
 from pipelines.lake.paths import PROJECT
 
-OURS = "pipelines"
+PACKAGE = "pipelines"
 Stamps = list[tuple[Path, int, int]]
-_known: dict[tuple[str, ...], tuple[Stamps, str]] = {}
+_fingerprints: dict[tuple[str, ...], tuple[Stamps, str]] = {}
 
 
 def code_fingerprint(*modules: str) -> str:
     """16 hex digits for the sources that a process runs which starts with `modules`. Worked out once a process, and again where
     one of them has changed on disk: a code server may outlive an upgrade, and the children that it starts run what is there."""
-    if (known := _known.get(modules)) and known[0] == _stamps(file for file, _, _ in known[0]):
-        return known[1]
+    if (cached := _fingerprints.get(modules)) and cached[0] == _stamps(file for file, _, _ in cached[0]):
+        return cached[1]
     files = closure(*modules)
-    _known[modules] = _stamps(files), hash_of(files, PROJECT)
-    return _known[modules][1]
+    _fingerprints[modules] = _stamps(files), hash_of(files, PROJECT)
+    return _fingerprints[modules][1]
 
 
 def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
@@ -32,7 +32,7 @@ def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
     finder = _OwnModules(path=[str(root)])
     for module in modules:
         finder.import_hook(module)
-    files = (getattr(found, "__file__", None) for found in finder.modules.values())
+    files = (getattr(module, "__file__", None) for module in finder.modules.values())
     return sorted(Path(file) for file in files if file)
 
 
@@ -41,7 +41,7 @@ class _OwnModules(ModuleFinder):
     project is installed, all other packages."""
 
     def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
-        if path is None and name != OURS:  # a module at the top
+        if path is None and name != PACKAGE:  # a module at the top
             raise ImportError(name)
         return super().find_module(name, path, parent)  # type: ignore[misc]
 
@@ -55,11 +55,11 @@ def hash_of(files: Iterable[Path], root: Path) -> str:
 
 
 def _stamps(files: Iterable[Path]) -> Stamps:
-    found: Stamps = []
+    stamps: Stamps = []
     for file in files:
         try:
             stat = file.stat()
         except FileNotFoundError:
             return []
-        found.append((file, stat.st_mtime_ns, stat.st_size))
-    return found
+        stamps.append((file, stat.st_mtime_ns, stat.st_size))
+    return stamps

@@ -50,7 +50,7 @@ def _holder_of(path: Path) -> str | None:
 
 
 @contextmanager
-def kept(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str], None] = announce) -> Iterator[None]:
+def held(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str], None] = announce) -> Iterator[None]:
     """Hold all the locks as soon as nobody else holds any: inside no cell uses these devices, and one that comes waits. While one
     of them is waited for none is held.
 
@@ -58,20 +58,20 @@ def kept(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str
         InUseError: for so many seconds there was no such moment.
         WorkError: the locks cannot be made.
     """
-    deadline, told = time.monotonic() + seconds, False
+    deadline, announced = time.monotonic() + seconds, False
     with ExitStack() as stack:
-        while not _taken(stack, paths, name):
+        while not _try_locks(stack, paths, name):
             user = holder(paths) or "another process"
             if time.monotonic() >= deadline:
                 raise InUseError(f"the device is in use by {user}: wait for it to end, then try again.")
-            if not told:
+            if not announced:
                 say(f"waiting until no measurement runs: {user} uses the device")
-                told = True
+                announced = True
             time.sleep(POLL_SECONDS)
         yield
 
 
-def _taken(stack: ExitStack, paths: Sequence[Path], name: str) -> bool:
+def _try_locks(stack: ExitStack, paths: Sequence[Path], name: str) -> bool:
     """Whether all locks could be taken now, into `stack`; else none is."""
     with ExitStack() as trial, suppress(InUseError):
         for path in paths:

@@ -15,12 +15,12 @@ from pipelines.runs.status import RANKS, Status
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
 # share of a memory budget that counts as reaching it: memory was last measured before the request that was refused
-NEAR_BUDGET = 0.8
+OOM_BUDGET_SHARE = 0.8
 # bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
-PRINTED = re.compile(r"Error out of memory at line \d+ in file .*")
-AGAIN = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)
-ELSEWHERE: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
-VERDICT = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
+BNB_OUT_OF_MEMORY = re.compile(r"Error out of memory at line \d+ in file .*")
+RETRY_MARK = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)
+STATUS_OF_REASON: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
+VERDICT_FIELDS = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
 Verdict = tuple[Status, str | None]
 
 
@@ -31,21 +31,21 @@ def child_report(folder: Path) -> dict[str, Any]:
         return report
     others = [read_json(path) or {} for path in sorted(folder.glob("rank-*.json"))]
     verdict = next((other for other in others if other.get("status") not in (None, "ok")), {})
-    return {**report, **{name: verdict[name] for name in VERDICT if name in verdict}}
+    return {**report, **{name: verdict[name] for name in VERDICT_FIELDS if name in verdict}}
 
 
 def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
     """The status of an ending and a sentence on it, by how the command ended, what its child said (`report`), and what lies in its
     folder. A SIGKILL is out of memory on evidence only."""
-    if ending.reason in ELSEWHERE:
-        return ELSEWHERE[ending.reason], ending.detail
+    if ending.reason in STATUS_OF_REASON:
+        return STATUS_OF_REASON[ending.reason], ending.detail
     if ending.reason == "memory_budget":
         budget, devices = spec.memory_budget_gb, spec.devices
         share = f"{devices} × {budget:g}" if devices > 1 else f"{budget:g}"
         return "out_of_memory", f"used {ending.peak_bytes / 1e9:.2f} GB of a budget of {share} GB and was stopped"
     if ending.reason == "time_limit":
-        own = f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit of one attempt"
-        return "timed_out", ending.detail or own
+        detail = f"stopped after {ending.seconds / 60:.1f} minutes; time_limit_minutes is the limit of one attempt"
+        return "timed_out", ending.detail or detail
     if report.get("status"):
         return report["status"], report.get("detail")
     if ending.reason == "interrupted":
@@ -55,33 +55,36 @@ def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fold
 
 def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
     """Of a child that left no verdict: by its exit code, and what it printed."""
-    ended = read_json(folder / RANKS)
-    whom = f"rank {ended['rank']}" if ended else "it"
+    first_rank = read_json(folder / RANKS)
+    process = f"rank {first_rank['rank']}" if first_rank else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
-        return "out_of_memory", f"the kernel's out-of-memory killer ended {whom} at {ending.peak_bytes / 1e9:.2f} GB"
+        return "out_of_memory", f"the kernel's out-of-memory killer ended {process} at {ending.peak_bytes / 1e9:.2f} GB"
     if -ending.exit_code in CRASHES:
-        return _crashed(ending, whom, spec, on_card=is_card(report.get("device")))
+        return _crashed(ending, process, spec, on_card=is_card(report.get("device")))
     if ending.exit_code < 0:
         name = _signal_name(-ending.exit_code)
-        return "killed", f"{whom} was ended by {name} from outside" if ended else f"ended by {name} from outside"
+        return (
+            "killed",
+            f"{process} was ended by {name} from outside" if first_rank else f"ended by {name} from outside",
+        )
     if ending.exit_code == disk.EXIT_CODE:
         return "failed", str(disk.DiskFullError("the cell's own report", folder, None))
-    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").rpartition(AGAIN)[2]
-    named = f"{whom}: " if ended else ""
-    if ending.exit_code == 1 and (printed := PRINTED.search(log)):
-        return "out_of_memory", f"{named}bitsandbytes: {printed.group()}"
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").rpartition(RETRY_MARK)[2]
+    prefix = f"{process}: " if first_rank else ""
+    if ending.exit_code == 1 and (printed := BNB_OUT_OF_MEMORY.search(log)):
+        return "out_of_memory", f"{prefix}bitsandbytes: {printed.group()}"
     last = " | ".join(log.splitlines()[-4:])
-    return "failed", f"{named}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
+    return "failed", f"{prefix}exit code {ending.exit_code}: {last[-800:] or 'it printed nothing'}"
 
 
 def _crashed(ending: Ending, whom: str, spec: RunSpec, *, on_card: bool) -> Verdict:
     """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means. Not
     on a card, whose budget is not of the memory that was seen."""
     name, budget = _signal_name(-ending.exit_code), spec.memory_budget_gb
-    asked = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
-    if budget and not on_card and asked > NEAR_BUDGET * budget:
-        said = f"{whom} crashed ({name}) when it had asked for {asked:.2f} GB of a budget of {budget:g} GB"
-        return "out_of_memory", said
+    requested = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
+    if budget and not on_card and requested > OOM_BUDGET_SHARE * budget:
+        detail = f"{whom} crashed ({name}) when it had asked for {requested:.2f} GB of a budget of {budget:g} GB"
+        return "out_of_memory", detail
     return "killed", f"{whom} crashed ({name})"
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from pipelines.lake.files import write_json
 from pipelines.runs.command import CellCommand, Ending, Starter
-from pipelines.runs.exits import AGAIN, child_report, classify_exit
+from pipelines.runs.exits import RETRY_MARK, child_report, classify_exit
 from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import FIT, RANKS, SMALLER, Status
 from pipelines.runs.watchdog import run_to_end
 
 TOKENS = "micro_batch_tokens"
 ONE_ROW = "one row of the longest example does not fit"
-LEAST_SECONDS = 1e-3  # of a time limit that is used up: the next child is then stopped at once, as over it
+MIN_SECONDS = 1e-3  # of a time limit that is used up: the next child is then stopped at once, as over it
 
 
 def run_fitted(
@@ -27,14 +27,14 @@ def run_fitted(
 ) -> Ending:
     """`run_to_end`, again and again as long as the child is out of memory in its trial steps and has smaller micro-batches to try.
     The time limit is that of all together. A kill between two of them leaves an attempt without a result, as any other kill."""
-    started, left = time.monotonic(), command
-    ending = run_to_end(launcher, left, on_tick=on_tick)
+    started, remaining = time.monotonic(), command
+    ending = run_to_end(launcher, remaining, on_tick=on_tick)
     while (tokens := _smaller(ending, spec, command.folder)) is not None:
-        _begin_again(command.folder, tokens, say)
+        _prepare_retry(command.folder, tokens, say)
         if command.time_limit:
             seconds = command.time_limit - (time.monotonic() - started)
-            left = replace(command, time_limit=max(LEAST_SECONDS, seconds))
-        ending = replace(run_to_end(launcher, left, on_tick=on_tick), seconds=time.monotonic() - started)
+            remaining = replace(command, time_limit=max(MIN_SECONDS, seconds))
+        ending = replace(run_to_end(launcher, remaining, on_tick=on_tick), seconds=time.monotonic() - started)
     return ending
 
 
@@ -47,13 +47,13 @@ def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
     return report["measured"][SMALLER] if status == "out_of_memory" else None
 
 
-def _begin_again(folder: Path, tokens: int, say: Callable[[str], None]) -> None:
+def _prepare_retry(folder: Path, tokens: int, say: Callable[[str], None]) -> None:
     """Have the next child take micro-batches of so many tokens, and forget the verdicts of the last one."""
     before = child_report(folder)["measured"].get(TOKENS)
-    told = f"out of memory with {TOKENS} {before}: {AGAIN} {tokens}"
-    say(told)
+    message = f"out of memory with {TOKENS} {before}: {RETRY_MARK} {tokens}"
+    say(message)
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        print(told, file=log)
+        print(message, file=log)
     write_json(folder / FIT, {TOKENS: tokens})
     write_json(folder / CHILD, {"phase": "load", "measured": {TOKENS: tokens}})
     for verdict in (folder / RANKS, *folder.glob("rank-*.json")):
@@ -63,9 +63,9 @@ def _begin_again(folder: Path, tokens: int, say: Callable[[str], None]) -> None:
 
 def in_words(status: Status, spec: RunSpec, report: Mapping[str, Any]) -> str | None:
     """What became of the recipe's micro-batches in a run that ended so; nothing where it used them as they are."""
-    asked, used = spec.recipe.get(TOKENS), report["measured"].get(TOKENS)
-    found = f"{TOKENS} was halved from {asked} to {used}" if used and asked != used else None
+    requested, used = spec.recipe.get(TOKENS), report["measured"].get(TOKENS)
+    note = f"{TOKENS} was halved from {requested} to {used}" if used and requested != used else None
     is_least = SMALLER in report["measured"] and report["measured"][SMALLER] is None
     if is_least and status == "out_of_memory" and report["phase"] == "probe":
-        return f"{found}: {ONE_ROW}" if found else ONE_ROW
-    return found
+        return f"{note}: {ONE_ROW}" if note else ONE_ROW
+    return note

@@ -25,9 +25,9 @@ def answer_file(
 
 def answer_on(data: DataRoot, recipe: Mapping[str, Any], examples: str | None, seed: int) -> Json | None:
     """The answer kept on a cell of that recipe, fingerprint of the examples and seed, if there is one."""
-    for own in (True, False):
-        if found := read_json(answer_file(data, recipe, examples, seed, own_tokenizer=own)):
-            return found
+    for own_tokenizer in (True, False):
+        if answer := read_json(answer_file(data, recipe, examples, seed, own_tokenizer=own_tokenizer)):
+            return answer
     return None
 
 

@@ -33,12 +33,12 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child, without the API keys that no child needs, with our pid to die with, with threads
     that yield to other programs and CUDA's allocator set for changing shapes (unless the environment says how they wait, or how
     it allocates)."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
-    cards = {name: value for name, value in CARDS.items() if name != ALLOCATOR or OLDER_ALLOCATOR not in kept}
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
+    cards = {name: value for name, value in CARDS.items() if name != ALLOCATOR or OLDER_ALLOCATOR not in inherited}
     return {
-        **({} if "OMP_WAIT_POLICY" in kept else SPINS),
+        **({} if "OMP_WAIT_POLICY" in inherited else SPINS),
         **cards,
-        **kept,
+        **inherited,
         **(extra or {}),
         PARENT: str(os.getpid()),
         # A child writes files and its log in UTF-8, whatever encoding the terminal of its parent has.
@@ -95,11 +95,11 @@ def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
         return
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    came: list[int] = []
+    signals: list[int] = []
 
     def on_signal(number: int) -> None:
-        came.append(number)
-        if len(came) > 1:
+        signals.append(number)
+        if len(signals) > 1:
             task.cancel()
         else:
             loop.call_later(seconds, task.cancel)
@@ -115,13 +115,13 @@ def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        if not came:
+        if not signals:
             raise
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
-    if came:
+    if signals:
         raise KeyboardInterrupt
 
 
@@ -134,8 +134,8 @@ def offer_to_oom_killer() -> None:
 def limit_memory(budget_bytes: int | None) -> None:
     """Cap this process's private memory, so that a request over the budget fails with the bytes it asked for."""
     if budget_bytes:
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, hard_limit))
 
 
 @contextmanager
@@ -143,20 +143,20 @@ def memory_unlimited() -> Iterator[None]:
     """Inside, this process's cap is lifted: a library whose threads cannot bear a refusal (they hang or crash) may have what it
     needs. What it asked for and never touched (DuckDB and Arrow: a gigabyte) counts no more afterwards; the watchdog outside sees
     what is touched at any time."""
-    cap, most = resource.getrlimit(resource.RLIMIT_DATA)
+    cap, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
     before = _untouched_bytes()
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (hard_limit, hard_limit))
     try:
         yield
     finally:
-        more = max(0, _untouched_bytes() - before)
-        resource.setrlimit(resource.RLIMIT_DATA, (cap if cap == resource.RLIM_INFINITY else cap + more, most))
+        growth = max(0, _untouched_bytes() - before)
+        resource.setrlimit(resource.RLIMIT_DATA, (cap if cap == resource.RLIM_INFINITY else cap + growth, hard_limit))
 
 
 def _untouched_bytes() -> int:
     """Private memory that this process asked for and has not touched."""
-    found = _status_bytes()
-    return found["VmData"] - found["RssAnon"]
+    status = _status_bytes()
+    return status["VmData"] - status["RssAnon"]
 
 
 def _status_bytes() -> dict[str, int]:

@@ -29,12 +29,12 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
         for name in PEAKS:
             if measured.get(name) is not None:
                 peaks[name] = max(peaks.get(name, 0.0), measured[name])
-        if found := whole(attempt.folder):
-            return {"run_id": attempt.run_id, "checkpoint": str(found[-1].relative_to(root)), "peaks": peaks}
+        if checkpoints := whole(attempt.folder):
+            return {"run_id": attempt.run_id, "checkpoint": str(checkpoints[-1].relative_to(root)), "peaks": peaks}
     return None
 
 
-def search_to_go_on(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> str | None:
+def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> str | None:
     """The newest attempt's trials of learning rates (relative to `root`), where it was ended too early and nothing has changed
     since; None where there are none."""
     for attempt in reversed(attempts):

@@ -73,31 +73,31 @@ class RunResult:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "RunResult":
-        given: dict[str, Any] = {one.name: told[one.name] for one in fields(cls) if told.get(one.name) is not None}
+    def from_json(cls, record: Mapping[str, Any]) -> "RunResult":
+        values: dict[str, Any] = {one.name: record[one.name] for one in fields(cls) if record.get(one.name) is not None}
         for name in MAPPINGS:  # of a file that somebody damaged
-            if not isinstance(given.get(name, {}), dict):
-                del given[name]
-        status = given.get("status") if given.get("status") in get_args(Status) else "lost"
-        return cls(**{**given, "status": status})
+            if not isinstance(values.get(name, {}), dict):
+                del values[name]
+        status = values.get("status") if values.get("status") in get_args(Status) else "lost"
+        return cls(**{**values, "status": status})
 
 
 def result_in(folder: Path) -> RunResult:
     """The result in `folder`; without one, what its parent says of it as long as that lives, else `lost`."""
     try:
-        if told := read_object(folder / FILE):
-            return RunResult.from_json(told)
+        if record := read_object(folder / FILE):
+            return RunResult.from_json(record)
         return _without_verdict(folder)
     except WorkError as error:  # one run's file hides no other's
         return RunResult("lost", status_detail=str(error))
 
 
 def _without_verdict(folder: Path) -> RunResult:
-    state, so_far = read_object(folder / STATE), read_object(folder / CHILD)
+    state, report = read_object(folder / STATE), read_object(folder / CHILD)
     alive = "pid" in state and is_alive(state) and _works_here(folder)
     status = state.get("status", "lost") if alive else "lost"
     detail = state.get("waiting") if alive else f"the process that ran it ended without a word; {outlook(folder)}"
-    return RunResult.from_json({**state, **so_far, "status": status, "status_detail": detail})
+    return RunResult.from_json({**state, **report, "status": status, "status_detail": detail})
 
 
 def _works_here(folder: Path) -> bool:
@@ -109,8 +109,8 @@ def _works_here(folder: Path) -> bool:
 def outlook(folder: Path) -> str:
     """What the next run does with an attempt that ended early, if its inputs have not changed."""
     spec = spec_in(folder)
-    if found := whole(folder):
-        return f"the next run goes on after step {step_of(found[-1])}"
+    if checkpoints := whole(folder):
+        return f"the next run goes on after step {step_of(checkpoints[-1])}"
     if spec.resume:
         resumed = Path(spec.resume["checkpoint"])  # of an attempt beside this one, wherever the data root lies now
         if folder.parent.joinpath(*resumed.parts[-3:]).exists():
@@ -133,8 +133,8 @@ def write_result(
     measured = report["measured"]
     on_card = is_card(report.get("device"))  # whose memory the watchdog does not see
     if ending and not on_card and measured.get("peak_memory_gb") is None and phase in MEASURES_PEAK:
-        seen = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
-        measured = {**measured, "peak_memory_gb": seen}
+        peak = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
+        measured = {**measured, "peak_memory_gb": peak}
     result = RunResult(
         status, phase, detail, ending.reason if ending else reason,
         spec.run_id, spec.model, spec.method, spec.seed, spec.profile, spec.recipe, spec.fingerprints,

@@ -146,22 +146,22 @@ class Run:
         spec, report = self._spec, child_report(self.folder)
         status, detail = classify_exit(ending, report, spec, self.folder)
         if status in ("killed", "timed_out") and "the next run" not in (detail or ""):
-            detail = _joined(detail, self.outlook(self.folder))
+            detail = _join(detail, self.outlook(self.folder))
         if spec.after:
-            detail = _joined(f"begun before: {spec.after}", detail)
+            detail = _join(f"begun before: {spec.after}", detail)
         return self._last_word(status, detail, ending)
 
     def _interrupted(self, error: BaseException) -> None:
         if child_report(self.folder).get("status") == "ok":  # it was done before it could be stopped
             self._last_word("ok", None)
             return
-        self._last_word("killed", _joined(_why(error), self.outlook(self.folder)))
+        self._last_word("killed", _join(_why(error), self.outlook(self.folder)))
 
     def _last_word(
         self, status: Status, detail: str | None, ending: Ending | None = None, reason: str | None = None
     ) -> RunResult:
         report = child_report(self.folder)
-        phase, detail = self.phase or report["phase"], _joined(detail, in_words(status, self._spec, report)) or None
+        phase, detail = self.phase or report["phase"], _join(detail, in_words(status, self._spec, report)) or None
         return write_result(self.folder, status, phase, detail, ending, reason)
 
 
@@ -172,7 +172,7 @@ def _why(error: BaseException) -> str:
     return f"canceled ({error})" if str(error) else "canceled"
 
 
-def _joined(*parts: str | None) -> str:
+def _join(*parts: str | None) -> str:
     return "; ".join(filter(None, parts))
 
 
@@ -182,13 +182,13 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
     Raises:
         WorkError: the folder cannot be written; it is not there then, so that what was the newest run still is.
     """
-    known = folder.exists()
+    existed = folder.exists()
     try:
         disk.keep_room(folder)
         spec.write(folder)
         note_state(folder, "queued", phase)
     except (OSError, WorkError) as error:
-        if not known:
+        if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         if disk.is_full(error):
             raise disk.DiskFullError("a new run", folder, disk.ROOM_BYTES) from error
@@ -204,7 +204,7 @@ def note_state(folder: Path, status: Status, phase: str) -> None:
     write_json(folder / STATE, {"status": status, "phase": phase, "started_at": now(), **own_identity()})
 
 
-def and_once_more(run: Run, again: Callable[[str], Run], site: Site) -> Run:
+def run_with_retry(run: Run, again: Callable[[str], Run], site: Site) -> Run:
     """Run it, and where its node was lost run what `again` makes, once, on another; `again` is told what happened. Returns the run
     whose result counts."""
     result = run.to_result(site)

@@ -53,16 +53,16 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, as children read it."""
-        told = {**asdict(self), **self.more}
-        del told["more"]
-        return told
+        record = {**asdict(self), **self.more}
+        del record["more"]
+        return record
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "RunSpec":
+    def from_json(cls, record: Mapping[str, Any]) -> "RunSpec":
         known = {one.name for one in fields(cls)} - {"more"}
-        given = {name: told[name] for name in known if told.get(name) is not None}
-        given["report_to"] = tuple(told.get("report_to") or ())
-        return cls(**given, more={name: value for name, value in told.items() if name not in known})
+        values = {name: record[name] for name in known if record.get(name) is not None}
+        values["report_to"] = tuple(record.get("report_to") or ())
+        return cls(**values, more={name: value for name, value in record.items() if name not in known})
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, self.to_json())

@@ -24,4 +24,4 @@ RANKS = "ranks.json"  # of several processes that trained a cell: which one's en
 # before its trial steps, that might be tried if they do not fit; None: nothing smaller is to be had
 FIT, SMALLER = "fit.json", "smaller_micro_batch_tokens"
 EXIT_LOST = 5  # of a process that lost another one
-MEETING = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed
+RENDEZVOUS = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed

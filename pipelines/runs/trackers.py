@@ -48,11 +48,11 @@ def require(names: Iterable[str]) -> None:
 
 def keys(names: Iterable[str]) -> dict[str, str]:
     """The environment's keys that these trackers sign in with; no other child gets any."""
-    wanted = [key for name in names for key in KEYS.get(name, ())]
-    return {key: os.environ[key] for key in wanted if key in os.environ}
+    variables = [key for name in names for key in KEYS.get(name, ())]
+    return {key: os.environ[key] for key in variables if key in os.environ}
 
 
-def opened(spec: Json, folder: Path) -> list[Tracker]:
+def open_trackers(spec: Json, folder: Path) -> list[Tracker]:
     """The trackers that the spec of a run in `folder` asks for."""
     return [Guarded(name, spec, folder) for name in spec.get("report_to") or ()]
 
@@ -150,8 +150,8 @@ class MlFlow:
 
     def point(self, row: Mapping[str, Any]) -> None:
         # MLflow refuses % and commas in names
-        named = {name.replace("%", "percent"): value for name, value in values(row).items()}
-        self._mlflow.log_metrics(named, step=row["step"])
+        metrics = {name.replace("%", "percent"): value for name, value in values(row).items()}
+        self._mlflow.log_metrics(metrics, step=row["step"])
 
     def close(self, status: str) -> None:
         self._mlflow.set_tag("status", status)

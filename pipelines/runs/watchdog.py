@@ -37,8 +37,8 @@ def run_to_end(launcher: Starter, command: CellCommand, *, on_tick: Callable[[],
     if exit_code is None:
         exit_code = running.poll()
     on_tick()
-    if seen := running.ending():
-        return seen
+    if ending := running.ending():
+        return ending
     return Ending(
         exit_code=-signal.SIGKILL if exit_code is None else exit_code,
         reason=reason,

@@ -138,7 +138,7 @@ class Worker:
             status: Status = "ok"
             try:
                 self.save()
-                self._trackers = trackers.opened(self.spec, self.folder) if self.rank == 0 else []
+                self._trackers = trackers.open_trackers(self.spec, self.folder) if self.rank == 0 else []
                 work(self)
             except UnavailableError as error:
                 status = self._verdict("unavailable", str(error))
@@ -174,21 +174,21 @@ class Worker:
         if disk.is_full(error):
             full = error if isinstance(error, disk.DiskFullError) else disk.DiskFullError("it", self.folder, None)
             self.report |= {"bytes_needed": full.needed, "bytes_available": full.available}
-            return self._verdict("failed", str(full), apart=True)
+            return self._verdict("failed", str(full), per_rank=True)
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             free, on_card = bytes_free(str(error)), machine.is_card(self.report.get("device"))
             self.report["bytes_requested"] = bytes_requested(str(error))
             self.report["bytes_available"] = memory_left() if free is None and not on_card else free
-            said, budget = message.splitlines()[0][:300], self.spec.get("memory_budget_gb")
+            detail, budget = message.splitlines()[0][:300], self.spec.get("memory_budget_gb")
             allowed = f" (memory_budget_gb is {budget:g})" if on_card and budget else ""
-            return self._verdict("out_of_memory", said + allowed, apart=True)
-        return self._verdict("failed", message[:1000], apart=True)
+            return self._verdict("out_of_memory", detail + allowed, per_rank=True)
+        return self._verdict("failed", message[:1000], per_rank=True)
 
-    def _verdict(self, status: Status, detail: str, *, apart: bool = False) -> Status:
+    def _verdict(self, status: Status, detail: str, *, per_rank: bool = False) -> Status:
         """`apart`: what ended this one of several processes need not have ended the others."""
-        self.report["detail"] = detail = f"rank {self.rank}: {detail}" if self.ranks > 1 and apart else detail
+        self.report["detail"] = detail = f"rank {self.rank}: {detail}" if self.ranks > 1 and per_rank else detail
         print(f"{status}: {detail}", file=sys.stderr, flush=True)
         return status
 
@@ -207,13 +207,13 @@ def start(work: Callable[[Worker], None]) -> None:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether `error` says that another process of the same cell no longer answers (gloo's errors are plain RuntimeErrors)."""
-    said = str(error)
+    message = str(error)
     return (
         isinstance(error, LostRankError)
         or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
-        or "Connection closed by peer" in said
-        or "Connection reset by peer" in said
-        or "gloo/transport" in said
+        or "Connection closed by peer" in message
+        or "Connection reset by peer" in message
+        or "gloo/transport" in message
     )
 
 
@@ -237,25 +237,25 @@ def bytes_free(message: str) -> int | None:
     free, allowed = _size(r"of which {} is free", message), _size(r"{} allowed;", message)
     if free is None or allowed is None:
         return free
-    held = _size(r"{} is allocated by PyTorch", message) or 0
-    kept = _size(r"{} is reserved by PyTorch", message) or 0
-    return min(free, max(0, allowed - held - kept))
+    allocated = _size(r"{} is allocated by PyTorch", message) or 0
+    reserved = _size(r"{} is reserved by PyTorch", message) or 0
+    return min(free, max(0, allowed - allocated - reserved))
 
 
 def _size(words: str, message: str) -> int | None:
     """The bytes that stand in `message` in the place of {} in `words`."""
-    found = re.search(words.format(SIZE), message)
-    return round(float(found.group(1)) * UNITS[found.group(2)]) if found else None
+    match = re.search(words.format(SIZE), message)
+    return round(float(match.group(1)) * UNITS[match.group(2)]) if match else None
 
 
 def package_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _dagster_listens() -> bool:

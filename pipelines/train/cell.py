@@ -17,7 +17,7 @@ from pipelines.runs import cells, restart, trackers
 from pipelines.runs.cells import Attempt, CellKey
 from pipelines.runs.launchers.chosen import launcher_class
 from pipelines.runs.result import outlook
-from pipelines.runs.run import Run, RunHooks, and_once_more, queue
+from pipelines.runs.run import Run, RunHooks, queue, run_with_retry
 from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings import benchmarks
 from pipelines.train.trainer.devices.ranks import require_divisible
@@ -72,7 +72,7 @@ def train(
         def again(after: str) -> Run:
             return _next_attempt(resolved, key, hooks, after=after, retimes=retimes)
 
-        finished = Attempt(key, and_once_more(run, again, resolved.project.site(hooks)).folder)
+        finished = Attempt(key, run_with_retry(run, again, resolved.project.site(hooks)).folder)
         _clear_behind(data, earlier, finished)
         return finished, False
 
@@ -130,7 +130,7 @@ def _next_attempt(
     _require_disk(earlier, resolved.data)
     folder = key.folder(resolved.data) / new_run_id(key.folder(resolved.data))
     spec = _spec(resolved, key, folder.name, resume, after)
-    if not force and (trials := restart.search_to_go_on(earlier, plan.fingerprints, resolved.data.root)):
+    if not force and (trials := restart.search_to_resume(earlier, plan.fingerprints, resolved.data.root)):
         spec = replace(spec, more={**spec.more, "searched": trials})
     if retimes:
         spec = replace(spec, more={**spec.more, "retimes": retimes})

@@ -9,7 +9,7 @@ from pipelines.runs.launchers.base import Launcher
 from pipelines.settings.launchers import LauncherName
 from pipelines.settings.profiles import Profile
 
-SEVERAL = "torchrun"  # who starts one run's several processes within one machine
+MULTI_PROCESS = "torchrun"  # who starts one run's several processes within one machine
 
 
 def launcher_class(name: str) -> type[Launcher]:
@@ -26,9 +26,9 @@ def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> 
 
 def ranks_run_in() -> tuple[str, ...]:
     """The modules in which a cell's several processes run on one machine."""
-    return launcher_class(SEVERAL)().runs
+    return launcher_class(MULTI_PROCESS)().runs
 
 
 def launcher_on(devices: int) -> Launcher:
     """The launcher of commands within one machine, on so many of its devices."""
-    return launcher_class(SEVERAL if devices > 1 else "local")()
+    return launcher_class(MULTI_PROCESS if devices > 1 else "local")()

@@ -37,9 +37,11 @@ class ClusterLauncher(Launcher):
 def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
     """The predicted peak of the cell's processes, or their budget where that is less; of an evaluation, that of the training."""
     attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
-    asked = spec_in(attempt) if (attempt / SPEC).exists() else spec
-    found = answer_on(DataRoot(Path(spec.root)), asked.recipe, asked.fingerprints.get("data"), asked.seed) or {}
-    limits = [memory_gb(found["cpu"], spec.devices, spec.sharding) * MARGIN] if "cpu" in found else []
+    cell_spec = spec_in(attempt) if (attempt / SPEC).exists() else spec
+    prediction = (
+        answer_on(DataRoot(Path(spec.root)), cell_spec.recipe, cell_spec.fingerprints.get("data"), cell_spec.seed) or {}
+    )
+    limits = [memory_gb(prediction["cpu"], spec.devices, spec.sharding) * MARGIN] if "cpu" in prediction else []
     limits += [spec.memory_budget_gb] if spec.memory_budget_gb else []
     return min(limits) * spec.devices if limits else None
 

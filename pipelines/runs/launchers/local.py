@@ -31,9 +31,9 @@ class LocalCommand(RunningCommand):
         try:
             if now - self._looked > 1:  # finding children reads all of /proc: too dear for every poll
                 self._family[1:], self._looked = self._family[0].children(recursive=True), now
-            seen = [member.memory_info() for member in self._family]
-            self._asked = max(self._asked, sum(one.data for one in seen))
-            return sum(one.rss for one in seen)
+            memory = [member.memory_info() for member in self._family]
+            self._asked = max(self._asked, sum(one.data for one in memory))
+            return sum(one.rss for one in memory)
         except psutil.Error:  # one of them ended between two reads
             self._looked = 0.0
             return 0

@@ -27,11 +27,11 @@ from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.worker import package_versions
 
 ORDER, ENDED, STOP = "job.json", "ended.json", "stop.json"
-NOTHING_THERE, NOT_ALIKE, INTERRUPTED = 71, 72, 130  # exit codes that a launcher turns into words
+NO_ORDER, VERSION_MISMATCH, INTERRUPTED = 71, 72, 130  # exit codes that a launcher turns into words
 Json = dict[str, Any]
 
 
-class StopAskedError(Exception):
+class StopRequestedError(Exception):
     """The driver wants the run to end."""
 
 
@@ -40,13 +40,13 @@ class Signals:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / STOP
-        self.asked: Json | None = None
+        self.stop_request: Json | None = None
 
     def look(self) -> None:
-        """Raises StopAskedError once."""
-        self.asked = self.asked or read_json(self._file)
-        if self.asked:
-            raise StopAskedError
+        """Raises StopRequestedError once."""
+        self.stop_request = self.stop_request or read_json(self._file)
+        if self.stop_request:
+            raise StopRequestedError
 
 
 def order(command: CellCommand, spec: RunSpec, *, threads: int | None) -> Json:
@@ -67,47 +67,47 @@ def in_shared_folder(folder: Path, advice: str, *, code: Path = PROJECT) -> int:
     Raises:
         UnavailableError: it sees none.
     """
-    told = read_json(folder / ORDER)
-    if told is None:
+    order = read_json(folder / ORDER)
+    if order is None:
         raise UnavailableError(f"{socket.gethostname()} sees no {folder}/{ORDER}: {advice}")
-    return run(told, folder, Signals(folder), code=code)
+    return run(order, folder, Signals(folder), code=code)
 
 
-def run(told: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> int:
+def run(order: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> int:
     """Run the order's command in `folder`, from the sources in `code`, and write ended.json; returns the job's exit code."""
-    if why := different(told["versions"]):
-        ended(folder, told, Ending(NOT_ALIKE, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
-        return NOT_ALIKE
-    env = {**trackers.keys(told["report_to"]), **told["env"], **_threads_of(told), **_messages_to(told, folder)}
+    if why := version_mismatch(order["versions"]):
+        write_ended(folder, order, Ending(VERSION_MISMATCH, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
+        return VERSION_MISMATCH
+    env = {**trackers.keys(order["report_to"]), **order["env"], **_threads_of(order), **_messages_to(order, folder)}
     os.chdir(folder)
     command = CellCommand(
-        arguments=["-m", told["module"], str(folder)],
+        arguments=["-m", order["module"], str(folder)],
         folder=folder,
         env={**env, "PYTHONPATH": str(code)},
-        memory_budget=told["memory_budget"] if machine.device_slug() == "cpu" else None,
-        time_limit=told["time_limit"],
-        grace_seconds=told["grace_seconds"],
-        devices=told["devices"],
+        memory_budget=order["memory_budget"] if machine.device_slug() == "cpu" else None,
+        time_limit=order["time_limit"],
+        grace_seconds=order["grace_seconds"],
+        devices=order["devices"],
     )
     try:
-        launcher = launcher_on(told["devices"])
+        launcher = launcher_on(order["devices"])
         ending = run_fitted(launcher, command, spec_in(folder), on_tick=signals.look, say=lambda _: None)
-    except StopAskedError:
+    except StopRequestedError:
         ending = Ending(INTERRUPTED, "interrupted", False, 0, 0.0, "told to end by who started it")
-    ended(folder, told, ending)
+    write_ended(folder, order, ending)
     return 0 if ending.exit_code in (0, 3) else max(1, abs(ending.exit_code) % 256)
 
 
-def ended(folder: Path, told: Json, ending: Ending) -> None:
-    where = {"device": machine.device_class(told["devices"], told["sharding"]), "host": socket.gethostname()}
+def write_ended(folder: Path, order: Json, ending: Ending) -> None:
+    where = {"device": machine.device_class(order["devices"], order["sharding"]), "host": socket.gethostname()}
     disk.give_room_back(folder)
     write_json(folder / ENDED, {**asdict(ending), **where})
 
 
 def ending_in(folder: Path) -> Ending | None:
     """How the run in `folder` ended, by its node's last word."""
-    found = read_json(folder / ENDED)
-    return Ending(**{name: found[name] for name in Ending.__dataclass_fields__}) if found else None
+    record = read_json(folder / ENDED)
+    return Ending(**{name: record[name] for name in Ending.__dataclass_fields__}) if record else None
 
 
 def device_in(folder: Path) -> str | None:
@@ -117,11 +117,11 @@ def device_in(folder: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     """What must be equal on the driver and on a node: Python's minor version and the packages that compute."""
-    found = {name: version.split("+")[0] for name, version in package_versions().items()}
-    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **found}
+    packages = {name: version.split("+")[0] for name, version in package_versions().items()}
+    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **packages}
 
 
-def different(driver: Mapping[str, str]) -> str | None:
+def version_mismatch(driver: Mapping[str, str]) -> str | None:
     """What this node has otherwise than the driver, in words; None where all is equal."""
     here = versions()
     names = [name for name in {**driver, **here} if driver.get(name) != here.get(name)]
@@ -133,14 +133,14 @@ def different(driver: Mapping[str, str]) -> str | None:
     return f"{where} has {has}; the driver has {wants}: install the driver's requirements.lock there, or set its python"
 
 
-def _threads_of(told: Json) -> dict[str, str]:
+def _threads_of(order: Json) -> dict[str, str]:
     """As many threads as the cores that were asked for."""
-    return {"OMP_NUM_THREADS": str(told["threads"])} if told["threads"] else {}
+    return {"OMP_NUM_THREADS": str(order["threads"])} if order["threads"] else {}
 
 
-def _messages_to(told: Json, folder: Path) -> dict[str, str]:
+def _messages_to(order: Json, folder: Path) -> dict[str, str]:
     """Where a Dagster step listens, the child writes its messages into the attempt's folder, from where they are carried to it."""
-    return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in told["env"] else {}
+    return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in order["env"] else {}
 
 
 def main() -> int:
@@ -151,7 +151,7 @@ def main() -> int:
         )
     except UnavailableError as error:
         print(error, file=sys.stderr, flush=True)
-        return NOTHING_THERE
+        return NO_ORDER
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -14,16 +14,16 @@ FILE = "pipes.jsonl"
 
 def messages_into(file: Path) -> dict[str, str]:
     """The variable that has a child write its messages into `file`, encoded as dagster_pipes does."""
-    told = json.dumps({"path": str(file)}).encode()
-    return {MESSAGES: base64.b64encode(zlib.compress(told)).decode()}
+    message = json.dumps({"path": str(file)}).encode()
+    return {MESSAGES: base64.b64encode(zlib.compress(message)).decode()}
 
 
 class Carrier:
     """Carries what is new in `source` to where the session behind `env` reads; nothing where there is no session."""
 
     def __init__(self, env: Mapping[str, str], source: Path) -> None:
-        told: Any = json.loads(zlib.decompress(base64.b64decode(env[MESSAGES]))) if MESSAGES in env else {}
-        self._target = Path(told["path"]) if "path" in told else None
+        message: Any = json.loads(zlib.decompress(base64.b64decode(env[MESSAGES]))) if MESSAGES in env else {}
+        self._target = Path(message["path"]) if "path" in message else None
         self._source = source
         self._carried = 0
 
@@ -33,8 +33,8 @@ class Carrier:
         with self._source.open("rb") as source:
             source.seek(self._carried)
             new = source.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        if whole:
+        complete = new[: new.rfind(b"\n") + 1]
+        if complete:
             with self._target.open("ab") as target:
-                target.write(whole)
-            self._carried += len(whole)
+                target.write(complete)
+            self._carried += len(complete)

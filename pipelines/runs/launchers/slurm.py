@@ -22,7 +22,7 @@ from pipelines.lake.paths import PROJECT
 from pipelines.runs.command import CellCommand, Ending, Placement, Reason, RunningCommand
 from pipelines.runs.launchers import pipes
 from pipelines.runs.launchers.driver import ClusterLauncher, job_name, predicted_gb
-from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NOTHING_THERE, ORDER, STOP, ending_in, order
+from pipelines.runs.launchers.node import ENDED, INTERRUPTED, NO_ORDER, ORDER, STOP, ending_in, order
 from pipelines.runs.process import KEYS
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.settings.launchers import Slurm
@@ -130,7 +130,7 @@ def run(command: str, *arguments: str) -> str:
         if not name.endswith(KEYS) and (not name.startswith("SLURM_") or name in ("SLURM_CONF", "SLURM_CLUSTERS"))
     }
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", env=env,
             timeout=COMMAND_SECONDS, check=False,
         )  # fmt: skip
@@ -141,11 +141,11 @@ def run(command: str, *arguments: str) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise SilentError(f"{command} did not answer within {COMMAND_SECONDS:g} s; {_advice()}") from None
-    if done.returncode == 0:
-        return done.stdout
-    words = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-    words = words or f"{command} ended with exit code {done.returncode}"
-    if any(said in words for said in SILENT):
+    if process.returncode == 0:
+        return process.stdout
+    words = "; ".join(line.strip() for line in process.stderr.splitlines() if line.strip())
+    words = words or f"{command} ended with exit code {process.returncode}"
+    if any(phrase in words for phrase in SILENT):
         raise SilentError(f"Slurm's controller does not answer ({words}); {_advice()}")
     raise RefusedError(words)
 
@@ -160,27 +160,27 @@ def submit(name: str, arguments: Sequence[str]) -> str:
         return run("sbatch", "--parsable", f"--job-name={name}", *arguments).strip().split(";")[0]
     except SilentError as error:
         # a controller that answers too late has accepted the job all the same
-        found = None if "connect failure" in str(error) else find(name)
-        if found is None:
+        job = None if "connect failure" in str(error) else find(name)
+        if job is None:
             raise
-        return found.id
+        return job.id
 
 
 def find(name: str) -> Job | None:
     """The newest job of that name that the controller knows."""
-    found = _jobs("--me", f"--name={name}")
-    return max(found, key=lambda job: int(job.id), default=None)
+    jobs = _jobs("--me", f"--name={name}")
+    return max(jobs, key=lambda job: int(job.id), default=None)
 
 
 def look_up(job_id: str) -> Job | None:
     """The job as the controller knows it, and where it has forgotten it (MinJobAge, 5 minutes by default), as accounting does."""
     try:
-        found = _jobs(f"--jobs={job_id}")
+        jobs = _jobs(f"--jobs={job_id}")
     except RefusedError as error:
         if "Invalid job id" not in str(error):
             raise
-        found = []
-    return found[0] if found else _accounted(job_id)
+        jobs = []
+    return jobs[0] if jobs else _accounted(job_id)
 
 
 def _jobs(*which: str) -> list[Job]:
@@ -198,13 +198,13 @@ def _accounted(job_id: str) -> Job | None:
     """None where accounting does not know it, or is disabled."""
     fields = "State,NodeList,ExitCode"
     try:
-        found = run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={job_id}")
+        output = run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={job_id}")
     except RefusedError:
         return None
-    if not found.strip():
+    if not output.strip():
         return None
-    state, node, ended = found.splitlines()[0].split("|")
-    code, _, signal = ended.partition(":")
+    state, node, exit_status = output.splitlines()[0].split("|")
+    code, _, signal = exit_status.partition(":")
     return Job(job_id, state.split()[0], "", node, -int(signal or 0) or int(code))  # "CANCELLED by 1000"
 
 
@@ -234,11 +234,11 @@ def partitions(name: str | None) -> list[Partition]:
     every = [Partition(*line.strip().split("|")) for line in lines if line.count("|") == 5]
     if name is None:
         return [one for one in every if one.name.endswith("*")] or every
-    wanted = name.split(",")  # sbatch takes several, too
-    if found := [one for one in every if one.name.rstrip("*") in wanted]:
-        return found
-    known = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in every))
-    raise SlurmError(f"Slurm has no partition {name!r}; set slurm.partition to one of {known}")
+    names = name.split(",")  # sbatch takes several, too
+    if matches := [one for one in every if one.name.rstrip("*") in names]:
+        return matches
+    available = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in every))
+    raise SlurmError(f"Slurm has no partition {name!r}; set slurm.partition to one of {available}")
 
 
 class SlurmLauncher(ClusterLauncher):
@@ -248,16 +248,16 @@ class SlurmLauncher(ClusterLauncher):
 
     def machine(self, placement: Placement) -> str:
         settings = self.settings
-        chosen = [option for option in settings.options if option.startswith(CHOOSE_NODES)]
-        where = " ".join([settings.partition or "default partition", *chosen])
+        constraints = [option for option in settings.options if option.startswith(CHOOSE_NODES)]
+        where = " ".join([settings.partition or "default partition", *constraints])
         cards = "cards as there are" if settings.gpus is None else f"{settings.gpus} cards"
         return f"slurm: {where}, {settings.cpus} cores, {cards}{placement.in_words()}"
 
     def stands(self) -> str:
         version = run("sbatch", "--version").strip()
-        found = partitions(self.settings.partition)
-        names = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in found))
-        return f"{version}, partition {names}: {'; '.join(one.in_words() for one in found)}"
+        nodes = partitions(self.settings.partition)
+        names = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in nodes))
+        return f"{version}, partition {names}: {'; '.join(one.in_words() for one in nodes)}"
 
     @staticmethod
     def is_under_way(folder: Path) -> bool:
@@ -298,8 +298,8 @@ class SlurmLauncher(ClusterLauncher):
         """The id of the new job."""
         folder, settings, spec = command.folder, self.settings, spec_in(command.folder)
         name, request = job_name(folder), self._request(spec, folder)
-        told = order(command, spec, threads=None if request.gpus else settings.cpus)
-        write_json(folder / ORDER, {**told, "job": name, "asked": asdict(request)})
+        record = order(command, spec, threads=None if request.gpus else settings.cpus)
+        write_json(folder / ORDER, {**record, "job": name, "asked": asdict(request)})
         (folder / "log.txt").touch()
         script = folder / "job.sh"
         script.write_text(batch_script(settings.python or sys.executable, folder), encoding="utf-8")
@@ -338,25 +338,25 @@ class SlurmLauncher(ClusterLauncher):
 
 def batch_script(python: str, folder: Path) -> str:
     """`exec`, since Slurm sends SIGTERM to the script's own process alone."""
-    passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    passed["PYTHONPATH"] = str(PROJECT)
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
+    variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    variables["PYTHONPATH"] = str(PROJECT)
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     starts = f"exec {shlex.quote(python)} -m pipelines.runs.launchers.node {shlex.quote(str(folder))}"
     return "\n".join(["#!/bin/sh", *exports, starts, ""])
 
 
 def _note_order(folder: Path, **changed: Any) -> None:
-    if told := read_json(folder / ORDER):
-        write_json(folder / ORDER, {**told, **changed})
+    if order := read_json(folder / ORDER):
+        write_json(folder / ORDER, {**order, **changed})
 
 
 def _job_in(folder: Path) -> Job | None:
     """The job of the run in `folder`, by its id, or by its name where the driver died before it knew the id; None where there is
     none, or where a driver has seen it end."""
-    told = read_json(folder / ORDER)
-    if told is None or told.get("over"):
+    order = read_json(folder / ORDER)
+    if order is None or order.get("over"):
         return None
-    return look_up(told["id"]) if told.get("id") else find(told["job"])
+    return look_up(order["id"]) if order.get("id") else find(order["job"])
 
 
 class SlurmCommand(RunningCommand):
@@ -411,10 +411,10 @@ class SlurmCommand(RunningCommand):
     def _look(self, *, asks_every: float | None = None) -> None:
         """The node's last word first; then what Slurm says."""
         self._carrier.carry()
-        if found := ending_in(self._folder):
+        if ending := ending_in(self._folder):
             # we told it to end, since its node counts as lost
-            lost = bool(self._over_since) and self._is_lost and found.reason == "interrupted"
-            self._finish(self._without_last_word() if lost else found)
+            lost = bool(self._over_since) and self._is_lost and ending.reason == "interrupted"
+            self._finish(self._without_last_word() if lost else ending)
             return
         if self._over_since:
             if time.monotonic() - self._over_since > LATE_SECONDS:
@@ -493,8 +493,8 @@ class SlurmCommand(RunningCommand):
             return Ending(-9, None, True, self._asked_mb() * 2**20, time.monotonic() - self._began)
         if job.exit_code == NO_OUTPUT:
             return self._ended("refused", f"{job.node} cannot write {self._folder}/log.txt: {SHARE}")
-        begun = (self._folder / CHILD).exists()
-        if job.exit_code == NOTHING_THERE or (not begun and 0 < job.exit_code < 128):
+        has_started = (self._folder / CHILD).exists()
+        if job.exit_code == NO_ORDER or (not has_started and 0 < job.exit_code < 128):
             detail = f"Slurm's job {job.id} could not run it on {job.node} (exit code {job.exit_code}): {log}"
             return self._ended("refused", detail, exit_code=job.exit_code)
         return self._ended(None, exit_code=job.exit_code)
@@ -512,12 +512,12 @@ class SlurmCommand(RunningCommand):
             _note_order(self._folder, over=True)
 
 
-def why_it_waits(job: Job, told: Json) -> str:
+def why_it_waits(job: Job, order: Json) -> str:
     """What the job asks for, and Slurm's reason, with what to change where it would wait for ever."""
-    asks = Request(**told["asked"]).in_words() if "asked" in told else "what its options say"
+    asks = Request(**order["asked"]).in_words() if "asked" in order else "what its options say"
     reason = "it has not looked at it yet" if job.reason in ("None", "") else job.reason
     advice = f" ({NEVER[job.reason]})" if job.reason in NEVER else ""
-    return f"waiting for Slurm: job {job.id} ({told.get('job')}) asks for {asks}; reason: {reason}{advice}"
+    return f"waiting for Slurm: job {job.id} ({order.get('job')}) asks for {asks}; reason: {reason}{advice}"
 
 
 LAUNCHER = SlurmLauncher

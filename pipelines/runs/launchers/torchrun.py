@@ -21,7 +21,7 @@ from pipelines.runs.deepspeed import require_deepspeed
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.launchers.local import LocalCommand, LocalLauncher
 from pipelines.runs.process import PARENT, die_with_parent
-from pipelines.runs.status import EXIT_LOST, MEETING, RANKS
+from pipelines.runs.status import EXIT_LOST, RANKS, RENDEZVOUS
 
 
 class TorchrunLauncher(Launcher):
@@ -60,7 +60,7 @@ def main(count: int, folder: Path, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     with tempfile.TemporaryDirectory(prefix="featherweight-ranks-") as meeting:
-        os.environ[MEETING] = f"file://{meeting}/ranks"
+        os.environ[RENDEZVOUS] = f"file://{meeting}/ranks"
         options = [
             f"--nproc-per-node={count}", "--nnodes=1", "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-id=cell",
             f"--rdzv-endpoint={meeting}/agent", "--rdzv-conf=store_type=file", "--local-addr=127.0.0.1",

@@ -8,19 +8,19 @@ from functools import cache
 
 from pipelines.lake.paths import PROJECT
 
-TAKEN = ("pipelines/**/*.py", "pipelines/weights/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
+PATTERNS = ("pipelines/**/*.py", "pipelines/weights/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
 PREFIX = "_ray_pkg_"  # as Ray names its packages
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
 
 
 @cache
 def package() -> tuple[str, bytes]:
     """The zip's name, which is its content's hash, and its bytes."""
-    files = sorted({path for pattern in TAKEN for path in PROJECT.glob(pattern)})
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    files = sorted({path for pattern in PATTERNS for path in PROJECT.glob(pattern)})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
             name = str(path.relative_to(PROJECT))
-            archive.writestr(zipfile.ZipInfo(name, LONG_AGO), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    content = made.getvalue()
+            archive.writestr(zipfile.ZipInfo(name, ZIP_DATE), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    content = buffer.getvalue()
     return f"{PREFIX}{hashlib.sha256(content).hexdigest()[:16]}.zip", content

@@ -20,7 +20,7 @@ from pipelines.errors import UnavailableError
 from pipelines.lake import disk
 from pipelines.lake.files import write_json
 from pipelines.lake.paths import PROJECT
-from pipelines.runs.launchers.node import INTERRUPTED, NOTHING_THERE, Signals, in_shared_folder, run
+from pipelines.runs.launchers.node import INTERRUPTED, NO_ORDER, Signals, in_shared_folder, run
 from pipelines.runs.launchers.ray import code
 from pipelines.runs.launchers.ray.parcel import Outbox, unpack
 from pipelines.runs.launchers.ray.store import Store, StoreError
@@ -43,7 +43,7 @@ def main() -> int:
         return from_storage(place, job[0]) if job else in_shared_folder(Path(place), SHARE, code=own_code())
     except UnavailableError as error:
         print(error, file=sys.stderr, flush=True)
-        return NOTHING_THERE
+        return NO_ORDER
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -54,21 +54,21 @@ def from_storage(url: str, job: str) -> int:
     content = store.read(f"jobs/{job}/job.json")
     if content is None:
         raise StoreError(f"storage {url} holds no jobs/{job}/job.json: is it the one that the driver writes to?")
-    told = json.loads(content)
+    order = json.loads(content)
     scratch = scratch_folder()
     root = scratch / "jobs" / job
     shutil.rmtree(root, ignore_errors=True)
-    folder = root / told["folder"]
+    folder = root / order["folder"]
     folder.mkdir(parents=True)
     try:
         began = time.monotonic()
-        read = unpack(told["inputs"], root, scratch / "blobs", store)
-        print(f"{read / 1e6:.0f} MB read from {url} in {time.monotonic() - began:.1f} s", flush=True)
-        write_json(folder / "spec.json", {**told["spec"], "root": str(root)})
+        bytes_read = unpack(order["inputs"], root, scratch / "blobs", store)
+        print(f"{bytes_read / 1e6:.0f} MB read from {url} in {time.monotonic() - began:.1f} s", flush=True)
+        write_json(folder / "spec.json", {**order["spec"], "root": str(root)})
         disk.keep_room(folder)
         signals = Signals(folder)
         with sending(Outbox(store, job, folder), signals):
-            return run(told, folder, signals, code=own_code())
+            return run(order, folder, signals, code=own_code())
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -89,9 +89,9 @@ def sending(outbox: Outbox, signals: Signals) -> Iterator[None]:
 
     def go_on() -> None:
         while not over.wait(SEND_SECONDS):
-            with _said():
+            with _printing_errors():
                 outbox.send()
-                signals.asked = signals.asked or outbox.told_to_stop()
+                signals.stop_request = signals.stop_request or outbox.stop_request()
 
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
@@ -104,7 +104,7 @@ def sending(outbox: Outbox, signals: Signals) -> Iterator[None]:
 
 
 @contextmanager
-def _said() -> Iterator[None]:
+def _printing_errors() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
@@ -128,14 +128,14 @@ def own_code() -> Path:
     which other jobs have begun, when a second node of one machine wants it."""
     if not PROJECT.name.startswith(code.PREFIX):
         return PROJECT  # they are installed here
-    kept = scratch_folder() / "code" / PROJECT.name
-    if not kept.exists():
-        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+    copy = scratch_folder() / "code" / PROJECT.name
+    if not copy.exists():
+        partial = copy.with_name(f".{copy.name}.{os.getpid()}")
         shutil.copytree(PROJECT, partial)
         with suppress(OSError):  # another job was faster
-            partial.rename(kept)
+            partial.rename(copy)
         shutil.rmtree(partial, ignore_errors=True)
-    return kept
+    return copy
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ class JobServer:
         Raises:
             UnreachableError: within ANSWER_SECONDS.
         """
-        found = self._ask("GET", "/api/version", allowed=(404,))
+        response = self._ask("GET", "/api/version", allowed=(404,))
         try:
-            return str(found.json()["ray_version"])
+            return str(response.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
             raise UnreachableError(f"{self.address} answers, but is no Ray job server; {self._advice}") from None
 
@@ -74,22 +74,22 @@ class JobServer:
         answer = self._ask("GET", f"/api/jobs/{name}", allowed=(404,))
         if answer.status_code == 404:
             return None
-        found = answer.json()
+        record = answer.json()
         return Job(
-            found["status"],
-            found.get("message") or "",
-            found.get("error_type"),
-            found.get("driver_node_id"),
-            found.get("driver_exit_code"),
+            record["status"],
+            record.get("message") or "",
+            record.get("error_type"),
+            record.get("driver_node_id"),
+            record.get("driver_exit_code"),
         )
 
-    def submit(self, name: str, entrypoint: str, asked: Json, package: str) -> None:
+    def submit(self, name: str, entrypoint: str, resources: Json, package: str) -> None:
         """Start `entrypoint` on a node that has what is `asked` for (num_cpus, num_gpus, memory), in the unpacked package."""
         body = {
             "submission_id": name,
             "entrypoint": entrypoint,
             "runtime_env": {"working_dir": package},
-            **{f"entrypoint_{resource}": amount for resource, amount in asked.items() if amount is not None},
+            **{f"entrypoint_{resource}": amount for resource, amount in resources.items() if amount is not None},
         }
         deadline = time.monotonic() + SUBMIT_SECONDS
         while True:
@@ -115,12 +115,12 @@ class JobServer:
     def nodes(self) -> list[Json]:
         """The resources of each living node: CPU, GPU, memory (bytes), ..."""
         answer = self._ask("GET", "/api/v0/nodes?detail=1").json()
-        found = answer["data"]["result"]["result"]
-        return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+        nodes = answer["data"]["result"]["result"]
+        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
 
-    def _ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **told: Any) -> httpx2.Response:
+    def _ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **options: Any) -> httpx2.Response:
         try:
-            answer = self._client.request(method, path, **told)
+            answer = self._client.request(method, path, **options)
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             why = str(error) or type(error).__name__
             raise UnreachableError(f"no Ray job server answers at {self.address} ({why}); {self._advice}") from None

@@ -57,10 +57,10 @@ class RayLauncher(ClusterLauncher):
         name = job_name(folder)
         server = JobServer(settings.address)
         store = Store(settings.storage) if settings.storage else None
-        known = (folder / ORDER).exists()
-        if not (known and (folder / ENDED).exists()):
+        has_order = (folder / ORDER).exists()
+        if not (has_order and (folder / ENDED).exists()):
             server.version()
-            if not known or server.job(name) is None:
+            if not has_order or server.job(name) is None:
                 self._submit(command, name, server, store)
             else:
                 self.say(f"{name} is under way on {settings.address}: found again, not started twice")
@@ -70,24 +70,24 @@ class RayLauncher(ClusterLauncher):
     def _submit(self, command: CellCommand, name: str, server: JobServer, store: Store | None) -> None:
         folder = command.folder
         spec = spec_in(folder)
-        asked = self._asked(spec, folder, server)
-        told = {
-            **order(command, spec, threads=None if asked["num_gpus"] else max(1, int(self.settings.cpus))),
-            "job": name, "address": self.settings.address, "storage": self.settings.storage, "asked": asked,
+        resources = self._asked(spec, folder, server)
+        record = {
+            **order(command, spec, threads=None if resources["num_gpus"] else max(1, int(self.settings.cpus))),
+            "job": name, "address": self.settings.address, "storage": self.settings.storage, "asked": resources,
             "folder": str(folder.relative_to(spec.root)),
         }  # fmt: skip
         place = shlex.quote(str(folder))
         if store:
             store.check()
             node_spec, inputs = pack(spec.to_json(), store, folder)
-            sent = {**told, "spec": node_spec, "inputs": inputs}
-            told["passing"] = [one["sha256"] for one in inputs if one["passing"]]
-            store.write(f"jobs/{name}/{ORDER}", json.dumps(sent).encode())
+            node_order = {**record, "spec": node_spec, "inputs": inputs}
+            record["passing"] = [one["sha256"] for one in inputs if one["passing"]]
+            store.write(f"jobs/{name}/{ORDER}", json.dumps(node_order).encode())
             place = f"{shlex.quote(store.url)} {name}"
-        write_json(folder / ORDER, told)
+        write_json(folder / ORDER, record)
         package = server.keep_package(*code.package())
         python = shlex.quote(self.settings.python)
-        server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", asked, package)
+        server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", resources, package)
 
     def _asked(self, spec: RunSpec, folder: Path, server: JobServer) -> Json:
         """What a node must have free: processors, cards, and bytes of memory where no card is used."""
@@ -162,8 +162,8 @@ class RayCommand(RunningCommand):
 
     def _look(self) -> None:
         self._take()
-        if found := ending_in(self._folder):
-            self._finish(found)
+        if ending := ending_in(self._folder):
+            self._finish(ending)
             return
         try:
             job = self._server.job(self._name)
@@ -183,7 +183,7 @@ class RayCommand(RunningCommand):
         elif not self._over_since:
             self._over_since = time.monotonic()
         elif time.monotonic() - self._over_since > (LATE_SECONDS if job.status == "SUCCEEDED" else 2 * LOOK_SECONDS):
-            self._finish(self._judged(job))
+            self._finish(self._ending_of(job))
 
     def _take(self) -> None:
         """Bring what the node has sent; a storage that does not answer is said once, and asked again."""
@@ -219,11 +219,11 @@ class RayCommand(RunningCommand):
     def _lost(self, detail: str) -> Ending:
         return Ending(-1, "node_lost", False, 0, self._seconds(), detail)
 
-    def _judged(self, job: Job) -> Ending:
+    def _ending_of(self, job: Job) -> Ending:
         """The ending of a job that ended without its node's last word."""
-        said = job.message.strip().splitlines() or [""]
+        lines = job.message.strip().splitlines() or [""]
         if job.node_died:
-            why = next((line.strip() for line in said if "died" in line.lower()), said[0])
+            why = next((line.strip() for line in lines if "died" in line.lower()), lines[0])
             return self._lost(f"node {job.node or '?'} died while it ran there ({why[:200]})")
         if job.status == "STOPPED":
             detail = "its Ray job was stopped from outside"
@@ -232,7 +232,7 @@ class RayCommand(RunningCommand):
             return Ending(
                 -1, "interrupted", False, 0, self._seconds(), f"its Ray job ended with exit code {job.exit_code}"
             )
-        last = " | ".join(said[-3:]) if job.exit_code is not None else " ".join(said)  # Ray appends what was printed
+        last = " | ".join(lines[-3:]) if job.exit_code is not None else " ".join(lines)  # Ray appends what was printed
         detail = f"Ray could not run it: {last[-800:]}"
         return Ending(job.exit_code or 1, "refused", False, 0, self._seconds(), detail)
 
@@ -240,46 +240,50 @@ class RayCommand(RunningCommand):
         self._ending = ending
         if ending.reason == "unreachable":
             return
-        told = read_json(self._folder / ORDER) or {}
-        write_json(self._folder / ORDER, {**told, "over": True})
+        order = read_json(self._folder / ORDER) or {}
+        write_json(self._folder / ORDER, {**order, "over": True})
         if self._inbox and not self._store_said:
             try:
-                self._inbox.clear(told.get("passing", ()))
+                self._inbox.clear(order.get("passing", ()))
             except StoreError as error:
                 self._say(f"left behind in the storage: {error}")
 
 
-def why_it_waits(told: Mapping[str, Any], server: JobServer) -> str:
+def why_it_waits(order: Mapping[str, Any], server: JobServer) -> str:
     """What the job asks for, and what the cluster's nodes have."""
-    asked = told.get("asked", {})
-    wants = _resources({"CPU": asked.get("num_cpus"), "GPU": asked.get("num_gpus"), "memory": asked.get("memory")})
+    request = order.get("asked", {})
+    wants = _resources(
+        {"CPU": request.get("num_cpus"), "GPU": request.get("num_gpus"), "memory": request.get("memory")}
+    )
     try:
         nodes = server.nodes()
     except (UnavailableError, KeyError, TypeError, ValueError):
-        return f"waiting for the cluster: {told.get('job')} asks for {wants}"
+        return f"waiting for the cluster: {order.get('job')} asks for {wants}"
     names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
-    fitting = [node for node in nodes if all(node.get(has, 0) >= (asked.get(name) or 0) for has, name in names.items())]
+    fitting = [
+        node for node in nodes if all(node.get(has, 0) >= (request.get(name) or 0) for has, name in names.items())
+    ]
     have = "; ".join(_resources(node) for node in nodes) or "none"
     why = "every node that has so much is taken" if fitting else "no node has so much, so it waits until one joins"
-    return f"waiting for the cluster: {told.get('job')} asks for {wants}; {why} (nodes: {have})"
+    return f"waiting for the cluster: {order.get('job')} asks for {wants}; {why} (nodes: {have})"
 
 
-def _resources(found: Mapping[str, Any]) -> str:
-    parts = [f"{found[name]:g} {name}" for name in ("CPU", "GPU") if found.get(name)]
-    parts += [f"{found['memory'] / 1e9:.1f} GB"] if found.get("memory") else []
+def _resources(amounts: Mapping[str, Any]) -> str:
+    parts = [f"{amounts[name]:g} {name}" for name in ("CPU", "GPU") if amounts.get(name)]
+    parts += [f"{amounts['memory'] / 1e9:.1f} GB"] if amounts.get("memory") else []
     return ", ".join(parts) or "nothing"
 
 
 def is_under_way(folder: Path) -> bool:
     """True where the attempt or evaluation in `folder`, which nobody watches any more, still runs as a job, or has ended as one
     with results to be had."""
-    told = read_json(folder / ORDER)
-    if told is None:
+    order = read_json(folder / ORDER)
+    if order is None:
         return False
     if (folder / ENDED).exists():
         return True
     try:
-        job = JobServer(told["address"]).job(told["job"])
+        job = JobServer(order["address"]).job(order["job"])
     except UnavailableError:
         return False
     return job is not None and job.status in ("PENDING", "RUNNING", "SUCCEEDED")
@@ -287,14 +291,14 @@ def is_under_way(folder: Path) -> bool:
 
 def end(folder: Path) -> None:
     """End the job of an attempt that somebody gave up, so that nothing runs twice; a cluster that is gone has ended it."""
-    told = read_json(folder / ORDER)
-    if told is None or told.get("over"):
+    order = read_json(folder / ORDER)
+    if order is None or order.get("over"):
         return
     try:
-        server = JobServer(told["address"])
-        job = server.job(told["job"])
+        server = JobServer(order["address"])
+        job = server.job(order["job"])
         if job and not job.over:
-            server.stop(told["job"])
+            server.stop(order["job"])
     except UnavailableError:
         return
-    write_json(folder / ORDER, {**told, "over": True})
+    write_json(folder / ORDER, {**order, "over": True})

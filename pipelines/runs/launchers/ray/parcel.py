@@ -31,25 +31,25 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
     """
     root = Path(spec["root"])
     hashes = Hashes(DataRoot(root).lake / "hashes.json")
-    told, inputs = {**spec, "root": ""}, []
+    node_spec, inputs = {**spec, "root": ""}, []
 
     def take(path: Path, name: str, *, passing: bool = False) -> None:
         sha256 = hashes.of(path)
         store.keep(path, sha256)
         inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size, "passing": passing})
 
-    def take_folder(named: str, *, whole: bool = True, passing: bool = False) -> str:
+    def take_folder(name: str, *, with_weights: bool = True, passing: bool = False) -> str:
         """`whole`: with the weights, else what a tokenizer needs. A folder outside the root gets a name inside."""
-        source = root / named
-        inside = named if not Path(named).is_absolute() else f"models/by-path{named}"
+        source = root / name
+        target = name if not Path(name).is_absolute() else f"models/by-path{name}"
         for path in sorted(source.rglob("*")):
-            if path.is_file() and path.suffix != ".gguf" and (whole or path.suffix != ".safetensors"):
+            if path.is_file() and path.suffix != ".gguf" and (with_weights or path.suffix != ".safetensors"):
                 # a trained model's other files are those of its base, or of another cell, which may be reading them now
-                take(path, f"{inside}/{path.relative_to(source)}", passing=passing and path.suffix == ".safetensors")
-        return inside
+                take(path, f"{target}/{path.relative_to(source)}", passing=passing and path.suffix == ".safetensors")
+        return target
 
     take(root / spec["examples"], spec["examples"])
-    told["weights"] = take_folder(spec["weights"])
+    node_spec["weights"] = take_folder(spec["weights"])
     if (root / "general.json").exists():
         take(root / "general.json", "general.json")
     if resume := spec.get("resume"):
@@ -61,10 +61,10 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
     if vectors := (spec.get("retrieval") or {}).get("vectors"):
         take(folder / vectors, f"{folder.relative_to(root)}/{vectors}")
     if "tokenizers_to_fit" in spec:
-        told["tokenizers_to_fit"] = [
-            {**one, "folder": take_folder(one["folder"], whole=False)} for one in spec["tokenizers_to_fit"]
+        node_spec["tokenizers_to_fit"] = [
+            {**one, "folder": take_folder(one["folder"], with_weights=False)} for one in spec["tokenizers_to_fit"]
         ]
-    return told, list({one["path"]: one for one in inputs}.values())
+    return node_spec, list({one["path"]: one for one in inputs}.values())
 
 
 def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
@@ -74,37 +74,37 @@ def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
     Raises:
         StoreError: one of them cannot be read.
     """
-    read = 0
+    bytes_read = 0
     for one in inputs:
-        kept = cache / one["sha256"]
-        if not (kept.exists() and kept.stat().st_size == one["bytes"]):
-            store.download(f"blobs/{one['sha256']}", kept)
-            read += one["bytes"]
+        cached = cache / one["sha256"]
+        if not (cached.exists() and cached.stat().st_size == one["bytes"]):
+            store.download(f"blobs/{one['sha256']}", cached)
+            bytes_read += one["bytes"]
         target = root / one["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         try:
-            os.link(kept, target)
+            os.link(cached, target)
         except OSError:  # another file system
-            shutil.copyfile(kept, target)
+            shutil.copyfile(cached, target)
         if one["passing"]:
-            kept.unlink()
-    return read
+            cached.unlink()
+    return bytes_read
 
 
 def outputs(folder: Path) -> dict[str, list[int]]:
     """What the child has made in the attempt's folder, but for half-written files: size and time of change, what makes a checkpoint
     whole last."""
-    found = {}
+    stamps = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if name in OWN or any(part.startswith(".") for part in name.split("/")) or name.startswith("evaluations/"):
             continue
         with suppress(FileNotFoundError):
             stamp = path.stat()
-            found[name] = [stamp.st_size, stamp.st_mtime_ns]
+            stamps[name] = [stamp.st_size, stamp.st_mtime_ns]
     return dict(
-        sorted(found.items(), key=lambda item: (item[0] == ENDED, item[0].endswith(checkpoints.STATE), item[0]))
+        sorted(stamps.items(), key=lambda item: (item[0] == ENDED, item[0].endswith(checkpoints.STATE), item[0]))
     )
 
 
@@ -123,11 +123,11 @@ class Outbox:
 
     def send(self) -> None:
         """Raises StoreError; what was not sent is sent the next time."""
-        found = outputs(self._folder)
-        if found == self._sent:
+        stamps = outputs(self._folder)
+        if stamps == self._sent:
             return
         sent = {}
-        for name, stamp in found.items():
+        for name, stamp in stamps.items():
             if self._sent.get(name) != stamp:
                 try:
                     self._store.upload(self._folder / name, f"{self._job}/files/{name}")
@@ -141,9 +141,9 @@ class Outbox:
             self._store.remove(f"{self._job}/files/{gone}")
         self._sent = sent
 
-    def told_to_stop(self) -> Json | None:
-        found = self._store.read(f"{self._job}/stop.json")
-        return json.loads(found) if found else None
+    def stop_request(self) -> Json | None:
+        content = self._store.read(f"{self._job}/stop.json")
+        return json.loads(content) if content else None
 
 
 class Inbox:
@@ -155,16 +155,16 @@ class Inbox:
 
     def take(self) -> None:
         """Raises StoreError; what was not taken is taken the next time."""
-        found = self._store.read(f"{self._job}/{LISTING}")
-        listed: dict[str, list[int]] = json.loads(found) if found else {}
-        for name, stamp in listed.items():
+        content = self._store.read(f"{self._job}/{LISTING}")
+        listing: dict[str, list[int]] = json.loads(content) if content else {}
+        for name, stamp in listing.items():
             if self._taken.get(name) != stamp:
                 self._store.download(f"{self._job}/files/{name}", self._folder / name)
                 self._taken[name] = stamp
-        kept = {Path(name).parts[1] for name in listed if name.startswith(f"{checkpoints.FOLDER}/")}
-        if kept:
+        current = {Path(name).parts[1] for name in listing if name.startswith(f"{checkpoints.FOLDER}/")}
+        if current:
             for older in checkpoints.whole(self._folder):
-                if older.name not in kept:
+                if older.name not in current:
                     shutil.rmtree(older, ignore_errors=True)
 
     def tell_to_stop(self, grace_seconds: float) -> None:

@@ -46,14 +46,14 @@ class Store:
         return f"{self._base}/{name}"
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _store_errors(self, action: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreError(f"storage {self.url}: {what}: not found ({harmless(error)})") from None
+            raise StoreError(f"storage {self.url}: {action}: not found ({harmless(error)})") from None
         except Exception as error:  # each backend has errors of its own
-            said = harmless(error) or type(error).__name__
-            raise StoreError(f"storage {self.url} cannot be used: {what}: {said}") from None
+            message = harmless(error) or type(error).__name__
+            raise StoreError(f"storage {self.url} cannot be used: {action}: {message}") from None
 
     def check(self) -> None:
         """Write a small file and read it back.
@@ -65,7 +65,7 @@ class Store:
 
     def keep(self, path: Path, sha256: str) -> None:
         """Have the file's content here as `blobs/<sha256>`, once."""
-        with self._told(f"uploading {path.name}"):
+        with self._store_errors(f"uploading {path.name}"):
             name = self._path(f"blobs/{sha256}")
             if not (self._fs.exists(name) and self._fs.size(name) == path.stat().st_size):
                 self._put(path, name)
@@ -75,7 +75,7 @@ class Store:
             self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
 
     def upload(self, path: Path, name: str) -> None:
-        with self._told(f"uploading {name}"):
+        with self._store_errors(f"uploading {name}"):
             self._put(path, self._path(name))
 
     def _put(self, path: Path, target: str) -> None:
@@ -84,18 +84,18 @@ class Store:
 
     def download(self, name: str, path: Path) -> None:
         """The file under its name at once, or not at all."""
-        with replacing(path) as temporary, self._told(f"reading {name}"):
+        with replacing(path) as temporary, self._store_errors(f"reading {name}"):
             self._fs.get_file(self._path(name), str(temporary))
 
     def write(self, name: str, content: bytes) -> None:
-        with self._told(f"writing {name}"):
+        with self._store_errors(f"writing {name}"):
             target = self._path(name)
             self._make_folder_of(target)
             self._fs.pipe_file(target, content)
 
     def read(self, name: str) -> bytes | None:
         """The content, or None where there is no such file."""
-        with self._told(f"reading {name}"):
+        with self._store_errors(f"reading {name}"):
             try:
                 return self._fs.cat_file(self._path(name))
             except FileNotFoundError:
@@ -103,7 +103,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder and all in it; nothing happens where there is none."""
-        with self._told(f"removing {name}"):
+        with self._store_errors(f"removing {name}"):
             try:
                 self._fs.rm(self._path(name), recursive=True)
             except FileNotFoundError:
@@ -112,11 +112,11 @@ class Store:
 
 def harmless(error: Exception) -> str:
     """The first line of what it says, without the value of any key of the environment."""
-    said = (str(error).strip().splitlines() or [""])[0][:300]
+    line = (str(error).strip().splitlines() or [""])[0][:300]
     for name, value in os.environ.items():
         if name.startswith("AWS_") and ("KEY" in name or "TOKEN" in name) and len(value) > 3:
-            said = said.replace(value, "***")
-    return said
+            line = line.replace(value, "***")
+    return line
 
 
 class Hashes:
@@ -127,12 +127,12 @@ class Hashes:
         self._known: dict[str, Any] = read_json(file) or {}
 
     def of(self, path: Path) -> str:
-        found = path.stat()
-        stamp = [found.st_size, found.st_mtime_ns]
-        known = self._known.get(str(path))
-        if known is None or known[:2] != stamp:
-            known = [*stamp, file_sha256(path)]
-            self._known[str(path)] = known
-            if found.st_size > 10**6:  # small files cost less to read than to remember
-                write_json(self._file, {**(read_json(self._file) or {}), str(path): known})
-        return known[2]
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        entry = self._known.get(str(path))
+        if entry is None or entry[:2] != stamp:
+            entry = [*stamp, file_sha256(path)]
+            self._known[str(path)] = entry
+            if stat.st_size > 10**6:  # small files cost less to read than to remember
+                write_json(self._file, {**(read_json(self._file) or {}), str(path): entry})
+        return entry[2]

@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.errors import UnavailableError
 from pipelines.hardware.cuda_devices import VISIBLE
 from pipelines.runs.deepspeed import ZERO_STAGES
-from pipelines.runs.status import MEETING
+from pipelines.runs.status import RENDEZVOUS
 from pipelines.settings.methods import traits_of
 
 BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
@@ -126,7 +126,7 @@ def join(sharding: str) -> Ranks:
             )
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    meeting = os.environ.get(MEETING, "env://")
+    meeting = os.environ.get(RENDEZVOUS, "env://")
     distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=count, timeout=PATIENCE)
     return Ranks(rank, count, sharding)
 
