@@ -1,7 +1,7 @@
 """Cells on disk: cells/<model>/<method>/<seed>/<attempt>/ with spec.json, state.json, result.json, curve.jsonl, model/.
 
-An attempt is never overwritten. Its status is read, not remembered: a result if there is one; else what the parent said it
-was doing, as long as that parent lives; else `lost`.
+An attempt is never overwritten. Its status is always read from disk: from the result; without one, from the state of
+the parent while that lives; else it is `lost`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class Attempt:
 
     @cached_property
     def result(self) -> RunResult:
-        """The result; for an attempt without one, its status and what is known of it so far."""
+        """The result; without one, the status and the measurements so far."""
         return result_in(self.folder)
 
     @property
@@ -59,12 +59,12 @@ class Attempt:
 
     @property
     def retimes(self) -> str | None:
-        """The good attempt whose speed this one was made to measure again; None where it was made for its own sake."""
+        """The good attempt whose speed this one measures again; None for an ordinary attempt."""
         return self.spec.more.get("retimes")
 
     @property
     def counts(self) -> bool:
-        """False of a re-timing that has not ended ok: the good row that it was to measure again goes on to speak for the cell."""
+        """Whether the attempt may represent its cell. A re-timing that did not end ok leaves that to the good attempt before it."""
         return self.retimes is None or self.status == "ok"
 
     @property
@@ -99,7 +99,7 @@ class Evaluation:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of what it was measured on and with; of one that ended without a word, of what it was asked to be."""
+        """The fingerprint from the result; without one, that from the spec."""
         return self.result.fingerprints.get("evaluation") or self.spec.fingerprints.get("evaluation")
 
     def answers(self) -> list[dict[str, Any]]:
@@ -121,23 +121,23 @@ def all_attempts(data: DataRoot) -> Iterator[Attempt]:
 
 
 def latest(data: DataRoot, key: CellKey) -> Attempt | None:
-    """The attempt that speaks for the cell: the newest that counts."""
+    """The attempt that represents the cell: the newest that counts."""
     return newest_that_counts(attempts(data, key))
 
 
 def newest_that_counts(candidates: Sequence[Attempt]) -> Attempt | None:
-    """Of attempts that come oldest first."""
+    """The newest attempt that counts; `candidates` are ordered oldest first."""
     return next((one for one in reversed(candidates) if one.counts), None)
 
 
 def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
-    """The newest attempt where it was a re-timing that ended otherwise than ok; None where it was not, or is under way."""
+    """The newest attempt, if it is a re-timing that ended with a status other than ok; else None."""
     newest = attempts(data, key)[-1:]
     return next((one for one in newest if not one.counts and one.status not in ("queued", "running")), None)
 
 
 def start_time(attempt: Attempt) -> datetime:
-    """When the attempt began, by its own word, else by its id; the epoch where neither tells."""
+    """The start time from the attempt's result, else from its id, else the epoch."""
     with suppress(ValueError):
         began = datetime.fromisoformat(str(attempt.result.started_at))
         return began if began.tzinfo else began.replace(tzinfo=UTC)

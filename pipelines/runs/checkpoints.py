@@ -3,13 +3,16 @@
 from pathlib import Path
 
 FOLDER, STATE, TENSORS, CURVE = "checkpoints", "state.json", "tensors.safetensors", "curve.jsonl"
-BEST = "best.safetensors"  # in a checkpoint: the best step's weights, where early stopping keeps them
-SEARCH = "search.jsonl"  # its trials, each as soon as it has ended
-START = ".start.partial"  # weights that a search for the learning rate goes back to
+# In a checkpoint: the weights of the best step, which early stopping keeps.
+BEST = "best.safetensors"
+# The trials of a search for the learning rate; each is written as soon as it ends.
+SEARCH = "search.jsonl"
+# The weights that every trial of a search starts from.
+START = ".start.partial"
 
 
 def whole(attempt: Path) -> list[Path]:
-    """The whole checkpoints of an attempt's folder, oldest first."""
+    """The complete checkpoints in an attempt's folder, oldest first."""
     return sorted(path for path in (attempt / FOLDER).glob("step-*") if (path / STATE).exists())
 
 

@@ -1,4 +1,4 @@
-"""Time as the lake writes it, and time as it is measured: without what passes while the process is stopped."""
+"""Timestamps of the lake, and measured time without the time in which the process is stopped."""
 
 import os
 import resource
@@ -8,8 +8,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-BEAT_SECONDS = 0.1  # how often a thread looks at the clock
-GAP_SECONDS = 1.0  # a silence of this length that nothing explains means that the process was stopped
+# Interval at which a thread reads the clock.
+BEAT_SECONDS = 0.1
+# An unexplained gap of this length means that the process was stopped.
+GAP_SECONDS = 1.0
 
 
 def now() -> str:
@@ -18,7 +20,7 @@ def now() -> str:
 
 
 class Stopwatch:
-    """Seconds since it was made, or since `lap` was last called, without those in which the process was stopped."""
+    """Seconds since its creation, or since the last `lap`, without the time in which the process was stopped."""
 
     def __init__(self) -> None:
         began, self._stopped = _heart().look()
@@ -33,7 +35,7 @@ class Stopwatch:
         return elapsed
 
     def stopped(self) -> float:
-        """Seconds since it was made in which the process was stopped."""
+        """Seconds since its creation in which the process was stopped."""
         return _heart().look()[1] - self._stopped
 
     def _now(self) -> float:
@@ -42,11 +44,11 @@ class Stopwatch:
 
 
 class Heart:
-    """Notices that this process was stopped (SIGSTOP, a debugger, a paused container), which no clock tells.
+    """Detects that this process was stopped (SIGSTOP, a debugger, a paused container), which no clock shows.
 
-    A thread looks at the clock all the time. Where it did not for longer than `GAP_SECONDS`, and the process neither computed, nor
-    waited for a processor, nor read from the disk, it was stopped. A machine that sleeps needs none of this: Linux's monotonic
-    clock stands still then.
+    A thread reads the clock continually. If it misses more than `GAP_SECONDS`, and the process neither computed, nor
+    waited for a CPU, nor read from the disk in that time, the process was stopped. A sleeping machine needs no such
+    correction, because Linux's monotonic clock stops with it.
     """
 
     def __init__(self) -> None:
@@ -57,7 +59,7 @@ class Heart:
         threading.Thread(target=self._beat, name="heart", daemon=True).start()
 
     def look(self) -> tuple[float, float]:
-        """Seconds of the monotonic clock, and how many of them so far the process was stopped."""
+        """Seconds of the monotonic clock, and the total of seconds in which the process was stopped."""
         with self._lock:
             last, self._last = self._last, self._sample()
             elapsed, busy, reads = (now - before for now, before in zip(self._last, last, strict=True))
@@ -72,21 +74,25 @@ class Heart:
             self.look()
 
     def _sample(self) -> tuple[float, float, int]:
-        """The clock; seconds that all threads computed, and that the main and the heart's own one waited for a processor; pages
-        that were read from the disk."""
+        """The clock; the busy seconds; and the number of pages read from the disk.
+
+        Busy seconds are the CPU time of all threads, plus the time that the main thread and this one waited for a CPU.
+        """
         waited = sum(_waited(thread) for thread in (os.getpid(), self._beating) if thread)
         return time.monotonic(), time.process_time() + waited, resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def _waited(thread: int) -> float:
-    """Seconds that the thread was ready to run and another one had the processor; 0 where the kernel does not say."""
+    """Seconds that the thread was ready to run but had no CPU; 0 if the kernel does not tell."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
     return 0.0
 
 
-_hearts: list[Heart] = []  # this process's, once it measures anything
-os.register_at_fork(after_in_child=_hearts.clear)  # threads do not survive a fork
+# The one of this process, from the first measurement on.
+_hearts: list[Heart] = []
+# Threads do not survive a fork.
+os.register_at_fork(after_in_child=_hearts.clear)
 
 
 def _heart() -> Heart:

@@ -1,6 +1,6 @@
-"""What a child runs of this project's own code: the import closure of its module, worked out without importing anything.
+"""The code fingerprint of a child: a hash of its module's import closure, found without importing anything.
 
-A result depends on these files and on no others, whatever the commit was: a change on the parent's side leaves it current.
+A result depends only on these files, not on the commit. A change of the parent's code leaves it current.
 """
 
 import hashlib
@@ -17,8 +17,11 @@ _fingerprints: dict[tuple[str, ...], tuple[Stamps, str]] = {}
 
 
 def code_fingerprint(*modules: str) -> str:
-    """16 hex digits for the sources that a process runs which starts with `modules`. Worked out once a process, and again where
-    one of them has changed on disk: a code server may outlive an upgrade, and the children that it starts run what is there."""
+    """16 hex digits for the sources of a process that starts with `modules`.
+
+    Computed once per process, and again after one of the files has changed on disk. A code server may outlive an
+    upgrade, but the children that it starts run the new files.
+    """
     if (cached := _fingerprints.get(modules)) and cached[0] == _stamps(file for file, _, _ in cached[0]):
         return cached[1]
     files = closure(*modules)
@@ -27,8 +30,11 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
-    """The files under `root` that `modules` import, directly or not, at the top of a file or inside a function, with their own and
-    their packages'. What is installed is not followed: a result's `versions` tell of that."""
+    """The files under `root` that `modules` import, including their own files and those of their packages.
+
+    Indirect imports and imports inside functions count, too. Installed packages do not: a result's `versions` cover
+    them.
+    """
     finder = _OwnModules(path=[str(root)])
     for module in modules:
         finder.import_hook(module)
@@ -37,17 +43,18 @@ def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
 
 
 class _OwnModules(ModuleFinder):
-    """Follows this project's modules alone, whatever else lies beside them: the folder of another library's runs, or, where the
-    project is installed, all other packages."""
+    """Follows only this project's modules. Beside them may lie other things: the folder of a library's runs, or all
+    packages of an environment in which the project is installed."""
 
     def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
-        if path is None and name != PACKAGE:  # a module at the top
+        # Refuse every other top-level module.
+        if path is None and name != PACKAGE:
             raise ImportError(name)
         return super().find_module(name, path, parent)  # type: ignore[misc]
 
 
 def hash_of(files: Iterable[Path], root: Path) -> str:
-    """Of the files' content and their names under `root`."""
+    """16 hex digits of the files' content and their names under `root`."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""A command in a folder, how it is put on a machine, and how it ended: what the parent of a run and every launcher speak of."""
+"""The terms that the parent of a run shares with every launcher: a command in a folder, its placement and its ending."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,12 @@ Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unr
 
 @dataclass(frozen=True)
 class CellCommand:
-    """`python ARGUMENTS`, its output in FOLDER/log.txt, under a memory budget (bytes, of all its processes) and a time limit
-    (seconds). One that is stopped by the limit or from outside gets SIGTERM and `grace_seconds` to keep what it has done. On
-    several `devices` it runs as so many processes, which find one another as torchrun's do."""
+    """`python ARGUMENTS` with its output in FOLDER/log.txt.
+
+    `memory_budget` is in bytes, for all its processes together, and `time_limit` in seconds. At the time limit, or when
+    stopped from outside, the command gets SIGTERM and `grace_seconds` to save its work. On several `devices` it runs as
+    one process for each, which find each other as torchrun's do.
+    """
 
     arguments: Sequence[str]
     folder: Path
@@ -28,8 +31,11 @@ class CellCommand:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: exit code (negative: the signal), what we stopped it for, what the kernel says, peak bytes; in
-    words what else is to be said. `asked_bytes` is the most that was asked for, touched or not, where that is known."""
+    """How a command ended.
+
+    `exit_code` is negative for a signal. `reason` says why we stopped it. `detail` is a further explanation in words.
+    `asked_bytes` is the peak of requested memory, touched or not, or 0 if unknown.
+    """
 
     exit_code: int
     reason: Reason | None
@@ -45,7 +51,7 @@ class RunningCommand:
 
     @property
     def asked_bytes(self) -> int:
-        """The most that its processes have asked for, touched or not; 0 where that is not known."""
+        """The peak of requested memory of its processes, touched or not; 0 if unknown."""
         return 0
 
     def poll(self) -> int | None:
@@ -53,15 +59,15 @@ class RunningCommand:
         raise NotImplementedError
 
     def memory_bytes(self) -> int:
-        """Resident memory of all its processes now; 0 where they are on another machine."""
+        """Current resident memory of all its processes; 0 if they are on another machine."""
         return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """End all its processes, by SIGTERM first where there is a grace; returns when they are gone."""
+        """End all its processes, with SIGTERM first if there is a grace period. Returns when they are gone."""
         raise NotImplementedError
 
     def ending(self) -> Ending | None:
-        """What was seen of its end where it ran, if that is another machine, which keeps its limits, too."""
+        """The ending as another machine saw it, which also enforces the limits; None for a command on this machine."""
         return None
 
 
@@ -71,15 +77,15 @@ class Starter(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """On what one run is put: so many devices, how the work is divided over them (`sharding`), and what the profile tells whoever
-    divides it (`tuning`)."""
+    """The placement of one run: the number of devices, how they share the work (`sharding`), and the profile's settings for
+    that (`tuning`)."""
 
     devices: int = 1
     sharding: str = "none"
     tuning: Mapping[str, Any] = field(default_factory=dict)
 
     def in_words(self) -> str:
-        """The devices and how the work is divided, for the fingerprint; empty for one device."""
+        """The devices and the sharding as text for the fingerprint; empty for one device."""
         if self.devices == 1:
             return ""
         tuned = f", deepspeed {stable_hash(dict(self.tuning))}" if self.tuning else ""

@@ -1,7 +1,8 @@
-"""The locks of this machine's devices. A measurement holds them; work that would disturb it looks at them first.
+"""The locks of this machine's devices. A measurement holds them; work that would disturb it checks them first.
 
-A lock is the kernel's and ends with its holder, also by kill -9; what stands in its file is only a name. Cells of a cluster hold
-none here, and those of another data root hold the same ones, since a device belongs to the machine.
+The kernel owns a lock and releases it when its holder ends, even by kill -9. The lock's file contains only a name.
+Cells of a cluster hold no lock here. Cells of another data root hold the same locks, because a device belongs to the
+machine.
 """
 
 import fcntl
@@ -16,47 +17,52 @@ from pipelines.lake.files import announce, locked
 from pipelines.lake.paths import device_locks
 
 POLL_SECONDS = 0.2
-PROCESSORS = "cpu"  # the device of what computes on no card
+# The device of work that uses no GPU.
+PROCESSORS = "cpu"
 
 
 def locks_of(devices: int = 1) -> list[Path]:
-    """The files of the devices that a cell on so many of them uses, in the order in which they are locked."""
+    """The lock files of the devices that a cell on `devices` of them uses, in locking order."""
     return [device_locks() / f"{slug}.lock" for slug in machine.device_slugs(devices)]
 
 
 def watched_locks(devices: int = 1) -> list[Path]:
-    """What other work on this machine would disturb: the same, and a cell on the processors."""
+    """The locks of all cells that other work on this machine would disturb: the same ones, and that of the CPU."""
     return [*dict.fromkeys((*locks_of(devices), device_locks() / f"{PROCESSORS}.lock"))]
 
 
 def holder(paths: Sequence[Path]) -> str | None:
-    """Who holds one of the locks now; None where nobody does. Nothing is written, and no lock is made."""
+    """The current holder of one of the locks, or None. Neither writes nor creates a lock."""
     return next(filter(None, map(_holder_of, paths)), None)
 
 
 def _holder_of(path: Path) -> str | None:
     try:
         handle = path.open(encoding="utf-8", errors="replace")
-    except OSError:  # it was never used, or it is not ours
+    # The lock was never used, or belongs to another user.
+    except OSError:
         return None
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # beside others who look; given back at once
+            # A shared lock, so that several processes may check at once; closing the file releases it.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return handle.read().strip() or "another process"
-        except OSError:  # a file system without locks
+        # A file system without locks.
+        except OSError:
             return None
     return None
 
 
 @contextmanager
 def held(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str], None] = announce) -> Iterator[None]:
-    """Hold all the locks as soon as nobody else holds any: inside no cell uses these devices, and one that comes waits. While one
-    of them is waited for none is held.
+    """Hold all the locks, from the first moment at which nobody else holds any.
+
+    Inside, no cell uses these devices, and a new one waits. While this function waits, it holds none of them.
 
     Raises:
-        InUseError: for so many seconds there was no such moment.
-        WorkError: the locks cannot be made.
+        InUseError: the locks were not all free within `seconds`.
+        WorkError: the locks cannot be created.
     """
     deadline, announced = time.monotonic() + seconds, False
     with ExitStack() as stack:
@@ -72,7 +78,7 @@ def held(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str
 
 
 def _try_locks(stack: ExitStack, paths: Sequence[Path], name: str) -> bool:
-    """Whether all locks could be taken now, into `stack`; else none is."""
+    """Acquire all locks into `stack`, or none; returns whether it succeeded."""
     with ExitStack() as trial, suppress(InUseError):
         for path in paths:
             trial.enter_context(locked(path, name, wait=False))

@@ -1,4 +1,4 @@
-"""What the ending of a child means."""
+"""The meaning of a child's ending: its status, and a sentence on it."""
 
 import re
 import signal
@@ -13,19 +13,23 @@ from pipelines.runs.command import Ending
 from pipelines.runs.spec import CHILD, RunSpec
 from pipelines.runs.status import RANKS, Status
 
-CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)  # what a process does to itself
-# share of a memory budget that counts as reaching it: memory was last measured before the request that was refused
+# Signals with which a process ends itself.
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+# A crash above this share of the memory budget counts as out of memory; our last sample predates the fatal allocation.
 OOM_BUDGET_SHARE = 0.8
-# bitsandbytes prints this of a CUDA call that failed, and ends the process with exit code 1
+# bitsandbytes prints this when a CUDA call fails, and ends the process with exit code 1.
 BNB_OUT_OF_MEMORY = re.compile(r"Error out of memory at line \d+ in file .*")
-RETRY_MARK = "once more with"  # in log.txt, after what an earlier process of the attempt has printed (fitting.py)
+# The line in log.txt that separates the output of two processes of one attempt (fitting.py).
+RETRY_MARK = "once more with"
+# Statuses that follow from the reason of an ending alone.
 STATUS_OF_REASON: dict[str | None, Status] = {"node_lost": "killed", "unreachable": "killed", "refused": "unavailable"}
-VERDICT_FIELDS = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")  # of a child's report
+# Fields of a child's report that make up its verdict.
+VERDICT_FIELDS = ("status", "detail", "bytes_requested", "bytes_needed", "bytes_available")
 Verdict = tuple[Status, str | None]
 
 
 def child_report(folder: Path) -> dict[str, Any]:
-    """What the child knew; the verdict may be that of another of a cell's processes, where the first could give none."""
+    """The child's report. If the first of several processes left no verdict, that of another one takes its place."""
     report = {"phase": "load", "measured": {}, **read_object(folder / CHILD)}
     if report.get("status"):
         return report
@@ -35,8 +39,10 @@ def child_report(folder: Path) -> dict[str, Any]:
 
 
 def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
-    """The status of an ending and a sentence on it, by how the command ended, what its child said (`report`), and what lies in its
-    folder. A SIGKILL is out of memory on evidence only."""
+    """The status of an ending and a sentence on it, from the ending, the child's `report` and the files in its folder.
+
+    A SIGKILL counts as out of memory only with evidence.
+    """
     if ending.reason in STATUS_OF_REASON:
         return STATUS_OF_REASON[ending.reason], ending.detail
     if ending.reason == "memory_budget":
@@ -54,7 +60,7 @@ def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fold
 
 
 def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
-    """Of a child that left no verdict: by its exit code, and what it printed."""
+    """The verdict on a child that left none itself, from its exit code and its output."""
     first_rank = read_json(folder / RANKS)
     process = f"rank {first_rank['rank']}" if first_rank else "it"
     if ending.exit_code == -signal.SIGKILL and ending.kernel_oom_kill:
@@ -78,8 +84,10 @@ def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fo
 
 
 def _crashed(ending: Ending, whom: str, spec: RunSpec, *, on_card: bool) -> Verdict:
-    """A library that is refused memory may crash rather than say so; where the budget was all but used that is what it means. Not
-    on a card, whose budget is not of the memory that was seen."""
+    """The verdict on a crash. A library may crash when it gets no memory, so a crash close to the budget counts as out of memory.
+
+    This does not hold on a GPU, because its budget is not one of the memory measured here.
+    """
     name, budget = _signal_name(-ending.exit_code), spec.memory_budget_gb
     requested = max(ending.peak_bytes, ending.asked_bytes) / 1e9 / spec.devices
     if budget and not on_card and requested > OOM_BUDGET_SHARE * budget:

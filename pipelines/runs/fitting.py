@@ -1,7 +1,8 @@
-"""Micro-batches that fit: a child that is out of memory in its trial steps is started again with smaller ones.
+"""Micro-batches that fit: a child that runs out of memory in its trial steps starts again with smaller ones.
 
-The child says beforehand which smaller ones there are (`SMALLER`, where its recipe has `fit_micro_batch`), since it knows its
-examples. What it used up goes with its process, so that the next one measures a peak of its own. All is one attempt with one row.
+The child reports the next smaller size beforehand (`SMALLER`, if its recipe has `fit_micro_batch`), because it knows its
+examples. Its memory ends with its process, so the next child measures its own peak. All children together are one
+attempt with one row.
 """
 
 import time
@@ -19,14 +20,18 @@ from pipelines.runs.watchdog import run_to_end
 
 TOKENS = "micro_batch_tokens"
 ONE_ROW = "one row of the longest example does not fit"
-MIN_SECONDS = 1e-3  # of a time limit that is used up: the next child is then stopped at once, as over it
+# What remains of a used-up time limit: the next child is then stopped at once.
+MIN_SECONDS = 1e-3
 
 
 def run_fitted(
     launcher: Starter, command: CellCommand, spec: RunSpec, *, on_tick: Callable[[], None], say: Callable[[str], None]
 ) -> Ending:
-    """`run_to_end`, again and again as long as the child is out of memory in its trial steps and has smaller micro-batches to try.
-    The time limit is that of all together. A kill between two of them leaves an attempt without a result, as any other kill."""
+    """Repeat `run_to_end` while the child runs out of memory in its trial steps and has smaller micro-batches to try.
+
+    The time limit holds for all of them together. A kill between two children leaves an attempt without a result, like
+    any other kill.
+    """
     started, remaining = time.monotonic(), command
     ending = run_to_end(launcher, remaining, on_tick=on_tick)
     while (tokens := _smaller(ending, spec, command.folder)) is not None:
@@ -39,7 +44,7 @@ def run_fitted(
 
 
 def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
-    """The micro-batches to try next; None where the run has ended."""
+    """The next smaller micro-batches to try, or None if there are none or the run ended otherwise."""
     report = child_report(folder)
     if report["phase"] != "probe" or report["measured"].get(SMALLER) is None:
         return None
@@ -48,7 +53,7 @@ def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
 
 
 def _prepare_retry(folder: Path, tokens: int, say: Callable[[str], None]) -> None:
-    """Have the next child take micro-batches of so many tokens, and forget the verdicts of the last one."""
+    """Make the next child use micro-batches of `tokens`, and clear the verdicts of the last one."""
     before = child_report(folder)["measured"].get(TOKENS)
     message = f"out of memory with {TOKENS} {before}: {RETRY_MARK} {tokens}"
     say(message)
@@ -57,12 +62,13 @@ def _prepare_retry(folder: Path, tokens: int, say: Callable[[str], None]) -> Non
     write_json(folder / FIT, {TOKENS: tokens})
     write_json(folder / CHILD, {"phase": "load", "measured": {TOKENS: tokens}})
     for verdict in (folder / RANKS, *folder.glob("rank-*.json")):
-        if verdict.exists():  # emptied, not removed: a storage that carries the folder's files knows no removal
+        # Emptied, not removed: a storage that mirrors the folder does not mirror removals.
+        if verdict.exists():
             write_json(verdict, {})
 
 
 def in_words(status: Status, spec: RunSpec, report: Mapping[str, Any]) -> str | None:
-    """What became of the recipe's micro-batches in a run that ended so; nothing where it used them as they are."""
+    """A note on the micro-batches of the run: whether they were halved, or too large at their smallest. Else None."""
     requested, used = spec.recipe.get(TOKENS), report["measured"].get(TOKENS)
     note = f"{TOKENS} was halved from {requested} to {used}" if used and requested != used else None
     is_least = SMALLER in report["measured"] and report["measured"][SMALLER] is None

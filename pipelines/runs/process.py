@@ -1,4 +1,4 @@
-"""Children that never outlive their parent: the child's half (ties itself to the parent) and the parent's (stops a group)."""
+"""Children that never outlive their parent: a child ties itself to its parent, and a parent stops a whole process group."""
 
 import asyncio
 import ctypes
@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 
 PARENT = "FEATHERWEIGHT_PARENT_PID"
-# How often a thread looks whether the others are done before it sleeps. libgomp's own 300,000 (milliseconds) keep a core from the
-# thread that is waited for, where another program takes one: a cell of 26 s was not done there after 175, and is in 66 with 3,000.
+# How often a thread checks for the others before it sleeps. libgomp's default of 300,000 (milliseconds) can keep a core
+# from the very thread that the others wait for, when another program takes a core: there a cell of 26 s was not done
+# after 175 s; with 3,000 it takes 66 s.
 SPINS = {"GOMP_SPINCOUNT": "3000"}
-# For a child that uses a CUDA card. Micro-batches have a new shape nearly every time, and segments of fixed sizes would fragment.
-# Cards are numbered as nvidia-smi numbers them.
+# For a child that uses a CUDA GPU. Nearly every micro-batch has a new shape, which would fragment segments of fixed sizes.
+# GPUs have the numbers that nvidia-smi shows.
 ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 CARDS = {ALLOCATOR: "expandable_segments:True", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 KEYS = ("_API_KEY", "_TOKEN", "_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")
@@ -30,9 +31,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a child, without the API keys that no child needs, with our pid to die with, with threads
-    that yield to other programs and CUDA's allocator set for changing shapes (unless the environment says how they wait, or how
-    it allocates)."""
+    """This process's environment for a child.
+
+    It lacks the API keys, which no child needs, and has our pid, with which the child ends. Threads yield to other
+    programs, and CUDA's allocator is set for changing shapes, unless the environment sets these itself.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
     cards = {name: value for name, value in CARDS.items() if name != ALLOCATOR or OLDER_ALLOCATOR not in inherited}
     return {
@@ -50,30 +53,31 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """Called first thing in a child: the kernel kills it when its parent ends, however that ends (Linux)."""
+    """The first call of a child: the kernel kills it when its parent ends, in whatever way (Linux)."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
     tie_to_parent()
-    if os.getppid() != int(parent):  # it ended before the line above
+    # The parent ended before the line above.
+    if os.getppid() != int(parent):
         os._exit(1)
 
 
 def tie_to_parent() -> None:
-    """From now on the kernel kills this process when the one that started it ends (Linux; elsewhere nothing happens)."""
+    """Make the kernel kill this process when its parent ends (Linux; no effect elsewhere)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def print_anything() -> None:
-    """From now on a character that the terminal's encoding lacks is printed escaped (`\\u2026`); by default stdout raises."""
+    """Print characters that the terminal's encoding lacks as escapes (`\\u2026`); by default stdout raises an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def end_as_interrupt() -> None:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does: children are stopped and the outcome is written."""
+    """Make SIGTERM and SIGHUP end this process like Ctrl-C: it stops its children and writes the outcome."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -84,8 +88,10 @@ def end_as_interrupt() -> None:
 
 @contextmanager
 def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
-    """Inside a coroutine: Ctrl-C or SIGTERM calls `stop` instead of ending the work at once. A second one, or `seconds` later,
-    cancels the coroutine; either way KeyboardInterrupt is raised at the end. Outside the main thread nothing is changed.
+    """Inside a coroutine, let Ctrl-C or SIGTERM call `stop` instead of ending the work at once.
+
+    A second signal, or a delay of `seconds`, cancels the coroutine. Either way KeyboardInterrupt is raised at the end.
+    Outside the main thread this has no effect.
 
     Raises:
         KeyboardInterrupt: a signal came.
@@ -104,7 +110,8 @@ def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
         else:
             loop.call_later(seconds, task.cancel)
             stop()
-            with suppress(OSError):  # whoever read our output may have been interrupted too
+            # The reader of our output may have been interrupted, too.
+            with suppress(OSError):
                 print(
                     "interrupted: waiting for what is under way; once more to end at once", file=sys.stderr, flush=True
                 )
@@ -126,13 +133,13 @@ def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
 
 
 def offer_to_oom_killer() -> None:
-    """Ask the kernel to take this process first when memory runs out, so that the daemon survives."""
+    """Make the kernel kill this process first when memory runs out, so that the daemon survives."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def limit_memory(budget_bytes: int | None) -> None:
-    """Cap this process's private memory, so that a request over the budget fails with the bytes it asked for."""
+    """Cap this process's private memory, so that a request over the budget fails and names its size."""
     if budget_bytes:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, hard_limit))
@@ -140,9 +147,11 @@ def limit_memory(budget_bytes: int | None) -> None:
 
 @contextmanager
 def memory_unlimited() -> Iterator[None]:
-    """Inside, this process's cap is lifted: a library whose threads cannot bear a refusal (they hang or crash) may have what it
-    needs. What it asked for and never touched (DuckDB and Arrow: a gigabyte) counts no more afterwards; the watchdog outside sees
-    what is touched at any time."""
+    """Lift this process's cap, for a library whose threads hang or crash when an allocation fails.
+
+    Memory that the library requested but never touched (a gigabyte for DuckDB and Arrow) does not count against the cap
+    afterwards. The watchdog outside always sees the touched memory.
+    """
     cap, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
     before = _untouched_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (hard_limit, hard_limit))
@@ -154,7 +163,7 @@ def memory_unlimited() -> Iterator[None]:
 
 
 def _untouched_bytes() -> int:
-    """Private memory that this process asked for and has not touched."""
+    """Private memory that this process requested but has not touched."""
     status = _status_bytes()
     return status["VmData"] - status["RssAnon"]
 
@@ -171,7 +180,7 @@ def is_capped() -> bool:
 
 
 def memory_left() -> int:
-    """Bytes that this process may still ask for: of its cap where it has one, else what the machine has available."""
+    """Bytes that this process may still request: under its cap if it has one, else the machine's available memory."""
     cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if cap == resource.RLIM_INFINITY:
         return psutil.virtual_memory().available
@@ -181,7 +190,7 @@ def memory_left() -> int:
 def spawn(
     arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, keep_open: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start `python ARGUMENTS` in a session of its own, output to the file `log`; `keep_open` descriptors are inherited."""
+    """Start `python ARGUMENTS` in a new session, with output to the file `log`. It inherits the `keep_open` descriptors."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -195,7 +204,7 @@ def spawn(
 
 
 def stop_group(process: subprocess.Popen[Any], *, grace_seconds: float = 0) -> None:
-    """End the child's whole process group: SIGTERM and a grace where asked for, then SIGKILL; returns when it is gone."""
+    """End the child's whole process group: SIGTERM if there is a grace period, then SIGKILL. Returns when it is gone."""
     if grace_seconds and process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

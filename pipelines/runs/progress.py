@@ -1,5 +1,7 @@
-"""A live line about the cell that runs, read from its curve: a bar on a terminal, a line now and then elsewhere. While it searches
-for a learning rate, a line for each that it tries."""
+"""Live progress of a running cell, read from its curve: a bar on a terminal, an occasional line elsewhere.
+
+During a search for a learning rate each trial gets a line.
+"""
 
 import sys
 from typing import Any
@@ -11,7 +13,7 @@ from pipelines.runs.exits import child_report
 
 
 class CellProgress:
-    """Shows an attempt's training as it goes; call `show` as often as you like and `close` at the end."""
+    """Shows the progress of an attempt. Call `show` as often as you like, and `close` at the end."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -27,12 +29,13 @@ class CellProgress:
             return
         self._size = size
         points = attempt.curve()
-        if not points:  # the first is still being written
+        # The first point is still being written.
+        if not points:
             return
         point = points[-1]
         if self._bar is None:
             name = f"{attempt.key.model} × {attempt.key.method}"
-            # on a terminal the bar redraws itself; in a log one line every ten seconds is enough
+            # On a terminal the bar redraws itself; in a log one line every ten seconds is enough.
             calm = 0.2 if sys.stderr.isatty() else 10
             self._bar = tqdm(
                 total=point["steps"], desc=name, unit="step", mininterval=calm, file=sys.stderr, leave=True
@@ -44,7 +47,7 @@ class CellProgress:
             self.close()
 
     def _show_search(self, attempt: Attempt) -> None:
-        """Say which learning rate is tried, once for each."""
+        """Print a line for each learning rate that the search tries."""
         doing = str(child_report(attempt.folder).get("doing") or "")
         if doing and doing != self._doing:
             print(f"{attempt.key.model} × {attempt.key.method}: {doing}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Which checkpoint a new attempt goes on from, and which are of no use any more. Nothing here needs torch.
+"""The checkpoint that a new attempt resumes from, and the removal of useless ones. Nothing here needs torch.
 
-A checkpoint is gone on from where all fingerprints are equal: data, recipe, code, machine.
+A checkpoint can be resumed if all fingerprints are equal: data, recipe, code, machine.
 """
 
 import shutil
@@ -15,12 +15,16 @@ PEAKS = (
     "peak_memory_gb", "host_peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb",
     "load_peak_memory_gb",
 )  # fmt: skip
-FINAL = ("ok", "diverged")  # the same steps would end the same way
+# Statuses that a rerun of the same steps would not change.
+FINAL = ("ok", "diverged")
 
 
 def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
-    """What a new attempt's spec says of the one it goes on from: `run_id`, `checkpoint` (relative to `root`), `peaks` (the
-    largest of each since that one); None where there is nothing to go on from. `attempts` come oldest first."""
+    """The `resume` entry of a new attempt's spec, or None if there is no checkpoint to resume from.
+
+    `run_id` is the attempt to resume, `checkpoint` is relative to `root`, and `peaks` has the largest value of each peak
+    since that attempt. `attempts` are ordered oldest first.
+    """
     peaks: dict[str, float] = {}
     for attempt in reversed(attempts):
         if attempt.status in FINAL or attempt.spec.fingerprints != dict(expected):
@@ -35,8 +39,10 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
 
 
 def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> str | None:
-    """The newest attempt's trials of learning rates (relative to `root`), where it was ended too early and nothing has changed
-    since; None where there are none."""
+    """The file of learning-rate trials (relative to `root`) of the newest attempt that ended too early, or None.
+
+    None if any fingerprint has changed since.
+    """
     for attempt in reversed(attempts):
         if attempt.status in FINAL or attempt.spec.fingerprints != dict(expected):
             return None
@@ -46,7 +52,7 @@ def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], r
 
 
 def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
-    """Remove all checkpoints and half-written files of `attempts` but those of the attempt `keep`."""
+    """Remove the half-written files of `attempts`, and all checkpoints but those of the attempt `keep`."""
     for attempt in attempts:
         if attempt.run_id != keep:
             shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)

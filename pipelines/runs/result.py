@@ -1,6 +1,6 @@
-"""How a run ended: the file result.json in its folder, the parent's last word; until then what is known of it so far.
+"""The result of a run: the file result.json in its folder, which the parent writes at the end.
 
-What the child knows stands in child.json at every moment, the parent's own word in state.json.
+Until then child.json always has what the child knows, and state.json what the parent knows.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,19 @@ from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
 
 FILE = "result.json"
-MAPPINGS = ("recipe", "fingerprints", "resume", "measured", "versions")  # fields of a result
-MEASURES_PEAK = ("probe", "train")  # phases of which the watchdog's peak is the run's own
+# Fields of a result that are mappings.
+MAPPINGS = ("recipe", "fingerprints", "resume", "measured", "versions")
+# Phases in which the watchdog's peak is that of the run itself.
+MEASURES_PEAK = ("probe", "train")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What was asked (copied from the spec), how it ended, and all that the child had measured by then. Bytes are those of the
-    request that ended it; `seconds` the whole run's. A field that an older file lacks is None or empty; one that we do not know is
-    left out."""
+    """The request (copied from the spec), the ending, and all measurements of the child.
+
+    The fields in bytes describe the request that ended the run; `seconds` is the duration of the whole run. A field that an
+    older file lacks is None or empty. Unknown fields are dropped.
+    """
 
     status: Status
     phase: str | None = None
@@ -66,7 +70,7 @@ class RunResult:
 
     @property
     def detail(self) -> str:
-        """`status_detail`, or nothing."""
+        """`status_detail`, or an empty text."""
         return self.status_detail or ""
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +79,8 @@ class RunResult:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "RunResult":
         values: dict[str, Any] = {one.name: record[one.name] for one in fields(cls) if record.get(one.name) is not None}
-        for name in MAPPINGS:  # of a file that somebody damaged
+        # A damaged file may have other types there.
+        for name in MAPPINGS:
             if not isinstance(values.get(name, {}), dict):
                 del values[name]
         status = values.get("status") if values.get("status") in get_args(Status) else "lost"
@@ -83,12 +88,13 @@ class RunResult:
 
 
 def result_in(folder: Path) -> RunResult:
-    """The result in `folder`; without one, what its parent says of it as long as that lives, else `lost`."""
+    """The result in `folder`; without one, the state by its parent while that lives, else `lost`."""
     try:
         if record := read_object(folder / FILE):
             return RunResult.from_json(record)
         return _without_verdict(folder)
-    except WorkError as error:  # one run's file hides no other's
+    # An unreadable file must not hide the other runs.
+    except WorkError as error:
         return RunResult("lost", status_detail=str(error))
 
 
@@ -101,18 +107,19 @@ def _without_verdict(folder: Path) -> RunResult:
 
 
 def _works_here(folder: Path) -> bool:
-    """False in a copy of a data root: what its state tells of is done in the other one."""
+    """False in a copy of a data root, whose states describe processes that work in the original."""
     root = spec_in(folder).root
     return not root or not folder.is_absolute() or folder.is_relative_to(root)
 
 
 def outlook(folder: Path) -> str:
-    """What the next run does with an attempt that ended early, if its inputs have not changed."""
+    """What the next run will do with an attempt that ended early, if its inputs do not change."""
     spec = spec_in(folder)
     if checkpoints := whole(folder):
         return f"the next run goes on after step {step_of(checkpoints[-1])}"
     if spec.resume:
-        resumed = Path(spec.resume["checkpoint"])  # of an attempt beside this one, wherever the data root lies now
+        # The checkpoint of an attempt beside this one, wherever the data root lies now.
+        resumed = Path(spec.resume["checkpoint"])
         if folder.parent.joinpath(*resumed.parts[-3:]).exists():
             return f"the next run goes on after step {step_of(resumed)}"
     if searched(folder):
@@ -128,12 +135,14 @@ def write_result(
     ending: Ending | None = None,
     reason: str | None = None,
 ) -> RunResult:
-    """The last word on the run in `folder`. `reason`: why it was ended, where no `ending` tells."""
+    """Write the result of the run in `folder`. `reason` says why it was ended, if there is no `ending`."""
     spec, report = spec_in(folder), child_report(folder)
     measured = report["measured"]
-    on_card = is_card(report.get("device"))  # whose memory the watchdog does not see
+    # The watchdog does not see the memory of a GPU.
+    on_card = is_card(report.get("device"))
     if ending and not on_card and measured.get("peak_memory_gb") is None and phase in MEASURES_PEAK:
-        peak = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)  # by the watchdog, by the child
+        # The larger of the watchdog's peak and the child's.
+        peak = max(ending.peak_bytes / 1e9, measured.get("probe_peak_memory_gb") or 0)
         measured = {**measured, "peak_memory_gb": peak}
     result = RunResult(
         status, phase, detail, ending.reason if ending else reason,
@@ -154,7 +163,7 @@ def write_result(
 
 
 def _device(report: Mapping[str, Any], spec: RunSpec, folder: Path) -> str | None:
-    """What the run was measured on: in the child's own words where it has said so, since only it knows what torch found."""
+    """The device of the measurement: the child's name for it, if it reported one, since only the child knows what torch uses."""
     if name := report.get("device"):
         return device_class(spec.devices, spec.sharding, name=name)
     return launcher_class(spec.launcher).ran_on(folder, spec.placement)

@@ -1,9 +1,9 @@
-"""The one way to run a child in a folder and to say how it ended: spec in, result out.
+"""The one way to run a child in a folder: spec in, result out.
 
-    queue(folder, spec)                        the folder says what is asked, and that it waits
-    Run(folder, module, ...).to_result(site)   check what it needs → lock the device → launch → watch → classify → last word
+    queue(folder, spec)                        write the spec and the state `queued` into the folder
+    Run(folder, module, ...).to_result(site)   check requirements → lock the device → launch → watch → classify → write result
 
-Training, evaluation, export, bit widths and the trials of tuning are all run so, and end alike.
+Training, evaluation, export, bit widths and the trials of tuning all run this way.
 """
 
 import shutil
@@ -31,17 +31,21 @@ from pipelines.runs.spec import STATE, RunSpec, spec_in
 from pipelines.runs.status import Status
 from pipelines.runs.watchdog import run_to_end
 
-GRACE_SECONDS = 30  # for a run that is stopped by its time limit or from outside to keep what it has done
+# Time for a run to save its work when its time limit or somebody outside stops it.
+GRACE_SECONDS = 30
 
 
 class GivenUpError(Exception):
-    """Raised by `on_tick` where the run is not worth going on; its result is `killed` with these words."""
+    """Raised by `on_tick` to give up a run. Its result is `killed`, with this message."""
 
 
 @dataclass(frozen=True)
 class RunHooks:
-    """What a caller adds to its runs. `env` goes to the child, `on_tick` is called every half second, `say` reports progress,
-    `launcher` starts the command in place of the configured one, and `around` wraps either."""
+    """A caller's additions to its runs.
+
+    `env` goes to the child. `on_tick` is called every half second. `say` reports progress. `launcher` replaces the
+    configured one, and `around` wraps either.
+    """
 
     env: Mapping[str, str] = field(default_factory=dict)
     on_tick: Callable[[Attempt], None] = lambda _attempt: None
@@ -52,21 +56,24 @@ class RunHooks:
 
 @dataclass(frozen=True)
 class Site:
-    """Where runs are started: by which launcher, and under whose watch."""
+    """The launcher that starts runs, and the hooks of the caller."""
 
     launcher: Launcher
     hooks: RunHooks
 
     def here(self) -> "Site":
-        """The same, but on this machine: for what is no cell of the grid."""
+        """The same site with the launcher of this machine, for runs that are no cells of the grid."""
         return replace(self, launcher=launcher_class("local")())
 
 
 @dataclass(frozen=True)
 class Run:
-    """A child, `python -m MODULE FOLDER`, by the spec in FOLDER. `check` is asked first and raises where it cannot be run, then the
-    launcher; `fetch` brings what it reads. `on_tick` is called every half second. `phase` is the one that the result names (None:
-    the child's). `outlook` says what the next run makes of one that ended too early."""
+    """A child, `python -m MODULE FOLDER`, with the spec in FOLDER.
+
+    `check` raises if the child cannot run; the launcher's own check follows. `fetch` brings the child's inputs.
+    `on_tick` is called every half second. `phase` is the phase in the result (None: the child's). `outlook` says what
+    the next run will do if this one ends too early.
+    """
 
     folder: Path
     module: str
@@ -77,7 +84,7 @@ class Run:
     outlook: Callable[[Path], str] = lambda _folder: ""
 
     def to_result(self, site: Site) -> RunResult:
-        """Run it to its end and write its result, also when a cancel from outside interrupts it, which is raised on.
+        """Run the child to its end and write the result. A cancel from outside is re-raised after that.
 
         Raises:
             WorkError: the folder or the locks cannot be written.
@@ -109,7 +116,7 @@ class Run:
         return spec_in(self.folder)
 
     def _to_end(self, site: Site) -> Ending:
-        """Hold the device, say `running`, and run the child under the spec's limit and its budget, which is that of one device."""
+        """Lock the device, note `running`, and run the child under the spec's time limit and its budget per device."""
         spec, hooks, launcher = self._spec, site.hooks, site.launcher
         with self._device(spec, site) as locks:
             note_state(self.folder, "running", "load")
@@ -126,7 +133,8 @@ class Run:
                 devices=spec.devices,
             )
             starter = hooks.around(hooks.launcher or launcher)
-            if not launcher.holds_device:  # its node fits the micro-batches
+            # A cluster's node fits the micro-batches itself.
+            if not launcher.holds_device:
                 return run_to_end(starter, command, on_tick=self.on_tick)
 
             def say(message: str) -> None:
@@ -136,7 +144,7 @@ class Run:
 
     @contextmanager
     def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
-        """The locks of the devices of this machine that the run uses; none for what does not run on it."""
+        """The locks of this machine's devices that the run uses; none for a run on another machine."""
         paths = devices.locks_of(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
         with ExitStack() as stack:
@@ -152,7 +160,8 @@ class Run:
         return self._last_word(status, detail, ending)
 
     def _interrupted(self, error: BaseException) -> None:
-        if child_report(self.folder).get("status") == "ok":  # it was done before it could be stopped
+        # The child finished before it could be stopped.
+        if child_report(self.folder).get("status") == "ok":
             self._last_word("ok", None)
             return
         self._last_word("killed", _join(_why(error), self.outlook(self.folder)))
@@ -166,7 +175,7 @@ class Run:
 
 
 def _why(error: BaseException) -> str:
-    """A cancel (Ctrl-C, SIGTERM, Dagster's) is no `Exception`; anything else that ends the parent is a fault of ours."""
+    """The reason as text. A cancel (Ctrl-C, SIGTERM, Dagster's) is no `Exception`; any `Exception` here is a bug of ours."""
     if isinstance(error, Exception):
         return f"interrupted ({type(error).__name__})"
     return f"canceled ({error})" if str(error) else "canceled"
@@ -177,10 +186,10 @@ def _join(*parts: str | None) -> str:
 
 
 def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
-    """Write what is asked into `folder`, say that it waits for its turn, and keep room on the disk for its last word.
+    """Write the spec and the state `queued` into `folder`, and reserve disk space for the result.
 
     Raises:
-        WorkError: the folder cannot be written; it is not there then, so that what was the newest run still is.
+        WorkError: the folder cannot be written. It is removed again, so that the newest run stays the newest.
     """
     existed = folder.exists()
     try:
@@ -200,13 +209,12 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
 
 
 def note_state(folder: Path, status: Status, phase: str) -> None:
-    """What its parent, this process, says of the run as long as it lives."""
+    """Write the state of the run, which holds as long as its parent, this process, lives."""
     write_json(folder / STATE, {"status": status, "phase": phase, "started_at": now(), **own_identity()})
 
 
 def run_with_retry(run: Run, again: Callable[[str], Run], site: Site) -> Run:
-    """Run it, and where its node was lost run what `again` makes, once, on another; `again` is told what happened. Returns the run
-    whose result counts."""
+    """Run `run`, and if its node is lost, run `again(detail)` once on another node. Returns the run whose result counts."""
     result = run.to_result(site)
     spec = spec_in(run.folder)
     if result.reason != "node_lost" or spec.after:

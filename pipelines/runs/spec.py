@@ -1,4 +1,4 @@
-"""What a run is asked to do: the file spec.json in its folder, written by the parent before the start and read by both."""
+"""The spec of a run: the file spec.json in its folder, which the parent writes before the start and both read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -10,14 +10,17 @@ from pipelines.lake.files import read_object, write_json
 from pipelines.runs.command import Placement
 
 FILE = "spec.json"
-STATE, CHILD = "state.json", "child.json"  # beside it: what the parent, and what the child, says of the run so far
+# The parent's state and the child's report, beside the spec.
+STATE, CHILD = "state.json", "child.json"
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What every kind of run may say, and in `more` what only its own child reads. Paths are relative to `root`, but for weights
-    that lie elsewhere. A field that an older file lacks has the value of its default; one that it has and we do not know is in
-    `more`."""
+    """The fields of every kind of run; `more` has those that only the run's own child reads.
+
+    Paths are relative to `root`, except for weights that lie elsewhere. A field that an older file lacks has its default.
+    Unknown fields of a file are in `more`.
+    """
 
     run_id: str = ""
     model: str = ""
@@ -27,13 +30,17 @@ class RunSpec:
     root: str = ""
     examples: str | None = None
     weights: str | None = None
-    trained: str | None = None  # the folder of a trained model, or None for the untouched weights
+    # The folder of a trained model, or None for the untouched weights.
+    trained: str | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)
-    resume: Mapping[str, Any] | None = None  # what a new attempt goes on from
-    after: str | None = None  # why it was begun at once: the run before it lost its node
-    memory_budget_gb: float | None = None  # of one device
+    # The checkpoint that the attempt resumes from.
+    resume: Mapping[str, Any] | None = None
+    # How the previous run lost its node, for the run that replaces it.
+    after: str | None = None
+    # The budget of one device.
+    memory_budget_gb: float | None = None
     time_limit_minutes: float | None = None
     learning_rate_source: str | None = None
     report_to: Sequence[str] = ()
@@ -48,11 +55,11 @@ class RunSpec:
         return Placement(self.devices, self.sharding, self.deepspeed)
 
     def is_of(self, root: Path) -> bool:
-        """Whether the run was started under `root`; in a copy of a data root, a run of the other one was not."""
+        """Whether the run was started under `root`. In a copy of a data root, the runs of the original were not."""
         return self.root in ("", str(root))
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, as children read it."""
+        """One flat object, the form that children read."""
         record = {**asdict(self), **self.more}
         del record["more"]
         return record
@@ -69,7 +76,7 @@ class RunSpec:
 
 
 def spec_in(folder: Path) -> RunSpec:
-    """The spec in `folder`; one that says nothing where a kill left none, or nobody may read it."""
+    """The spec in `folder`; an empty one if a kill left none, or if it is unreadable."""
     try:
         return RunSpec.from_json(read_object(folder / FILE))
     except WorkError:

@@ -1,4 +1,4 @@
-"""The words for how a run stands, and what the processes of one run say to one another by file and exit code."""
+"""The statuses of a run, and the files and exit codes through which its processes communicate."""
 
 from typing import Literal
 
@@ -15,13 +15,16 @@ Status = Literal[
     "lost",
     "missing",
 ]
-# the worst first: with several seeds a row shows the worst seed's status
+# The worst comes first: with several seeds a row shows the worst seed's status.
 SEVERITY: tuple[Status, ...] = (
     "failed", "diverged", "out_of_memory", "killed", "timed_out", "lost", "unavailable", "missing", "queued", "running", "ok",
 )  # fmt: skip
-RANKS = "ranks.json"  # of several processes that trained a cell: which one's end ended the others, and its exit code
-# What an earlier process of the attempt found that the next one is to do otherwise: `micro_batch_tokens`. And what a process says,
-# before its trial steps, that might be tried if they do not fit; None: nothing smaller is to be had
+# The rank whose end ended the other processes of a cell, and its exit code.
+RANKS = "ranks.json"
+# FIT is the file with the `micro_batch_tokens` that an earlier process of the attempt leaves for the next one. SMALLER is the
+# measurement with the size to try if the trial steps do not fit, reported before them; None: there is no smaller one.
 FIT, SMALLER = "fit.json", "smaller_micro_batch_tokens"
-EXIT_LOST = 5  # of a process that lost another one
-RENDEZVOUS = "FEATHERWEIGHT_RENDEZVOUS"  # where the ranks find one another: an init_method of torch.distributed
+# Exit code of a process that lost another one.
+EXIT_LOST = 5
+# Where the ranks meet: an init_method of torch.distributed.
+RENDEZVOUS = "FEATHERWEIGHT_RENDEZVOUS"

@@ -1,7 +1,8 @@
-"""Where else a curve goes while it grows: TensorBoard's event files, Weights & Biases, MLflow (`report_to`).
+"""Trackers that receive a growing curve: TensorBoard's event files, Weights & Biases, MLflow (`report_to`).
 
-Plain calls of each library rather than transformers' callbacks for them: those want Trainer's arguments and state, and importing
-Trainer takes longer than loading a small model. A tracker that fails is left out with a line in the log; it never ends a run.
+This module calls each library directly instead of using transformers' callbacks. Those need Trainer's arguments and
+state, and importing Trainer takes longer than loading a small model. A tracker that fails is dropped with a line in the
+log; it never ends a run.
 """
 
 import os
@@ -33,12 +34,12 @@ class Tracker(Protocol):
         ...
 
     def close(self, status: str) -> None:
-        """The run ended so."""
+        """Record that the run ended with this status."""
         ...
 
 
 def require(names: Iterable[str]) -> None:
-    """Raises UnavailableError with what to install where a tracker's package is not there."""
+    """Raises UnavailableError, with the packages to install, if a tracker's package is missing."""
     if missing := [name for name in names if find_spec(PACKAGES[name]) is None]:
         raise UnavailableError(
             f"report_to: {', '.join(missing)}: not installed; run `make extras E={','.join(missing)}`, or take it out of "
@@ -47,18 +48,18 @@ def require(names: Iterable[str]) -> None:
 
 
 def keys(names: Iterable[str]) -> dict[str, str]:
-    """The environment's keys that these trackers sign in with; no other child gets any."""
+    """The API keys in the environment that these trackers need. Children without these trackers get none."""
     variables = [key for name in names for key in KEYS.get(name, ())]
     return {key: os.environ[key] for key in variables if key in os.environ}
 
 
 def open_trackers(spec: Json, folder: Path) -> list[Tracker]:
-    """The trackers that the spec of a run in `folder` asks for."""
+    """The trackers in the spec of the run in `folder`."""
     return [Guarded(name, spec, folder) for name in spec.get("report_to") or ()]
 
 
 class Guarded:
-    """One tracker, started at its first point; an error of it is said once and ends it, not the run."""
+    """One tracker, started at its first point. Its first error is printed and ends the tracker, not the run."""
 
     def __init__(self, name: str, spec: Json, folder: Path) -> None:
         self._name = name
@@ -90,7 +91,7 @@ class Guarded:
 
 
 def values(row: Mapping[str, Any]) -> dict[str, float]:
-    """What of a point was measured, by the name that trackers show."""
+    """The measured values of a point, by the names that trackers show."""
     return {shown: float(row[name]) for name, shown in NAMES.items() if row.get(name) is not None}
 
 
@@ -116,7 +117,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run per attempt; WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY count as always."""
+    """A run per attempt; WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY have their usual effect."""
 
     def __init__(self, spec: Json, folder: Path) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -136,7 +137,7 @@ class WeightsAndBiases:
 
 
 class MlFlow:
-    """A run per attempt; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME count as always."""
+    """A run per attempt; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME have their usual effect."""
 
     def __init__(self, spec: Json, folder: Path) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]
@@ -149,7 +150,7 @@ class MlFlow:
         mlflow.log_params({**spec["recipe"], "seed": spec["seed"]})
 
     def point(self, row: Mapping[str, Any]) -> None:
-        # MLflow refuses % and commas in names
+        # MLflow refuses % and commas in names.
         metrics = {name.replace("%", "percent"): value for name, value in values(row).items()}
         self._mlflow.log_metrics(metrics, step=row["step"])
 

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pipelines.hardware import machine
 from pipelines.runs.command import CellCommand, Ending, Reason, Starter
 
-CANCEL_GRACE_SECONDS = 8.0  # whoever cancels wants the machine back: later than this only the last checkpoint is kept
-POLL_SECONDS = 0.05  # a watchdog this fast overshoots a memory budget by about 1 %
+# Whoever cancels wants the machine back soon. After this time only the last checkpoint survives.
+CANCEL_GRACE_SECONDS = 8.0
+# At this interval a command overshoots its memory budget by about 1 % before the watchdog stops it.
+POLL_SECONDS = 0.05
 
 
 def run_to_end(launcher: Starter, command: CellCommand, *, on_tick: Callable[[], None]) -> Ending:
-    """Start `command`, enforce its budget and limit, and return how it ended. Nothing of it is left running, also when
-    `on_tick` raises (a cancel from outside arrives that way)."""
+    """Start `command`, enforce its budget and its time limit, and return its ending.
+
+    No process of it keeps running, even if `on_tick` raises, which is how a cancel from outside arrives.
+    """
     before, started = machine.oom_kills(), time.monotonic()
     running = launcher.start(command)
     peak, reason, next_tick = 0, None, 0.0

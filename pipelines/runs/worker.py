@@ -1,8 +1,8 @@
-"""The child's half of a cell: read the spec, live within its limits, say the phase, report points, end with a verdict.
+"""The child's half of a cell: read the spec, keep within its limits, report phases and points, end with a verdict.
 
-What the child knows stands in child.json at every moment, so that a kill loses nothing; the parent turns it into result.json.
-Of several processes that train one cell (ranks, as torchrun numbers them in the environment) the first speaks for all; each other
-keeps what it knows in rank-<n>.json, where the parent looks for a verdict that the first could not give.
+child.json always has everything that the child knows, so a kill loses nothing; the parent turns it into result.json. If
+several processes train one cell (ranks, which torchrun numbers in the environment), the first one reports for all. Every
+other rank writes rank-<n>.json, where the parent looks for a verdict if the first left none.
 """
 
 import json
@@ -35,7 +35,8 @@ from pipelines.runs.status import EXIT_LOST, Status
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 Json = dict[str, Any]
-# How C++, CUDA, its libraries, Triton and NCCL say that memory ran out. cuBLAS says NOT_INITIALIZED where it has no room to begin.
+# Messages of C++, CUDA, its libraries, Triton and NCCL for exhausted memory. cuBLAS reports NOT_INITIALIZED when it has
+# no memory to start with.
 OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|cudaErrorMemoryAllocation"
     r"|_ALLOC(ATION)?_FAILED|_STATUS_NOT_INITIALIZED when calling `?cublas(Lt)?Create",
@@ -50,15 +51,15 @@ class DivergedError(Exception):
 
 
 class StoppedError(Exception):
-    """Somebody asked this process to end; what it had done is kept as far as the message says."""
+    """This process got a request to end. The message says how much of its work is saved."""
 
 
 class LostRankError(Exception):
-    """Another process of the same cell is gone; why, it has said itself or its exit code says."""
+    """Another process of the same cell is gone. Its own report or its exit code has the reason."""
 
 
 class Worker:
-    """One cell's process. `report` is what child.json holds: phase, status, detail, measured numbers."""
+    """One process of a cell. `report` is the content of child.json: phase, status, detail, measured numbers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +75,7 @@ class Worker:
         self._asked_to_stop = False
 
     def listen(self) -> None:
-        """From now on SIGTERM ends the process at the next call of `stop_if_asked`, rather than at once."""
+        """Make SIGTERM end the process at the next call of `stop_if_asked` instead of at once."""
 
         def note(*_: object) -> None:
             self._asked_to_stop = True
@@ -100,7 +101,7 @@ class Worker:
         self.report["measured"] |= numbers
 
     def runs_on(self, device: str) -> None:
-        """Say what this process computes on, where that need not be what its parent takes it for: the row's `device`."""
+        """Report the device that this process computes on, the row's `device`, since the parent may assume another one."""
         self.report["device"] = device
         self.save()
 
@@ -115,7 +116,7 @@ class Worker:
             self._pipes.log.info(message)
 
     def point(self, row: Json, *, quietly: bool = False) -> None:
-        """Add a point to curve.jsonl, and say it unless `quietly`."""
+        """Add a point to curve.jsonl, and print it unless `quietly`."""
         if self.rank:
             return
         with (self.folder / "curve.jsonl").open("a", encoding="utf-8") as handle:
@@ -130,8 +131,10 @@ class Worker:
         self.say(f"step {row['step']}/{row['steps']}: {', '.join(losses)}, {row['process_memory_mb'] / 1000:.2f} GB")
 
     def run(self, work: Callable[["Worker"], None]) -> int:
-        """Do `work` within the spec's limits; returns the exit code: 0 done, 3 a verdict other than ok, EXIT_LOST no verdict
-        since another process of the cell is gone."""
+        """Do `work` and save the verdict; returns the exit code.
+
+        0: done. 3: a verdict other than ok. EXIT_LOST: no verdict, because another process of the cell is gone.
+        """
         with ExitStack() as stack:
             listens = _dagster_listens() and self.rank == 0
             self._pipes = stack.enter_context(_dagster_pipes()) if listens else None
@@ -159,7 +162,7 @@ class Worker:
         return 0 if status == "ok" else 3
 
     def _last_word(self) -> bool:
-        """Whether the report could be written; for that, the room kept for it is given back where the disk is full."""
+        """Write the report; on a full disk, release the reserved space first. Returns whether it was written."""
         try:
             self.save()
         except WorkError:
@@ -187,7 +190,7 @@ class Worker:
         return self._verdict("failed", message[:1000], per_rank=True)
 
     def _verdict(self, status: Status, detail: str, *, per_rank: bool = False) -> Status:
-        """`apart`: what ended this one of several processes need not have ended the others."""
+        """Note the detail of a verdict. `per_rank`: the cause is specific to this rank."""
         self.report["detail"] = detail = f"rank {self.rank}: {detail}" if self.ranks > 1 and per_rank else detail
         print(f"{status}: {detail}", file=sys.stderr, flush=True)
         return status
@@ -200,13 +203,13 @@ def start(work: Callable[[Worker], None]) -> None:
     print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
-    # On a card the budget is the card's (trainer/devices/card.py); CUDA itself asks for gigabytes of this process's memory
+    # On a GPU the budget is one of its memory (trainer/devices/card.py). CUDA itself needs gigabytes of this process's memory.
     limit_memory(round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None)
     sys.exit(worker.run(work))
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether `error` says that another process of the same cell no longer answers (gloo's errors are plain RuntimeErrors)."""
+    """Whether `error` means that another process of the same cell is gone (gloo raises plain RuntimeErrors)."""
     message = str(error)
     return (
         isinstance(error, LostRankError)
@@ -218,22 +221,24 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a card (torch.OutOfMemoryError) or in the process."""
+    """Whether `error` means that memory ran out, on a GPU (torch.OutOfMemoryError) or in the process."""
     return (
         isinstance(error, MemoryError)
-        or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")  # torch's, DuckDB's
+        # The errors of torch and of DuckDB.
+        or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException")
         or OUT_OF_MEMORY.search(str(error)) is not None
-        or (is_capped() and "could not create a primitive" in str(error))  # oneDNN's word for it
+        # The message of oneDNN.
+        or (is_capped() and "could not create a primitive" in str(error))
     )
 
 
 def bytes_requested(message: str) -> int | None:
-    """The bytes that the refused allocation asked for, where the message names them."""
+    """The size of the refused allocation, if the message names it."""
     return _size(r"allocate {}", message)
 
 
 def bytes_free(message: str) -> int | None:
-    """The bytes that were free on the card when it refused, where the message names them; under a budget what was left of that."""
+    """The free bytes on the GPU at the refused allocation, if the message names them; under a budget, the rest of that."""
     free, allowed = _size(r"of which {} is free", message), _size(r"{} allowed;", message)
     if free is None or allowed is None:
         return free
@@ -243,7 +248,7 @@ def bytes_free(message: str) -> int | None:
 
 
 def _size(words: str, message: str) -> int | None:
-    """The bytes that stand in `message` in the place of {} in `words`."""
+    """The size in bytes in `message` at the place of {} in `words`."""
     match = re.search(words.format(SIZE), message)
     return round(float(match.group(1)) * UNITS[match.group(2)]) if match else None
 
@@ -259,7 +264,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _dagster_listens() -> bool:
-    """Whether a Dagster step started this process and waits for its messages."""
+    """Whether a Dagster step started this process and reads its messages."""
     return "DAGSTER_PIPES_CONTEXT" in os.environ
 
 

@@ -1,1 +1,1 @@
-"""Who starts a run's command and watches it: this machine, torchrun, a Ray cluster."""
+"""Launchers, which start a run's command and watch it: on this machine, by torchrun, on a Ray or a Slurm cluster."""

@@ -1,5 +1,5 @@
-"""The driver's half of a run that a cluster starts, as far as all clusters share it: what their launchers answer alike, the job's
-name, and the memory to ask for."""
+"""The driver's half of a run on a cluster that all clusters share: common answers of their launchers, the job's name, and
+the memory to request."""
 
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from pipelines.runs.predictions import answer_on, memory_gb
 from pipelines.runs.spec import FILE as SPEC
 from pipelines.runs.spec import RunSpec, spec_in
 
-MARGIN = 1.1  # of predicted memory: predictions are off by less
+# Factor on predicted memory; predictions are off by less.
+MARGIN = 1.1
 
 
 class ClusterLauncher(Launcher):
-    """A launcher whose cells run on the nodes of a cluster. The cluster shares its devices out; the node counts the time."""
+    """A launcher whose cells run on the nodes of a cluster. The cluster assigns the devices; the node counts the time."""
 
     holds_device = False
     asks_for_memory = True
@@ -35,7 +36,7 @@ class ClusterLauncher(Launcher):
 
 
 def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
-    """The predicted peak of the cell's processes, or their budget where that is less; of an evaluation, that of the training."""
+    """The predicted peak of the cell's processes, or their budget if that is less. An evaluation gets that of its training."""
     attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
     cell_spec = spec_in(attempt) if (attempt / SPEC).exists() else spec
     prediction = (
@@ -47,7 +48,7 @@ def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
 
 
 def job_name(folder: Path) -> str:
-    """The name of the job of the attempt or evaluation in `folder`: always the same, and no other's."""
+    """The name of the job of the attempt or evaluation in `folder`, which is unique and never changes."""
     if folder.parent.name == "evaluations":
         return f"featherweight-{folder.parent.parent.name}-{folder.name}"
     return f"featherweight-{folder.name}"

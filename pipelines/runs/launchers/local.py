@@ -1,4 +1,4 @@
-"""The launcher of this machine: a child process in a session of its own."""
+"""The launcher of this machine: a child process in its own session."""
 
 import subprocess
 import time
@@ -10,7 +10,8 @@ from pipelines.runs.command import CellCommand, RunningCommand
 from pipelines.runs.launchers.base import Launcher
 from pipelines.runs.process import spawn, stop_group
 
-GONE_SECONDS = 10.0  # for the kernel to take down what was killed
+# Time for the kernel to remove killed processes.
+GONE_SECONDS = 10.0
 
 
 class LocalCommand(RunningCommand):
@@ -29,12 +30,14 @@ class LocalCommand(RunningCommand):
     def memory_bytes(self) -> int:
         now = time.monotonic()
         try:
-            if now - self._looked > 1:  # finding children reads all of /proc: too dear for every poll
+            # Finding children reads all of /proc, which is too slow for every poll.
+            if now - self._looked > 1:
                 self._family[1:], self._looked = self._family[0].children(recursive=True), now
             memory = [member.memory_info() for member in self._family]
             self._asked = max(self._asked, sum(one.data for one in memory))
             return sum(one.rss for one in memory)
-        except psutil.Error:  # one of them ended between two reads
+        # A process ended between two reads.
+        except psutil.Error:
             self._looked = 0.0
             return 0
 
@@ -42,14 +45,15 @@ class LocalCommand(RunningCommand):
         with suppress(psutil.Error):
             self._family[1:] = self._family[0].children(recursive=True)
         stop_group(self._process, grace_seconds=grace_seconds)
-        for member in self._family[1:]:  # those in sessions of their own, as torchrun's are
+        # Processes in their own sessions, such as torchrun's, are not in the group.
+        for member in self._family[1:]:
             with suppress(psutil.Error):
                 member.kill()
         psutil.wait_procs(self._family[1:], timeout=GONE_SECONDS)
 
 
 class LocalLauncher(Launcher):
-    """A child process in a session of its own on this machine."""
+    """Starts a child process in its own session on this machine."""
 
     def start(self, command: CellCommand) -> LocalCommand:
         log = command.folder / "log.txt"

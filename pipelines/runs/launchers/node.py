@@ -1,7 +1,7 @@
-"""The node's half of a run that a cluster starts: `python -m pipelines.runs.launchers.node FOLDER`.
+"""The node's half of a run on a cluster: `python -m pipelines.runs.launchers.node FOLDER`.
 
-The driver has left an order in FOLDER/job.json. The run's own command runs here as it would on the driver's machine, under its
-budget and time limit; how it ended is the file ended.json. Every node must see FOLDER under the same path.
+The driver writes an order into FOLDER/job.json. The run's own command runs here like on the driver's machine, under its
+budget and its time limit. Its ending becomes the file ended.json. Every node must see FOLDER under the same path.
 """
 
 import os
@@ -27,7 +27,8 @@ from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.runs.worker import package_versions
 
 ORDER, ENDED, STOP = "job.json", "ended.json", "stop.json"
-NO_ORDER, VERSION_MISMATCH, INTERRUPTED = 71, 72, 130  # exit codes that a launcher turns into words
+# Exit codes that a launcher turns into messages.
+NO_ORDER, VERSION_MISMATCH, INTERRUPTED = 71, 72, 130
 Json = dict[str, Any]
 
 
@@ -36,21 +37,21 @@ class StopRequestedError(Exception):
 
 
 class Signals:
-    """Whether the driver has asked for the end; a shared folder is looked at here, a storage by the sending thread."""
+    """The driver's request to stop. This class looks into a shared folder; the sending thread asks a storage."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / STOP
         self.stop_request: Json | None = None
 
     def look(self) -> None:
-        """Raises StopRequestedError once."""
+        """Raises StopRequestedError if the driver has requested the end."""
         self.stop_request = self.stop_request or read_json(self._file)
         if self.stop_request:
             raise StopRequestedError
 
 
 def order(command: CellCommand, spec: RunSpec, *, threads: int | None) -> Json:
-    """What a node must be told of `command`, of a run with that spec; `threads` None: as many as it likes."""
+    """The order for a node to run `command` with that spec. `threads` None: no limit."""
     return {
         "module": command.arguments[1],
         "env": {key: value for key, value in command.env.items() if key == pipes.CONTEXT},
@@ -62,10 +63,10 @@ def order(command: CellCommand, spec: RunSpec, *, threads: int | None) -> Json:
 
 
 def in_shared_folder(folder: Path, advice: str, *, code: Path = PROJECT) -> int:
-    """Run the order in `folder`; `advice` is for a node that sees none there.
+    """Run the order in `folder`; `advice` is for a node that finds none.
 
     Raises:
-        UnavailableError: it sees none.
+        UnavailableError: there is no order.
     """
     order = read_json(folder / ORDER)
     if order is None:
@@ -74,7 +75,7 @@ def in_shared_folder(folder: Path, advice: str, *, code: Path = PROJECT) -> int:
 
 
 def run(order: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> int:
-    """Run the order's command in `folder`, from the sources in `code`, and write ended.json; returns the job's exit code."""
+    """Run the order's command in `folder` with the sources in `code`, and write ended.json. Returns the job's exit code."""
     if why := version_mismatch(order["versions"]):
         write_ended(folder, order, Ending(VERSION_MISMATCH, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
         return VERSION_MISMATCH
@@ -105,24 +106,24 @@ def write_ended(folder: Path, order: Json, ending: Ending) -> None:
 
 
 def ending_in(folder: Path) -> Ending | None:
-    """How the run in `folder` ended, by its node's last word."""
+    """The ending of the run in `folder` that its node wrote, or None."""
     record = read_json(folder / ENDED)
     return Ending(**{name: record[name] for name in Ending.__dataclass_fields__}) if record else None
 
 
 def device_in(folder: Path) -> str | None:
-    """The device that the run in `folder` was given."""
+    """The device that the run in `folder` used."""
     return (read_json(folder / ENDED) or {}).get("device")
 
 
 def versions() -> dict[str, str]:
-    """What must be equal on the driver and on a node: Python's minor version and the packages that compute."""
+    """The versions that must be equal on the driver and on a node: Python's minor one, and those of the computing packages."""
     packages = {name: version.split("+")[0] for name, version in package_versions().items()}
     return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **packages}
 
 
 def version_mismatch(driver: Mapping[str, str]) -> str | None:
-    """What this node has otherwise than the driver, in words; None where all is equal."""
+    """The versions in which this node differs from the driver, as a message; None if all are equal."""
     here = versions()
     names = [name for name in {**driver, **here} if driver.get(name) != here.get(name)]
     if not names:
@@ -134,12 +135,12 @@ def version_mismatch(driver: Mapping[str, str]) -> str | None:
 
 
 def _threads_of(order: Json) -> dict[str, str]:
-    """As many threads as the cores that were asked for."""
+    """The variable that limits threads to the requested cores."""
     return {"OMP_NUM_THREADS": str(order["threads"])} if order["threads"] else {}
 
 
 def _messages_to(order: Json, folder: Path) -> dict[str, str]:
-    """Where a Dagster step listens, the child writes its messages into the attempt's folder, from where they are carried to it."""
+    """The variables that make the child write Dagster messages into the attempt's folder, if a Dagster step listens."""
     return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in order["env"] else {}
 
 

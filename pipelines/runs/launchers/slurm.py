@@ -1,8 +1,8 @@
-"""Cells as batch jobs of a Slurm cluster, by Slurm's own commands: sbatch, squeue, scancel, sacct and sinfo.
+"""Cells as batch jobs of a Slurm cluster, through Slurm's own commands: sbatch, squeue, scancel, sacct and sinfo.
 
-The data root must be a folder that every node sees under the same path. The job runs `pipelines.runs.launchers.node`, whose last
-word (ended.json) counts before anything that Slurm says. job.json in the attempt's folder names the job, so that a later run
-finds it again instead of starting a second one.
+The data root must be a folder that every node sees under the same path. The job runs `pipelines.runs.launchers.node`.
+Its ended.json takes precedence over Slurm's report. job.json in the attempt's folder names the job, so that a later run
+finds it instead of starting a second one.
 """
 
 import math
@@ -27,54 +27,69 @@ from pipelines.runs.process import KEYS
 from pipelines.runs.spec import CHILD, STATE, RunSpec, spec_in
 from pipelines.settings.launchers import Slurm
 
-COMMAND_SECONDS = 60.0  # Slurm's own clients give up after 9 to 20 s where the controller does not answer
-LOOK_SECONDS = 0.5  # between two looks into the attempt's folder
-ASK_SECONDS = 5.0  # between two calls of squeue, each of which costs the controller something
-SILENCE_SECONDS = 30.0  # without a word of the controller or a change in the folder, the job is out of reach
-LATE_SECONDS = 10.0  # a network file system may show the node's last word so much later than Slurm tells the end
-STOP_SECONDS, CANCEL_SECONDS = 6.0, 4.0  # for the cell to save what it has done, then for scancel to end it
-GONE_SECONDS = 15.0  # for a job that somebody gave up to be gone
-WAIT_SECONDS, SAY_SECONDS = 3.0, 60.0  # a job that waits longer is said to wait, and said again after so long
-NODE_HALF_GB = 0.5  # of the process beside the child: Slurm ends a job that takes more memory than it asked for
-SPARE_MINUTES = 5  # Slurm's time limit above ours, so that the node's half ends the cell first and in order
+# Slurm's own clients give up after 9 to 20 s if the controller does not answer.
+COMMAND_SECONDS = 60.0
+# Interval of looks into the attempt's folder.
+LOOK_SECONDS = 0.5
+# Interval of calls of squeue, each of which costs the controller something.
+ASK_SECONDS = 5.0
+# After this time without an answer of the controller or a change in the folder, the job is unreachable.
+SILENCE_SECONDS = 30.0
+# A network file system may show ended.json this much later than Slurm reports the end.
+LATE_SECONDS = 10.0
+# Time for the cell to save its work, then for scancel to end it.
+STOP_SECONDS, CANCEL_SECONDS = 6.0, 4.0
+# Time for an abandoned job to end.
+GONE_SECONDS = 15.0
+# A job that waits longer than the first is reported as waiting, and again at the interval of the second.
+WAIT_SECONDS, SAY_SECONDS = 3.0, 60.0
+# Memory of the process beside the child. Slurm ends a job that uses more memory than it requested.
+NODE_HALF_GB = 0.5
+# Slurm's time limit exceeds ours by this much, so that the node's half ends the cell first and cleanly.
+SPARE_MINUTES = 5
 
-# The job's environment is that of a login on the node and these variables of the driver; none of them holds a key.
+# Variables of the driver that the job gets beside the environment of a login on the node. None of them holds a key.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
+# Messages of Slurm's commands when the controller does not answer.
 SILENT = (
     "Unable to contact", "Socket timed out", "Connection refused", "connect failure", "configuration source",
     "cannot stat file", "Zero Bytes were transmitted", "Protocol authentication error",
 )  # fmt: skip
+# Job states.
 LOST = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 CANCELLED = ("CANCELLED", "DEADLINE", "REVOKED")
 OVER = (*LOST, *CANCELLED, "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "LAUNCH_FAILED", "RECONFIG_FAIL")
-OUT_OF_MEMORY = ("exceeded memory limit", "oom-kill event")  # what slurmstepd writes into the job's output
-NO_OUTPUT = -53  # Slurm's own "signal" of a job whose output file cannot be opened
-# reasons for which a job that was accepted waits for ever, and what to change
+# Messages that slurmstepd writes into the job's output.
+OUT_OF_MEMORY = ("exceeded memory limit", "oom-kill event")
+# Slurm's own "signal" for a job whose output file cannot be opened.
+NO_OUTPUT = -53
+# Reasons for which an accepted job waits forever, and what to change.
 NEVER = {
     "PartitionTimeLimit": "the partition allows less time: lower training.time_limit_minutes",
     "PartitionConfig": "no node of the partition has so much: lower slurm.cpus, slurm.gpus or slurm.memory_gb",
     "JobHeldUser": "it is held: `scontrol release` lets it go",
 }
-CHOOSE_NODES = ("--constraint", "--nodelist", "--prefer")  # options that say which machine measures a cell
+# Options that choose the machine that measures a cell.
+CHOOSE_NODES = ("--constraint", "--nodelist", "--prefer")
 SHARE = "the data root must be a folder that every node sees under the same path"
 Json = dict[str, Any]
 
 
 class SlurmError(UnavailableError):
-    """A command of Slurm is not installed, or Slurm has no such partition."""
+    """A command of Slurm is not installed, or the partition does not exist."""
 
 
 class RefusedError(SlurmError):
-    """Slurm answers, and refuses."""
+    """Slurm refuses the request."""
 
 
 class SilentError(SlurmError):
-    """Slurm's controller does not answer, so nothing is known: the request may have been accepted."""
+    """Slurm's controller does not answer. It may still have accepted the request."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of a job. `exit_code` is negative for a signal."""
+    """A job as Slurm reports it. `exit_code` is negative for a signal."""
 
     id: str
     state: str
@@ -89,7 +104,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks a node for, and for how long; None where Slurm's default is taken."""
+    """The resources that a job requests, and for how long; None for Slurm's default."""
 
     cpus: int
     gpus: int
@@ -116,14 +131,14 @@ class Request:
 
 
 def run(command: str, *arguments: str) -> str:
-    """What a command of Slurm prints.
+    """The output of a command of Slurm.
 
     Raises:
         SilentError: the controller does not answer.
         RefusedError: Slurm refuses.
         SlurmError: the command is not installed.
     """
-    # A driver that is itself a job has SLURM_* variables of its own, which would count as options of the new job.
+    # A driver that is a job itself has SLURM_* variables, which would act as options of the new job.
     env = {
         name: value
         for name, value in os.environ.items()
@@ -155,11 +170,11 @@ def _advice() -> str:
 
 
 def submit(name: str, arguments: Sequence[str]) -> str:
-    """The id of the new job of that name."""
+    """Submit a job with that name; returns its id."""
     try:
         return run("sbatch", "--parsable", f"--job-name={name}", *arguments).strip().split(";")[0]
     except SilentError as error:
-        # a controller that answers too late has accepted the job all the same
+        # A controller that answers too late may still have accepted the job.
         job = None if "connect failure" in str(error) else find(name)
         if job is None:
             raise
@@ -173,7 +188,7 @@ def find(name: str) -> Job | None:
 
 
 def look_up(job_id: str) -> Job | None:
-    """The job as the controller knows it, and where it has forgotten it (MinJobAge, 5 minutes by default), as accounting does."""
+    """The job from the controller. It forgets jobs (MinJobAge, 5 minutes by default); then the job from accounting."""
     try:
         jobs = _jobs(f"--jobs={job_id}")
     except RefusedError as error:
@@ -190,12 +205,13 @@ def _jobs(*which: str) -> list[Job]:
 
 
 def _job(job_id: str, state: str, reason: str, node: str, status: str) -> Job:
-    raw = int(status)  # as wait() returns it
+    # In the encoding of wait().
+    raw = int(status)
     return Job(job_id, state, reason, node, -(raw & 0x7F) or raw >> 8)
 
 
 def _accounted(job_id: str) -> Job | None:
-    """None where accounting does not know it, or is disabled."""
+    """The job from accounting; None if it is unknown there, or accounting is disabled."""
     fields = "State,NodeList,ExitCode"
     try:
         output = run("sacct", "--noheader", "--parsable2", "--allocations", f"--format={fields}", f"--jobs={job_id}")
@@ -205,12 +221,13 @@ def _accounted(job_id: str) -> Job | None:
         return None
     state, node, exit_status = output.splitlines()[0].split("|")
     code, _, signal = exit_status.partition(":")
-    return Job(job_id, state.split()[0], "", node, -int(signal or 0) or int(code))  # "CANCELLED by 1000"
+    # A state may have more words, such as "CANCELLED by 1000".
+    return Job(job_id, state.split()[0], "", node, -int(signal or 0) or int(code))
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Nodes of a partition that are alike."""
+    """The nodes of a partition that have the same resources and state."""
 
     name: str
     gres: str
@@ -225,16 +242,17 @@ class Partition:
 
 
 def partitions(name: str | None) -> list[Partition]:
-    """The nodes of the partition of that name, None: of the default one.
+    """The nodes of the partition with that name; None: of the default one.
 
     Raises:
-        SlurmError: there is no such partition.
+        SlurmError: the partition does not exist.
     """
     lines = run("sinfo", "--noheader", "--format=%P|%G|%D|%T|%c|%m").splitlines()
     every = [Partition(*line.strip().split("|")) for line in lines if line.count("|") == 5]
     if name is None:
         return [one for one in every if one.name.endswith("*")] or every
-    names = name.split(",")  # sbatch takes several, too
+    # Like sbatch, accept several names.
+    names = name.split(",")
     if matches := [one for one in every if one.name.rstrip("*") in names]:
         return matches
     available = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in every))
@@ -242,7 +260,7 @@ def partitions(name: str | None) -> list[Partition]:
 
 
 class SlurmLauncher(ClusterLauncher):
-    """Starts a cell's command as a batch job on a node that has what the cell needs, by the settings in `Slurm`."""
+    """Starts a cell's command as a batch job on a node with the required resources, by the settings in `Slurm`."""
 
     settings: Slurm
 
@@ -275,7 +293,7 @@ class SlurmLauncher(ClusterLauncher):
             job = _job_in(folder)
             if job and not job.over:
                 run("scancel", job.id)
-            # whoever asks goes on from the last checkpoint, which the cell may be writing now
+            # The caller resumes from the last checkpoint, which the cell may be writing now.
             deadline = time.monotonic() + GONE_SECONDS
             while job and not job.over and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
@@ -285,7 +303,7 @@ class SlurmLauncher(ClusterLauncher):
         _note_order(folder, over=True)
 
     def start(self, command: CellCommand) -> "SlurmCommand":
-        """Raises UnavailableError: Slurm is not installed, does not answer, or refuses the job."""
+        """Raises UnavailableError if Slurm is not installed, does not answer, or refuses the job."""
         folder, job_id = command.folder, ""
         if not (folder / ENDED).exists():
             if job := _job_in(folder):
@@ -295,7 +313,7 @@ class SlurmLauncher(ClusterLauncher):
         return SlurmCommand(folder, job_id, pipes.Carrier(command.env, folder / pipes.FILE), self.say)
 
     def _submit(self, command: CellCommand) -> str:
-        """The id of the new job."""
+        """Write the order and submit the job; returns the id of the job."""
         folder, settings, spec = command.folder, self.settings, spec_in(command.folder)
         name, request = job_name(folder), self._request(spec, folder)
         record = order(command, spec, threads=None if request.gpus else settings.cpus)
@@ -337,7 +355,7 @@ class SlurmLauncher(ClusterLauncher):
 
 
 def batch_script(python: str, folder: Path) -> str:
-    """`exec`, since Slurm sends SIGTERM to the script's own process alone."""
+    """The script of the job. It uses `exec`, because Slurm sends SIGTERM only to the script's own process."""
     variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     variables["PYTHONPATH"] = str(PROJECT)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -351,8 +369,10 @@ def _note_order(folder: Path, **changed: Any) -> None:
 
 
 def _job_in(folder: Path) -> Job | None:
-    """The job of the run in `folder`, by its id, or by its name where the driver died before it knew the id; None where there is
-    none, or where a driver has seen it end."""
+    """The job of the run in `folder`, or None if there is none, or if a driver has seen it end.
+
+    Found by its id, or by its name if the driver died before it knew the id.
+    """
     order = read_json(folder / ORDER)
     if order is None or order.get("over"):
         return None
@@ -360,7 +380,7 @@ def _job_in(folder: Path) -> Job | None:
 
 
 class SlurmCommand(RunningCommand):
-    """A job that is watched from here. The node's half keeps its limits; `poll` looks into the folder and asks squeue."""
+    """A job that this process watches. The node's half enforces its limits; `poll` looks into the folder and asks squeue."""
 
     def __init__(self, folder: Path, job_id: str, carrier: pipes.Carrier, say: Callable[[str], None]) -> None:
         self._folder, self._id, self._carrier, self._say = folder, job_id, carrier, say
@@ -381,11 +401,12 @@ class SlurmCommand(RunningCommand):
         return self._ending
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """Returns when the job is over, or after STOP_SECONDS + CANCEL_SECONDS, when it has been told to end."""
+        """Stop the job; returns when it is over, or at the latest after STOP_SECONDS + CANCEL_SECONDS."""
         if self._ending is not None and self._ending.reason != "unreachable":
             return
         try:
-            if grace_seconds and (self._folder / CHILD).exists():  # it has begun: there is something to save
+            # The cell has started, so there is work to save.
+            if grace_seconds and (self._folder / CHILD).exists():
                 write_json(self._folder / STOP, {"grace_seconds": grace_seconds})
                 self._look_until(time.monotonic() + min(grace_seconds, STOP_SECONDS))
             if not self._over:
@@ -409,10 +430,10 @@ class SlurmCommand(RunningCommand):
             time.sleep(0.1)
 
     def _look(self, *, asks_every: float | None = None) -> None:
-        """The node's last word first; then what Slurm says."""
+        """Look for ended.json first, then ask Slurm."""
         self._carrier.carry()
         if ending := ending_in(self._folder):
-            # we told it to end, since its node counts as lost
+            # We told the cell to end, because its node counts as lost.
             lost = bool(self._over_since) and self._is_lost and ending.reason == "interrupted"
             self._finish(self._without_last_word() if lost else ending)
             return
@@ -426,7 +447,10 @@ class SlurmCommand(RunningCommand):
             self._asked = time.monotonic()
 
     def _notice_signs(self) -> None:
-        """A cell that goes on writing is alive, whatever the controller does: restarting one takes minutes on large clusters."""
+        """Note whether the cell still writes files. If it does, it is alive even if the controller is silent.
+
+        The restart of a controller takes minutes on large clusters.
+        """
         files = (self._folder / name for name in (CHILD, "curve.jsonl", "log.txt"))
         signs = [path.stat().st_mtime for path in files if path.exists()]
         if signs != self._signs:
@@ -445,7 +469,7 @@ class SlurmCommand(RunningCommand):
         if self._job is None or self._job.over:
             self._over_since = time.monotonic()
             if self._is_lost:
-                # Slurm lost touch with the node, but the cell may live on and write into this folder
+                # Slurm lost contact with the node, but the cell may still run and write into this folder.
                 write_json(self._folder / STOP, {"grace_seconds": 0})
         elif self._job.state in ("PENDING", "CONFIGURING"):
             self._note_waiting(self._job)
@@ -476,7 +500,7 @@ class SlurmCommand(RunningCommand):
         return (read_json(self._folder / ORDER) or {}).get("asked", {}).get("memory_mb") or 0
 
     def _without_last_word(self) -> Ending:
-        """The ending of a job whose node's half could not say how it ended, by what Slurm says."""
+        """The ending of a job without an ended.json, from Slurm's report."""
         job, log = self._job, self._last_lines()
         if job is None:
             return self._ended("node_lost", f"Slurm does not know job {self._id} any more, and its node left no word")
@@ -489,7 +513,7 @@ class SlurmCommand(RunningCommand):
         if job.state == "TIMEOUT":
             return self._ended("time_limit", f"Slurm's time limit for job {job.id} ended it")
         if job.state == "OUT_OF_MEMORY" or any(words in log for words in OUT_OF_MEMORY):
-            # Slurm acts once a job has reached what it asked for, so that much is known of its peak
+            # Slurm ends a job that reaches its requested memory, so that is a lower bound of its peak.
             return Ending(-9, None, True, self._asked_mb() * 2**20, time.monotonic() - self._began)
         if job.exit_code == NO_OUTPUT:
             return self._ended("refused", f"{job.node} cannot write {self._folder}/log.txt: {SHARE}")
@@ -513,7 +537,7 @@ class SlurmCommand(RunningCommand):
 
 
 def why_it_waits(job: Job, order: Json) -> str:
-    """What the job asks for, and Slurm's reason, with what to change where it would wait for ever."""
+    """The job's request and Slurm's reason for the wait, with advice if it would wait forever."""
     asks = Request(**order["asked"]).in_words() if "asked" in order else "what its options say"
     reason = "it has not looked at it yet" if job.reason in ("None", "") else job.reason
     advice = f" ({NEVER[job.reason]})" if job.reason in NEVER else ""

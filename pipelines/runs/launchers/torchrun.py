@@ -1,9 +1,11 @@
-"""Several processes for one cell on this machine, by torchrun: `python -m pipelines.runs.launchers.torchrun COUNT FOLDER
-ARGUMENTS` starts `python ARGUMENTS` COUNT times (the ranks), and ends when all have ended or, with all of them, when one ended
-badly.
+"""Several processes for one cell on this machine, by torchrun.
 
-torchrun itself (torch.distributed.run) does the work; around it, this process dies with its parent and the ranks with it, ends by
-the signal or code of the rank that ended first, and nothing listens on other addresses than loopback.
+`python -m pipelines.runs.launchers.torchrun COUNT FOLDER ARGUMENTS` starts `python ARGUMENTS` COUNT times (the ranks). It
+ends when all ranks have ended. When one rank fails, it ends all of them.
+
+torchrun itself (torch.distributed.run) does the work. This process adds three things: it dies with its parent and takes
+the ranks with it, it ends by the signal or exit code of the rank that ended first, and nothing listens on any address but
+loopback.
 """
 
 import os
@@ -25,7 +27,7 @@ from pipelines.runs.status import EXIT_LOST, RANKS, RENDEZVOUS
 
 
 class TorchrunLauncher(Launcher):
-    """So many processes on this machine as the command has devices; one is started as the local launcher does."""
+    """Starts one process on this machine for each device of the command. A single one starts like with the local launcher."""
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -47,12 +49,14 @@ def with_ranks(command: CellCommand) -> CellCommand:
 
 
 def main(count: int, folder: Path, arguments: Sequence[str]) -> int:
-    """The exit code of the ranks (0: all ended well), negative for a signal."""
+    """The exit code of the ranks: 0 if all succeeded, negative for a signal."""
     die_with_parent()
-    os.environ[PARENT] = str(os.getpid())  # whom the ranks die with
+    # The ranks die with this process.
+    os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if (read_json(folder / "spec.json") or {}).get("sharding") not in (None, "none", "ddp"):
-        # a layer is put together and dropped again; in glibc's heap the pieces would stay (SmolLM2, full: 4.1 GB a rank, not 2.4)
+        # Each layer is assembled and freed again. glibc's heap would keep the freed pieces (SmolLM2, full: 4.1 GB per
+        # rank instead of 2.4); allocations above this threshold bypass the heap.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     _stay_on_loopback()
     from torch.distributed import run
@@ -79,15 +83,15 @@ def _as_script(arguments: Sequence[str]) -> list[str]:
 
 
 def _stay_on_loopback() -> None:
-    """The ranks meet in a file, since PyTorch's own store listens on all addresses and asks nobody who they are; their sockets
-    use the loopback interface."""
+    """Make the ranks meet in a file, because PyTorch's own store listens on all addresses without authentication. Their
+    sockets use the loopback interface."""
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if sys.platform == "linux":
         os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def _first_to_end(folder: Path, failures: dict[int, Any]) -> int:
-    """Note and return how the rank ended that the others' ends follow from: those lost it, or were sent SIGTERM."""
+    """Find the rank whose end ended the others (which lost it, or got SIGTERM); record and return its exit code."""
     follow = {-signal.SIGTERM: 1, EXIT_LOST: 2}
     rank, failure = min(
         failures.items(), key=lambda item: (follow.get(item[1].exitcode, 0), item[1].timestamp, item[0])

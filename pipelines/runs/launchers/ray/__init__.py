@@ -1,4 +1,4 @@
-"""Cells as jobs of a Ray cluster: the driver's half, the node's, and what passes between them."""
+"""Cells as jobs of a Ray cluster: the driver's half, the node's half, and the files between them."""
 
 from pipelines.runs.launchers.ray.launcher import RayLauncher
 

@@ -1,5 +1,8 @@
-"""The project's own code for the nodes: a zip of `pipelines/` that Ray unpacks where a job starts, so that what runs there is what
-the driver has. Its dependencies are the node's own, and are held to the driver's versions before anything runs."""
+"""The project's code for the nodes: a zip of `pipelines/` that Ray unpacks at the start of a job.
+
+The node thus runs the driver's code. The dependencies are the node's own; a job checks that their versions equal the
+driver's before anything runs.
+"""
 
 import hashlib
 import io
@@ -9,13 +12,15 @@ from functools import cache
 from pipelines.lake.paths import PROJECT
 
 PATTERNS = ("pipelines/**/*.py", "pipelines/weights/shipped_configs/*.json", "data/general.json", "data/benchmarks/*")
-PREFIX = "_ray_pkg_"  # as Ray names its packages
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same sources make the same zip
+# The prefix of Ray's own names for packages.
+PREFIX = "_ray_pkg_"
+# A fixed date, so that the same sources make the same zip.
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @cache
 def package() -> tuple[str, bytes]:
-    """The zip's name, which is its content's hash, and its bytes."""
+    """The zip's name, with the hash of its content, and its bytes."""
     files = sorted({path for pattern in PATTERNS for path in PROJECT.glob(pattern)})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -1,7 +1,7 @@
 """The node's half of a cell: `python -m pipelines.runs.launchers.ray.job PLACE [JOB]` is what a Ray job runs.
 
-PLACE is the attempt's folder, where all nodes see the data root, else the storage's URL, in which JOB lies. The cell's own command
-runs here as it would on the driver's machine, under its budget and time limit; how it ended is the file ended.json.
+PLACE is the attempt's folder if all nodes see the data root, else the URL of the storage that holds JOB. The cell's own
+command runs here like on the driver's machine, under its budget and its time limit. Its ending becomes the file ended.json.
 """
 
 import json
@@ -31,7 +31,8 @@ SHARE = (
     "(or any of fsspec's), or mount it"
 )
 SEND_SECONDS = 2.0
-LAST_SECONDS = 120.0  # for the last word to reach a storage that does not answer
+# Time for ended.json to reach a storage that does not answer.
+LAST_SECONDS = 120.0
 SCRATCH = "FEATHERWEIGHT_SCRATCH"
 Json = dict[str, Any]
 
@@ -49,7 +50,7 @@ def main() -> int:
 
 
 def from_storage(url: str, job: str) -> int:
-    """Work in a scratch folder of this node, laid out as the data root is, and send what changes."""
+    """Work in a scratch folder of this node, with the layout of the data root, and send all changes."""
     store = Store(url)
     content = store.read(f"jobs/{job}/job.json")
     if content is None:
@@ -74,13 +75,13 @@ def from_storage(url: str, job: str) -> int:
 
 
 def scratch_folder() -> Path:
-    """Where this node keeps inputs and working copies: FEATHERWEIGHT_SCRATCH, else the temporary folder."""
+    """The folder of this node for inputs and working copies: FEATHERWEIGHT_SCRATCH, else one in the temporary folder."""
     return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"featherweight-{os.getuid()}")
 
 
 @contextmanager
 def sending(outbox: Outbox, signals: Signals) -> Iterator[None]:
-    """Send while the cell runs, in a thread, so that nobody's watch waits for a slow storage; at the end send all that is left.
+    """Send changes in a thread while the cell runs, so that a slow storage delays no watchdog. At the end, send the rest.
 
     Raises:
         StoreError: the storage did not answer for LAST_SECONDS.
@@ -124,15 +125,19 @@ def _until_sent(send: Callable[[], None]) -> None:
 
 
 def own_code() -> Path:
-    """The unpacked sources, copied once to where only this project removes anything: Ray unpacks a package anew, over the folder in
-    which other jobs have begun, when a second node of one machine wants it."""
+    """The unpacked sources, copied once to a folder that only this project changes.
+
+    When a second node on the same machine needs the package, Ray unpacks it again over the folder of running jobs.
+    """
     if not PROJECT.name.startswith(code.PREFIX):
-        return PROJECT  # they are installed here
+        # The sources are installed here.
+        return PROJECT
     copy = scratch_folder() / "code" / PROJECT.name
     if not copy.exists():
         partial = copy.with_name(f".{copy.name}.{os.getpid()}")
         shutil.copytree(PROJECT, partial)
-        with suppress(OSError):  # another job was faster
+        # Another job may have been faster.
+        with suppress(OSError):
             partial.rename(copy)
         shutil.rmtree(partial, ignore_errors=True)
     return copy

@@ -1,6 +1,6 @@
-"""Ray's job server: its REST API (docs.ray.io, "Ray Jobs REST API"), with a time-out on every call. The driver needs no Ray for it.
+"""Ray's job server through its REST API (docs.ray.io, "Ray Jobs REST API"), with a time-out for every call.
 
-`RAY_AUTH_TOKEN` in the environment is sent as a bearer token, as Ray's own client does.
+The driver does not need Ray for it. `RAY_AUTH_TOKEN` in the environment becomes a bearer token, like in Ray's own client.
 """
 
 import os
@@ -12,23 +12,25 @@ import httpx2
 
 from pipelines.errors import UnavailableError
 
-ANSWER_SECONDS = 5.0  # a job server that takes longer to say its version is not there
-SUBMIT_SECONDS = 60.0  # the first job of a cluster waits for its agent to be up
+# A job server that takes longer to answer counts as absent.
+ANSWER_SECONDS = 5.0
+# The first job of a cluster waits for the start of its agent.
+SUBMIT_SECONDS = 60.0
 AGAIN = "please try again later"
 Json = dict[str, Any]
 
 
 class UnreachableError(UnavailableError):
-    """Nothing answers at the address, or it is no Ray job server."""
+    """Nothing answers at the address, or not a Ray job server."""
 
 
 class RefusedError(UnavailableError):
-    """The job server answers, but not to what was asked."""
+    """The job server refuses the request."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the server says of a job. `status`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """A job as the server reports it. `status`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
 
     status: str
     message: str
@@ -58,10 +60,10 @@ class JobServer:
             raise UnreachableError(f"{self.address} is no address ({error}); {self._advice}") from None
 
     def version(self) -> str:
-        """Ray's version there.
+        """The version of Ray on the server.
 
         Raises:
-            UnreachableError: within ANSWER_SECONDS.
+            UnreachableError: after at most ANSWER_SECONDS.
         """
         response = self._ask("GET", "/api/version", allowed=(404,))
         try:
@@ -70,7 +72,7 @@ class JobServer:
             raise UnreachableError(f"{self.address} answers, but is no Ray job server; {self._advice}") from None
 
     def job(self, name: str) -> Job | None:
-        """The job of that submission id, or None where the cluster has no such job."""
+        """The job with that submission id, or None."""
         answer = self._ask("GET", f"/api/jobs/{name}", allowed=(404,))
         if answer.status_code == 404:
             return None
@@ -84,7 +86,7 @@ class JobServer:
         )
 
     def submit(self, name: str, entrypoint: str, resources: Json, package: str) -> None:
-        """Start `entrypoint` on a node that has what is `asked` for (num_cpus, num_gpus, memory), in the unpacked package."""
+        """Start `entrypoint` in the unpacked package, on a node with the `resources` (num_cpus, num_gpus, memory)."""
         body = {
             "submission_id": name,
             "entrypoint": entrypoint,
@@ -96,17 +98,18 @@ class JobServer:
             try:
                 self._ask("POST", "/api/jobs/", json=body, timeout=SUBMIT_SECONDS)
                 return
-            except RefusedError as error:  # a cluster that has just been started has no agent yet
+            # A newly started cluster has no agent yet.
+            except RefusedError as error:
                 if AGAIN not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(1)
 
     def stop(self, name: str) -> None:
-        """Ask for the job's end; one that waits for resources ends once it would have begun."""
+        """Request the job's end. A job that waits for resources ends at the moment of its start."""
         self._ask("POST", f"/api/jobs/{name}/stop", allowed=(404,))
 
     def keep_package(self, name: str, content: bytes) -> str:
-        """Have the cluster hold a zip under this name, once; returns the URI for `submit`."""
+        """Upload a zip under this name, unless the cluster has it; returns the URI for `submit`."""
         path = f"/api/packages/gcs/{name}"
         if self._ask("GET", path, allowed=(404,)).status_code == 404:
             self._ask("PUT", path, content=content, timeout=SUBMIT_SECONDS)

@@ -1,5 +1,5 @@
-"""Cells as Ray jobs. What stands in an attempt's job.json names the job, so whoever comes later finds it again: a command whose job
-is there already is not started a second time, it is watched on."""
+"""Cells as Ray jobs. job.json in the attempt's folder names the job, so that a later run watches it instead of starting a
+second one."""
 
 import json
 import shlex
@@ -22,15 +22,18 @@ from pipelines.runs.spec import RunSpec, spec_in
 from pipelines.settings.launchers import Ray
 
 LOOK_SECONDS = 0.5
-SILENCE_SECONDS = 30.0  # without an answer of the job server, and then the cell counts as out of reach
-LATE_SECONDS = 5.0  # for a job's last word to be seen here after Ray says that it is over
-STOP_SECONDS, FORCE_SECONDS = 6.0, 3.0  # for a cell to keep what it has done; then for Ray to end it, by force at last
+# After this time without an answer of the job server, the cell counts as unreachable.
+SILENCE_SECONDS = 30.0
+# Time for ended.json to arrive here after Ray reports the end.
+LATE_SECONDS = 5.0
+# Time for a cell to save its work, then for Ray to end it, finally by force.
+STOP_SECONDS, FORCE_SECONDS = 6.0, 3.0
 SAY_SECONDS = 60.0
 Json = dict[str, Any]
 
 
 class RayLauncher(ClusterLauncher):
-    """Starts a cell's command as a job of the cluster, on a node that has what the cell needs, by the settings in `Ray`."""
+    """Starts a cell's command as a job of the cluster, on a node with the required resources, by the settings in `Ray`."""
 
     settings: Ray
 
@@ -52,7 +55,7 @@ class RayLauncher(ClusterLauncher):
         end(folder)
 
     def start(self, command: CellCommand) -> "RayCommand":
-        """Raises UnavailableError: the job server or the storage cannot be reached, within seconds."""
+        """Raises UnavailableError, within seconds, if the job server or the storage cannot be reached."""
         folder, settings = command.folder, self.settings
         name = job_name(folder)
         server = JobServer(settings.address)
@@ -90,7 +93,7 @@ class RayLauncher(ClusterLauncher):
         server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", resources, package)
 
     def _asked(self, spec: RunSpec, folder: Path, server: JobServer) -> Json:
-        """What a node must have free: processors, cards, and bytes of memory where no card is used."""
+        """The free resources that a node must have: CPUs, GPUs, and bytes of memory for a cell without a GPU."""
         settings, devices = self.settings, spec.devices
         gpus = settings.gpus
         if gpus is None:
@@ -106,7 +109,7 @@ class RayLauncher(ClusterLauncher):
 
 
 class RayCommand(RunningCommand):
-    """A job that is watched from here. Its limits are kept by the node's half; `poll` brings what it has made so far."""
+    """A job that this process watches. The node's half enforces its limits; `poll` fetches its output so far."""
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class RayCommand(RunningCommand):
         return self._ending
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """Returns when the job is over, or when it has been told and does not answer: within 10 seconds."""
+        """Stop the job; returns when it is over, or within 10 seconds if it does not react."""
         if self._ending is not None and self._ending.reason != "unreachable":
             return
         try:
@@ -155,7 +158,7 @@ class RayCommand(RunningCommand):
             write_json(self._folder / STOP, {"grace_seconds": grace_seconds})
 
     def _look_until(self, deadline: float) -> None:
-        """A job that waits for resources is not waited for: told to stop, it ends once it would have begun."""
+        """Watch until the deadline. A pending job is not waited for, since it ends only at the moment of its start."""
         while self._ending is None and self._status != "PENDING" and time.monotonic() < deadline:
             self._look()
             time.sleep(0.1)
@@ -186,7 +189,7 @@ class RayCommand(RunningCommand):
             self._finish(self._ending_of(job))
 
     def _take(self) -> None:
-        """Bring what the node has sent; a storage that does not answer is said once, and asked again."""
+        """Fetch what the node has sent. A storage that does not answer is reported once and tried again."""
         try:
             if self._inbox:
                 self._inbox.take()
@@ -198,7 +201,7 @@ class RayCommand(RunningCommand):
         self._carrier.carry()
 
     def _note(self, job: Job) -> None:
-        """Keep state.json and whoever listens informed: queued, and why it waits, or running."""
+        """Note in state.json, and tell the listener, whether the job is queued (and why) or running."""
         now = time.monotonic()
         if job.status == "PENDING" and now - self._began > 3 and now - self._said > SAY_SECONDS:
             self._said = now
@@ -220,7 +223,7 @@ class RayCommand(RunningCommand):
         return Ending(-1, "node_lost", False, 0, self._seconds(), detail)
 
     def _ending_of(self, job: Job) -> Ending:
-        """The ending of a job that ended without its node's last word."""
+        """The ending of a job without an ended.json, from Ray's report."""
         lines = job.message.strip().splitlines() or [""]
         if job.node_died:
             why = next((line.strip() for line in lines if "died" in line.lower()), lines[0])
@@ -232,7 +235,8 @@ class RayCommand(RunningCommand):
             return Ending(
                 -1, "interrupted", False, 0, self._seconds(), f"its Ray job ended with exit code {job.exit_code}"
             )
-        last = " | ".join(lines[-3:]) if job.exit_code is not None else " ".join(lines)  # Ray appends what was printed
+        # Ray appends the output of the job.
+        last = " | ".join(lines[-3:]) if job.exit_code is not None else " ".join(lines)
         detail = f"Ray could not run it: {last[-800:]}"
         return Ending(job.exit_code or 1, "refused", False, 0, self._seconds(), detail)
 
@@ -250,7 +254,7 @@ class RayCommand(RunningCommand):
 
 
 def why_it_waits(order: Mapping[str, Any], server: JobServer) -> str:
-    """What the job asks for, and what the cluster's nodes have."""
+    """The job's request, and the resources of the cluster's nodes."""
     request = order.get("asked", {})
     wants = _resources(
         {"CPU": request.get("num_cpus"), "GPU": request.get("num_gpus"), "memory": request.get("memory")}
@@ -275,8 +279,8 @@ def _resources(amounts: Mapping[str, Any]) -> str:
 
 
 def is_under_way(folder: Path) -> bool:
-    """True where the attempt or evaluation in `folder`, which nobody watches any more, still runs as a job, or has ended as one
-    with results to be had."""
+    """Whether the attempt or evaluation in `folder`, which nobody watches now, is still running as a job, or has ended with
+    results to collect."""
     order = read_json(folder / ORDER)
     if order is None:
         return False
@@ -290,7 +294,7 @@ def is_under_way(folder: Path) -> bool:
 
 
 def end(folder: Path) -> None:
-    """End the job of an attempt that somebody gave up, so that nothing runs twice; a cluster that is gone has ended it."""
+    """End the job of an abandoned attempt, so that nothing runs twice. A cluster that is gone has ended it already."""
     order = read_json(folder / ORDER)
     if order is None or order.get("over"):
         return

@@ -1,7 +1,8 @@
-"""What a node needs for a cell, and what it gives back, where they share no folder: inputs by content, outputs as they change.
+"""The files of a cell on a node without a shared folder: inputs by content hash, outputs as they change.
 
-The driver `packs`; the node `unpacks` under a root of its own, laid out as the data root is, and `Outbox` sends each change of the
-attempt's folder; the driver's `Inbox` takes them into its own folder, so that everything else works as with a local cell.
+The driver calls `pack`. The node calls `unpack` under its own root, which has the layout of the data root, and its `Outbox`
+sends each change of the attempt's folder. The driver's `Inbox` fetches the changes into its own folder, so that
+everything else works like with a local cell.
 """
 
 import json
@@ -18,13 +19,16 @@ from pipelines.runs.launchers.node import ENDED, ORDER
 from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError
 
 Json = dict[str, Any]
-OWN = ("spec.json", "state.json", "result.json", ORDER)  # the driver's own files in an attempt's folder
+# The driver's own files in an attempt's folder.
+OWN = ("spec.json", "state.json", "result.json", ORDER)
 LISTING = "listing.json"
 
 
-def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
-    """Have `store` hold all that the cell in `folder` reads. Returns the spec as the node needs it and the inputs, each with its
-    `path` under the node's root, `sha256` and `bytes`; `passing` are those that no other cell will read.
+def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
+    """Upload all inputs of the cell to `store`; returns the spec for the node, and the inputs.
+
+    Each input has its `path` under the node's root, its `sha256` and its `bytes`. `passing` marks inputs that no other cell
+    will read.
 
     Raises:
         StoreError: the storage cannot be used.
@@ -39,12 +43,12 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
         inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size, "passing": passing})
 
     def take_folder(name: str, *, with_weights: bool = True, passing: bool = False) -> str:
-        """`whole`: with the weights, else what a tokenizer needs. A folder outside the root gets a name inside."""
+        """Upload a folder, without its weights if not `with_weights`. A folder outside the root gets a path inside."""
         source = root / name
         target = name if not Path(name).is_absolute() else f"models/by-path{name}"
         for path in sorted(source.rglob("*")):
             if path.is_file() and path.suffix != ".gguf" and (with_weights or path.suffix != ".safetensors"):
-                # a trained model's other files are those of its base, or of another cell, which may be reading them now
+                # The other files of a trained model belong to its base or to another cell, which may be reading them.
                 take(path, f"{target}/{path.relative_to(source)}", passing=passing and path.suffix == ".safetensors")
         return target
 
@@ -68,8 +72,9 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
 
 
 def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
-    """Put the inputs under `root`, each read once a node: `cache` keeps them by content, but for what passes. Returns the bytes
-    that had to be read.
+    """Put the inputs under `root`; returns the number of bytes downloaded.
+
+    A node downloads each input once: `cache` keeps them by content hash, except for the passing ones.
 
     Raises:
         StoreError: one of them cannot be read.
@@ -85,7 +90,8 @@ def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
         target.unlink(missing_ok=True)
         try:
             os.link(cached, target)
-        except OSError:  # another file system
+        # Another file system.
+        except OSError:
             shutil.copyfile(cached, target)
         if one["passing"]:
             cached.unlink()
@@ -93,8 +99,10 @@ def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
 
 
 def outputs(folder: Path) -> dict[str, list[int]]:
-    """What the child has made in the attempt's folder, but for half-written files: size and time of change, what makes a checkpoint
-    whole last."""
+    """Size and time of change of the child's files in the attempt's folder, without half-written ones.
+
+    The file that completes a checkpoint comes after its other files, and ended.json comes last.
+    """
     stamps = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
@@ -115,14 +123,14 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class Outbox:
-    """The node's side: `send` uploads what has changed since the last time, then says what is there."""
+    """The node's side: `send` uploads all changes since the last call, then a listing of the files."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
         self._sent: dict[str, list[int]] = {}
 
     def send(self) -> None:
-        """Raises StoreError; what was not sent is sent the next time."""
+        """Upload all changes. After a StoreError the next call sends the rest."""
         stamps = outputs(self._folder)
         if stamps == self._sent:
             return
@@ -134,7 +142,8 @@ class Outbox:
                 except StoreError:
                     if (self._folder / name).exists():
                         raise
-                    continue  # an older checkpoint that went meanwhile
+                    # An older checkpoint was removed in the meantime.
+                    continue
             sent[name] = stamp
         self._store.write(f"{self._job}/{LISTING}", json.dumps(sent).encode())
         for gone in set(self._sent) - set(sent):
@@ -147,14 +156,14 @@ class Outbox:
 
 
 class Inbox:
-    """The driver's side: `take` brings the attempt's folder to what the node has sent."""
+    """The driver's side: `take` updates the attempt's folder with the files that the node has sent."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
         self._taken: dict[str, list[int]] = {}
 
     def take(self) -> None:
-        """Raises StoreError; what was not taken is taken the next time."""
+        """Download all changes. After a StoreError the next call fetches the rest."""
         content = self._store.read(f"{self._job}/{LISTING}")
         listing: dict[str, list[int]] = json.loads(content) if content else {}
         for name, stamp in listing.items():
@@ -171,7 +180,7 @@ class Inbox:
         self._store.write(f"{self._job}/stop.json", json.dumps({"grace_seconds": grace_seconds}).encode())
 
     def clear(self, passing: Sequence[str]) -> None:
-        """Remove the job's own files from the storage, and those inputs (by their SHA-256) that no other job will read."""
+        """Remove the job's own files from the storage, and the passing inputs (by their SHA-256)."""
         self._store.remove(self._job)
         for sha256 in passing:
             self._store.remove(f"blobs/{sha256}")

@@ -1,7 +1,7 @@
-"""Storage that every node reaches, by any fsspec URL (s3://bucket/prefix, gs://, file://): inputs by content, outputs by job.
+"""Storage that every node reaches, at any fsspec URL (s3://bucket/prefix, gs://, file://): inputs by content, outputs by job.
 
-Keys come from the environment of whoever opens it (AWS_ACCESS_KEY_ID and its kin, an instance's role); they stand in no URL,
-file, message or event.
+Keys come from the environment of the process that opens it (AWS_ACCESS_KEY_ID and similar variables, or an instance's
+role). No URL, file, message or event contains them.
 """
 
 import os
@@ -18,18 +18,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-OBJECTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "memory")  # have no folders; making one there may make a bucket
+# Protocols without folders; creating a folder there may create a bucket.
+OBJECTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
 
 
 class StoreError(UnavailableError):
-    """The storage cannot be reached, or refuses."""
+    """The storage cannot be reached, or refuses the request."""
 
 
 class Store:
-    """A folder behind an fsspec URL. Names in it are relative, with slashes."""
+    """A folder behind an fsspec URL. Names are relative, with slashes."""
 
     def __init__(self, url: str) -> None:
-        """Raises StoreError where the URL's protocol needs a package that is not here."""
+        """Raises StoreError if the URL's protocol needs a package that is not installed."""
         import fsspec
 
         self.url = url.rstrip("/")
@@ -51,7 +52,8 @@ class Store:
             yield
         except FileNotFoundError as error:
             raise StoreError(f"storage {self.url}: {action}: not found ({harmless(error)})") from None
-        except Exception as error:  # each backend has errors of its own
+        # Each backend has its own errors.
+        except Exception as error:
             message = harmless(error) or type(error).__name__
             raise StoreError(f"storage {self.url} cannot be used: {action}: {message}") from None
 
@@ -59,12 +61,12 @@ class Store:
         """Write a small file and read it back.
 
         Raises:
-            StoreError: there is no such bucket, no key for it, or nobody answers.
+            StoreError: the bucket does not exist, the key is missing, or the storage does not answer.
         """
         self.write("featherweight", b"cells of featherweight pass through here\n")
 
     def keep(self, path: Path, sha256: str) -> None:
-        """Have the file's content here as `blobs/<sha256>`, once."""
+        """Upload the file as `blobs/<sha256>`, unless the storage has it."""
         with self._store_errors(f"uploading {path.name}"):
             name = self._path(f"blobs/{sha256}")
             if not (self._fs.exists(name) and self._fs.size(name) == path.stat().st_size):
@@ -83,7 +85,7 @@ class Store:
         self._fs.put_file(str(path), target)
 
     def download(self, name: str, path: Path) -> None:
-        """The file under its name at once, or not at all."""
+        """Download the file completely, or leave `path` unchanged."""
         with replacing(path) as temporary, self._store_errors(f"reading {name}"):
             self._fs.get_file(self._path(name), str(temporary))
 
@@ -94,7 +96,7 @@ class Store:
             self._fs.pipe_file(target, content)
 
     def read(self, name: str) -> bytes | None:
-        """The content, or None where there is no such file."""
+        """The content of the file, or None if it does not exist."""
         with self._store_errors(f"reading {name}"):
             try:
                 return self._fs.cat_file(self._path(name))
@@ -102,7 +104,7 @@ class Store:
                 return None
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder and all in it; nothing happens where there is none."""
+        """Remove a file, or a folder with its content, if it exists."""
         with self._store_errors(f"removing {name}"):
             try:
                 self._fs.rm(self._path(name), recursive=True)
@@ -111,7 +113,7 @@ class Store:
 
 
 def harmless(error: Exception) -> str:
-    """The first line of what it says, without the value of any key of the environment."""
+    """The first line of the error, without the values of keys in the environment."""
     line = (str(error).strip().splitlines() or [""])[0][:300]
     for name, value in os.environ.items():
         if name.startswith("AWS_") and ("KEY" in name or "TOKEN" in name) and len(value) > 3:
@@ -120,7 +122,7 @@ def harmless(error: Exception) -> str:
 
 
 class Hashes:
-    """SHA-256 of files, remembered in one file by path, size and time of change: weights are read once."""
+    """SHA-256 of files, cached in one file by path, size and time of change, so that weights are read only once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -133,6 +135,7 @@ class Hashes:
         if entry is None or entry[:2] != stamp:
             entry = [*stamp, file_sha256(path)]
             self._known[str(path)] = entry
-            if stat.st_size > 10**6:  # small files cost less to read than to remember
+            # Small files are faster to read than to cache.
+            if stat.st_size > 10**6:
                 write_json(self._file, {**(read_json(self._file) or {}), str(path): entry})
         return entry[2]
