@@ -16,10 +16,10 @@ def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
         yield from map(Path, glob.glob(pattern))
         return
     root, parts = _split(pattern)
-    seen: set[Path] = set()
+    unique: set[Path] = set()
     for path in _matches(root, parts, say):
-        if path not in seen:
-            seen.add(path)
+        if path not in unique:
+            unique.add(path)
             yield path
 
 

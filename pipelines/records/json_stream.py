@@ -14,12 +14,12 @@ class RepeatedKeyError(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise RepeatedKeyError(f"the key {twice!r:.60} stands twice in one object")
-    return found
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        earlier: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in earlier or earlier.add(key))
+        raise RepeatedKeyError(f"the key {repeated!r:.60} stands twice in one object")
+    return result
 
 
 STRICT = json.JSONDecoder(object_pairs_hook=_unique)
@@ -68,9 +68,9 @@ class _Pieces:
 
     def read_on(self) -> None:
         """Twice as much as is held, so that one long element is not parsed over and over."""
-        held = self.text[self.at :]
-        piece = self.handle.read(max(PIECE, 2 * len(held)))
-        self.text, self.at, self.ended = held + piece, 0, not piece
+        rest = self.text[self.at :]
+        piece = self.handle.read(max(PIECE, 2 * len(rest)))
+        self.text, self.at, self.ended = rest + piece, 0, not piece
 
     def next_sign(self) -> str:
         """The next character that is no white space; "" at the end."""
@@ -81,8 +81,8 @@ class _Pieces:
             self.read_on()
 
     def _after_space(self, at: int) -> int:
-        found = SPACE.match(self.text, at)
-        return found.end() if found else at
+        match = SPACE.match(self.text, at)
+        return match.end() if match else at
 
     def _sign_after(self, at: int) -> str:
         at = self._after_space(at)

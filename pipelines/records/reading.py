@@ -23,7 +23,7 @@ from pipelines.records.shapes.mapping import SHAPES, map_fields
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".tsv")
 MAX_LINE_BYTES = 128 << 20
-NAME_THEM = (
+COLUMNS_HINT = (
     "Or say which is what: columns: {instruction: …, output: …} in sources, or --columns instruction=…,output=…."
 )
 SHOWN_CHARS = 1000  # of what was too long to be read
@@ -87,8 +87,8 @@ def explain(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"] if part != "[key]") or "record"
-        found = "" if item["type"] in NO_VALUE else f" (got {item['input']!r:.60})"
-        parts.append(f"{place}: {what_is_wrong(item)}{found}")
+        value = "" if item["type"] in NO_VALUE else f" (got {item['input']!r:.60})"
+        parts.append(f"{place}: {what_is_wrong(item)}{value}")
     return "; ".join(parts)
 
 
@@ -132,7 +132,7 @@ def read_json_list(path: Path, encoding: str = "utf-8") -> list[Any]:
 
 
 def _read_text(path: Path, encoding: str) -> str:
-    with _opened(path) as handle:
+    with _open_file(path) as handle:
         try:
             return handle.read().decode(_codec(encoding))
         except UnicodeDecodeError as error:
@@ -151,22 +151,22 @@ def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -
     """
     files: list[Path] = []
     for pattern in patterns:
-        own = os.path.expanduser(pattern)
-        anywhere = os.path.join(glob.escape(str(folder)), own)
-        found = sorted(globbing.files_of(anywhere, say)) or [folder / own]
-        for path in found:
+        expanded = os.path.expanduser(pattern)
+        absolute = os.path.join(glob.escape(str(folder)), expanded)
+        paths = sorted(globbing.files_of(absolute, say)) or [folder / expanded]
+        for path in paths:
             if path.is_dir():
                 raise UsageError(f"{path}: is a folder; name its files, such as {path}/*.jsonl.")
             if not path.is_file():
                 raise UsageError(f"{path}: {_no_file(path)}.")
             if path.suffix.lower() not in SUFFIXES:
                 raise UsageError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(SUFFIXES)}.")
-            if glob.has_magic(own) and (out := globbing.leads_out(anywhere, path)) is not None:
+            if glob.has_magic(expanded) and (base := globbing.leads_out(absolute, path)) is not None:
                 raise UsageError(
-                    f"{path}: is a link that leads out of {out} to {path.resolve()}; where that file is meant, name it by "
+                    f"{path}: is a link that leads out of {base} to {path.resolve()}; where that file is meant, name it by "
                     "itself, without * in its path."
                 )
-        files += found
+        files += paths
     return list(dict.fromkeys(files))
 
 
@@ -195,8 +195,8 @@ def read_file(
     readers = {".json": _read_json, ".jsonl": _read_lines, ".parquet": _read_parquet}
     suffix = path.suffix.lower()
     _check_not_packed(path)
-    found = readers[suffix](path, encoding, columns) if suffix in readers else _read_csv(path, encoding, columns, say)
-    for value, problem, damaged in found:
+    rows = readers[suffix](path, encoding, columns) if suffix in readers else _read_csv(path, encoding, columns, say)
+    for value, problem, damaged in rows:
         yield RawRecord(path.name, value, problem=problem, damaged=damaged, side=side, columns=columns)
 
 
@@ -204,7 +204,7 @@ Read = Iterator[tuple[Any, str | None, bool]]  # a record's value, what is wrong
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _open_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as handle:
             yield handle
@@ -223,7 +223,7 @@ def _codec(encoding: str) -> str:
 
 
 def _read_json(path: Path, encoding: str, _: Columns) -> Read:
-    with _opened(path) as handle:
+    with _open_file(path) as handle:
         try:
             for value, problem in json_stream.list_items(_text(handle, encoding, "strict")):
                 yield value, problem, False
@@ -235,37 +235,37 @@ def _read_json(path: Path, encoding: str, _: Columns) -> Read:
 
 
 def _read_lines(path: Path, encoding: str, _: Columns) -> Read:
-    with _opened(path) as handle:
-        for number, (line, whole) in enumerate(_lines(handle), start=1):
+    with _open_file(path) as handle:
+        for number, (line, complete) in enumerate(_lines(handle), start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise UsageError(f"{path}: is UTF-16; save the file as UTF-8.")
             if line.strip():
-                yield _parsed(line, number, encoding) if whole else _too_long(line, number)
+                yield _parse_line(line, number, encoding) if complete else _too_long(line, number)
 
 
 def _lines(handle: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Each line, and whether it is whole: of one that is longer than what is read at once, only the start."""
     while line := handle.readline(MAX_LINE_BYTES):
-        whole = rest = line
+        first = rest = line
         while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
             rest = handle.readline(MAX_LINE_BYTES)
-        yield line, rest is whole
+        yield line, rest is first
 
 
-def _parsed(line: bytes, number: int, encoding: str) -> tuple[Any, str | None, bool]:
+def _parse_line(line: bytes, number: int, encoding: str) -> tuple[Any, str | None, bool]:
     try:
         value = json_stream.loads(line.decode(encoding).strip())
-        listed = isinstance(value, list)
-        return value, f"line {number} holds a list, not a record: name the file .json" if listed else None, False
+        is_list = isinstance(value, list)
+        return value, f"line {number} holds a list, not a record: name the file .json" if is_list else None, False
     except UnicodeDecodeError as error:
         problem = f"line {number}: byte {error.start} is not {encoding.upper()}; save the file as UTF-8, or declare its encoding"
         return line.decode(encoding, errors="replace").rstrip("\n"), problem, True
     except (ValueError, RecursionError) as error:
         text = line.decode(encoding).rstrip("\n")
         hint = "; a .jsonl file holds one whole record a line" if text.strip() in ("{", "[", "}", "},", "]") else ""
-        said = error if isinstance(error, ValueError) else "nested too deeply"
-        return text, f"line {number}: not JSON that can be read: {said}{hint}", False
+        reason = error if isinstance(error, ValueError) else "nested too deeply"
+        return text, f"line {number}: not JSON that can be read: {reason}{hint}", False
 
 
 def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
@@ -274,7 +274,7 @@ def _too_long(line: bytes, number: int) -> tuple[Any, str | None, bool]:
 
 
 def _check_not_packed(path: Path) -> None:
-    with _opened(path) as handle:
+    with _open_file(path) as handle:
         head = handle.read(4)
     if head.startswith(b"\x1f\x8b"):
         raise UsageError(f"{path}: is packed with gzip; unpack it first: gunzip.")
@@ -285,22 +285,22 @@ def _check_not_packed(path: Path) -> None:
 
 
 def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
-    with _opened(path) as handle:
+    with _open_file(path) as handle:
         codec = text_encoding.detect(handle) if encoding == "utf-8" else encoding
         is_utf8 = codec == "utf-8-sig"
         # bytes that are no text cost their record only
         text = _text(handle, codec, "surrogateescape" if is_utf8 else "replace")
         separator = _separator(path, text, columns)
-        found = delimited.rows(text, separator)
-        header = next(found, None)
+        rows = delimited.rows(text, separator)
+        header = next(rows, None)
         if header and header.problem:
             raise UsageError(f"{path}: {header.place}: {header.problem}; expected the names of the columns.")
         names = header.cells if header else []
         _check_header(path, names, columns)
         if not is_utf8 or separator != ",":
-            say(f"{path}: read as {text_encoding.shown(codec)}, its cells separated by {SEPARATORS[separator]}s")
-        read = (_csv_record(row, names, codec, SEPARATORS[separator]) for row in found)
-        yield from _unless_most_are_broken(path, read)
+            say(f"{path}: read as {text_encoding.display_name(codec)}, its cells separated by {SEPARATORS[separator]}s")
+        records = (_csv_record(row, names, codec, SEPARATORS[separator]) for row in rows)
+        yield from _unless_most_are_broken(path, records)
 
 
 def _separator(path: Path, text: TextIO, columns: Columns) -> str:
@@ -308,10 +308,10 @@ def _separator(path: Path, text: TextIO, columns: Columns) -> str:
     while (line := text.readline(delimited.MAX_CHARS)) and not line.strip():
         pass
     text.seek(0)
-    tried = sorted(SEPARATORS, key=lambda sign: path.suffix.lower() == ".tsv" and sign != "\t")
-    named = {sign: delimited.cells_of(line.rstrip("\r\n"), sign) for sign in tried}
-    known = (sign for sign, names in named.items() if _are_known(names, columns))
-    return next(known, None) or max(tried, key=lambda sign: len(named[sign]) or line.count(sign) + 1)
+    candidates = sorted(SEPARATORS, key=lambda sign: path.suffix.lower() == ".tsv" and sign != "\t")
+    names_by_sign = {sign: delimited.cells_of(line.rstrip("\r\n"), sign) for sign in candidates}
+    matches = (sign for sign, names in names_by_sign.items() if _are_known(names, columns))
+    return next(matches, None) or max(candidates, key=lambda sign: len(names_by_sign[sign]) or line.count(sign) + 1)
 
 
 def _are_known(names: list[str], columns: Columns) -> bool:
@@ -343,23 +343,23 @@ def _csv_record(row: delimited.Row, names: list[str], codec: str, separator: str
         return row.text, f"{row.place}: {row.problem}", False
     value = dict(zip(names, row.cells, strict=False))
     width, cells = len(names), len(row.cells)
-    named = next((at for at in range(width, 0, -1) if names[at - 1]), 0)  # columns at the end may have no name
+    named_width = next((at for at in range(width, 0, -1) if names[at - 1]), 0)  # columns at the end may have no name
     if _is_damaged(row.cells, codec):
-        encoding = text_encoding.shown(codec)
+        encoding = text_encoding.display_name(codec)
         return value, f"{row.place}: not {encoding}; save the file as UTF-8, or declare its encoding", True
-    if cells > width or any(map(str.strip, row.cells[named:])):
-        told = f"the header has {width}" if cells > width else f"the header names {named}"
-        return value, f"{row.place}: {cells} cells, {told}; quote cells that hold {separator}s", False
+    if cells > width or any(map(str.strip, row.cells[named_width:])):
+        header = f"the header has {width}" if cells > width else f"the header names {named_width}"
+        return value, f"{row.place}: {cells} cells, {header}; quote cells that hold {separator}s", False
     if cells < width:
-        found = "1 cell" if cells == 1 else f"{cells} cells"
-        return value, f"{row.place}: {found}, the header has {width}; a row has as many cells as the header", False
+        count = "1 cell" if cells == 1 else f"{cells} cells"
+        return value, f"{row.place}: {count}, the header has {width}; a row has as many cells as the header", False
     return value, None, False
 
 
 def _is_damaged(cells: list[str], codec: str) -> bool:
     """Whether bytes were no text in this encoding; see `_read_csv` for what stands in their place."""
-    told = "".join(cells)
-    return not told.isascii() and (_readable(told) != told if codec == "utf-8-sig" else "\ufffd" in told)
+    text = "".join(cells)
+    return not text.isascii() and (_readable(text) != text if codec == "utf-8-sig" else "\ufffd" in text)
 
 
 def _readable(text: str) -> str:
@@ -372,26 +372,26 @@ def _check_header(path: Path, names: list[str], columns: Columns) -> None:
     _check_columns(path, names, columns)
     if not columns and map_fields(dict.fromkeys(names, "x")).shape == "unknown":
         raise UsageError(
-            f"{path}: its columns are {_listed(names)}; expected {SHAPES}. {NAME_THEM} The first line must name the columns."
+            f"{path}: its columns are {_name_list(names)}; expected {SHAPES}. {COLUMNS_HINT} The first line must name the columns."
         )
 
 
 def _check_columns(path: Path, names: list[str], columns: Columns) -> None:
-    if twice := next((name for at, name in enumerate(names) if name and name in names[:at]), None):
+    if repeated := next((name for at, name in enumerate(names) if name and name in names[:at]), None):
         raise UsageError(
-            f"{path}: the column {twice!r} stands twice; which of them is meant, nobody can say: rename one."
+            f"{path}: the column {repeated!r} stands twice; which of them is meant, nobody can say: rename one."
         )
     if missing := [f"{theirs!r} ({ours})" for ours, theirs in (columns or {}).items() if theirs not in names]:
-        raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {_listed(names)}.")
+        raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {_name_list(names)}.")
 
 
-def _listed(names: list[str]) -> str:
+def _name_list(names: list[str]) -> str:
     shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}…" for name in names[:20])
     return (shown + (", …" if len(names) > 20 else "")) or "none"
 
 
 def _read_parquet(path: Path, _: str, columns: Columns) -> Read:
-    with _opened(path) as handle:
+    with _open_file(path) as handle:
         try:
             file = parquet.ParquetFile(handle)
             _check_columns(path, file.schema_arrow.names, columns)

@@ -24,23 +24,23 @@ ONE_BYTE = ("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman")
 TWO_BYTES = ("cp949", "cp932", "euc_jp", "gb18030", "big5")
 CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"))  # languages that cp1250 is for
 LANGUAGE_CHARS = 4000
-LEAST_COHERENCE = 0.1  # of letters to a language's, 0 to 1: any bytes are text in an encoding of one byte a character
-MOST_CHAOS = 0.2
-CLEARLY_LESS_CHAOS = 0.05
+MIN_COHERENCE = 0.1  # of letters to a language's, 0 to 1: any bytes are text in an encoding of one byte a character
+MAX_CHAOS = 0.2
+CLEAR_CHAOS_MARGIN = 0.05
 
 
 def detect(handle: IO[bytes]) -> str:
     """The name of the codec that reads `handle`, which stands at its start afterwards; UTF-8 where nothing else is sure."""
     head = handle.read(4096)
-    found = next((codec for mark, codec in MARKS if head.startswith(mark)), None) or _unmarked_utf16(head)
-    if not found:
+    codec = next((codec for mark, codec in MARKS if head.startswith(mark)), None) or _unmarked_utf16(head)
+    if not codec:
         handle.seek(0)
-        found = _guessed(_lines_beyond_ascii(handle))
+        codec = _guess(_lines_beyond_ascii(handle))
     handle.seek(0)
-    return found
+    return codec
 
 
-def shown(codec: str) -> str:
+def display_name(codec: str) -> str:
     """The codec's name for people."""
     return {"utf-8-sig": "UTF-8"}.get(codec, codec.upper() if codec.startswith("utf") else codec)
 
@@ -56,26 +56,26 @@ def _unmarked_utf16(head: bytes) -> str | None:
 def _lines_beyond_ascii(handle: IO[bytes]) -> list[bytes]:
     """Lines that are not ASCII, as many as a sample holds."""
     lines: list[bytes] = []
-    held, rest = 0, b""
-    while held < SAMPLE_BYTES and (piece := handle.read(PIECE_BYTES)):
-        *whole, rest = (rest + piece).split(b"\n")
+    total, rest = 0, b""
+    while total < SAMPLE_BYTES and (piece := handle.read(PIECE_BYTES)):
+        *complete, rest = (rest + piece).split(b"\n")
         if len(rest) > PIECE_BYTES:  # a line without end
-            whole, rest = [*whole, rest[:PIECE_BYTES]], b""
+            complete, rest = [*complete, rest[:PIECE_BYTES]], b""
         if not piece.isascii():
-            lines += [line for line in whole if not line.isascii()]
-            held = sum(map(len, lines))
-    return lines if held >= SAMPLE_BYTES or rest.isascii() else [*lines, rest]
+            lines += [line for line in complete if not line.isascii()]
+            total = sum(map(len, lines))
+    return lines if total >= SAMPLE_BYTES or rest.isascii() else [*lines, rest]
 
 
-def _guessed(lines: list[bytes]) -> str:
+def _guess(lines: list[bytes]) -> str:
     broken = [line for line in lines if not _is_utf8(line)]
     if 2 * len(broken) <= len(lines):
         return "utf-8-sig"
     from charset_normalizer import from_bytes  # slow to load, and most files are UTF-8
 
     sample = b"\n".join(lines)[: 2 * SAMPLE_BYTES]
-    best, *others = [*from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MOST_CHAOS)] or [None]
-    if best is None or (best.encoding in ONE_BYTE and best.coherence < LEAST_COHERENCE):
+    best, *others = [*from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MAX_CHAOS)] or [None]
+    if best is None or (best.encoding in ONE_BYTE and best.coherence < MIN_COHERENCE):
         return "utf-8-sig"
     if best.encoding in TWO_BYTES and not all(_is_clearer(best, other) for other in others):
         return "utf-8-sig"
@@ -84,7 +84,7 @@ def _guessed(lines: list[bytes]) -> str:
 
 def _is_clearer(best: Any, other: Any) -> bool:
     """A few characters of two bytes are text in every encoding of East Asia's."""
-    return best.coherence >= other.coherence + LEAST_COHERENCE or best.chaos + CLEARLY_LESS_CHAOS <= other.chaos
+    return best.coherence >= other.coherence + MIN_COHERENCE or best.chaos + CLEAR_CHAOS_MARGIN <= other.chaos
 
 
 def _european(sample: bytes) -> str:

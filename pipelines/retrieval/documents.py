@@ -151,7 +151,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from None
     if len(_NO_TEXT.findall(text)) > MOST_UNREADABLE * len(text):
-        raise UsageError(f"{path}: holds no text (read as {text_encoding.shown(codec)}); expected a text file.")
+        raise UsageError(f"{path}: holds no text (read as {text_encoding.display_name(codec)}); expected a text file.")
     return text
 
 

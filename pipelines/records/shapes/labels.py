@@ -60,18 +60,18 @@ def names_in(value: Mapping[Any, Any]) -> frozenset[str]:
     return frozenset(name for name in value if isinstance(name, str) and judges(name))
 
 
-def refuse_bad(value: Mapping[str, Any], what: str = "its") -> None:
+def refuse_bad(value: Mapping[str, Any], owner: str = "its") -> None:
     """Refuse a record, or a turn, that says of itself that it is a bad answer. A 0 says so only in a file whose labels are 0 and
     1: `binary_label`.
 
     Raises:
         Unusable: it says so. `what` names whose label that is.
     """
-    inside = [held for name in OBJECTS if isinstance(held := tools.as_data(value.get(name)), dict)]
-    for names in (value, *inside):
+    objects = [held for name in OBJECTS if isinstance(held := tools.as_data(value.get(name)), dict)]
+    for names in (value, *objects):
         for name in names_in(names):
             if _is_bad(name, names[name], own=names is value):
-                raise Unusable("labelled_undesirable", f"{what} {name} is {names[name]!r:.20}")
+                raise Unusable("labelled_undesirable", f"{owner} {name} is {names[name]!r:.20}")
 
 
 def _is_bad(name: str, label: Any, *, own: bool) -> bool:

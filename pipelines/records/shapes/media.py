@@ -87,8 +87,8 @@ def mark_in(text: str) -> str | None:
         return text.strip()
     if "![" in text and "arkdown" in text:
         return None
-    found = _MARKED.search(text) if "<" in text or "[" in text or "data:" in text else None
-    return found[0].strip() if found else None
+    match = _MARKED.search(text) if "<" in text or "[" in text or "data:" in text else None
+    return match[0].strip() if match else None
 
 
 def may_point(text: str) -> bool:
@@ -100,11 +100,11 @@ def pointed_at(text: str) -> str | None:
     """The words with which a short question points at a picture that is not there."""
     if len(text) > _LONG or not may_point(text):
         return None
-    found = _POINTED_AT.search(text) or _UPLOADED.search(text)
-    return found[0] if found else None
+    match = _POINTED_AT.search(text) or _UPLOADED.search(text)
+    return match[0] if match else None
 
 
 def uploaded(text: str) -> str | None:
     """The words with which a question says that a picture came with it, whatever is said of it afterwards."""
-    found = _UPLOADED.search(text) if may_point(text) else None
-    return found[0] if found else None
+    match = _UPLOADED.search(text) if may_point(text) else None
+    return match[0] if match else None

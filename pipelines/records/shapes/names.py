@@ -25,7 +25,7 @@ PAIRS = (  # question and answer; the first pair that a record has counts
     ("user", "assistant"),
     ("human", "assistant"),
 )
-ASKED = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
+QUESTION_FIELDS = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
 CONTEXTS = ("input", "context")
 SYSTEM = ("system", "system_prompt")
 TURNS = (
@@ -36,7 +36,7 @@ TURNS = (
     "dialog",
     "contents",
 )  # OpenAI's chat format, ShareGPT's
-CARRIED = ("language", "topic")
+METADATA_FIELDS = ("language", "topic")
 KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "text", "data"}
 SHAPES = (
     "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "

@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.records.shapes import labels, media, reasoning, tools
-from pipelines.records.shapes.names import CARRIED, SYSTEM, TURNS, Mapped
+from pipelines.records.shapes.names import METADATA_FIELDS, SYSTEM, TURNS, Mapped
 
 _SPECIAL = frozenset(
     (*TURNS, *SYSTEM, *labels.OBJECTS, *media.FIELDS, *reasoning.FIELDS, "context", "history", "chosen", "tools")
 )
-_PLAIN = frozenset(("instruction", "input", "output", *CARRIED))
+_PLAIN = frozenset(("instruction", "input", "output", *METADATA_FIELDS))
 
 
 def plain_pair(value: dict[Any, Any]) -> Mapped | None:
     """What the readers below would say of an instruction, an input and an output that are plain texts; None where it takes them
     to say. Most records of most files are such, and this is several times as fast."""
-    asked, given, answer = value.get("instruction"), value.get("input", ""), value.get("output")
-    if not (type(asked) is str and type(given) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
+    instruction, context, answer = value.get("instruction"), value.get("input", ""), value.get("output")
+    if not (type(instruction) is str and type(context) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
         return None
-    if _may_say_more(asked, given, answer):
+    if _may_say_more(instruction, context, answer):
         return None
     fields = value if _PLAIN.issuperset(value) else {name: value[name] for name in _PLAIN if name in value}
     shape = "instruction/input/output" if "input" in value else "instruction/output"
@@ -38,17 +38,17 @@ def _with_extras(value: dict[Any, Any], mapped: Mapped) -> Mapped | None:
 
 
 # complexity: one flat condition that every record is asked; calls would cost more than they name
-def _may_say_more(asked: str, given: str, answer: str) -> bool:
+def _may_say_more(instruction: str, context: str, answer: str) -> bool:
     """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
     # single signs first: looking for one is many times as fast as looking for a word
     if (
-        "<" in asked
-        or "<" in given
+        "<" in instruction
+        or "<" in context
         or "<" in answer
-        or "[I" in asked
-        or "![" in asked
-        or "![" in given
-        or "data:" in asked
+        or "[I" in instruction
+        or "![" in instruction
+        or "![" in context
+        or "data:" in instruction
     ):
         return True
     if ">" in answer and ("think>" in answer or ") ->" in answer):
@@ -57,8 +57,8 @@ def _may_say_more(asked: str, given: str, answer: str) -> bool:
         return True
     if answer[:1] in "[{ \n":
         return True
-    named = 0 < len(given) <= 12 or "." in given[-5:-2]  # a word for no input, the name of a file
-    return named or media.may_point(f"{asked}\n{given}" if given else asked)
+    is_name = 0 < len(context) <= 12 or "." in context[-5:-2]  # a word for no input, the name of a file
+    return is_name or media.may_point(f"{instruction}\n{context}" if context else instruction)
 
 
 def holds_something(name: Any, value: Mapping[Any, Any], used: set[str]) -> bool:

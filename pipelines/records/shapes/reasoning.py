@@ -3,7 +3,7 @@
 import re
 
 FIELDS = ("reasoning_content", "reasoning", "thinking")
-_OPENED = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+_TAGGED = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 # DeepSeek-R1's template writes the opening tag itself, so an answer may hold the closing one alone
 _ONLY_CLOSED = re.compile(r"(?P<thought>(?:(?!<think).)*?)\n?</think>[ \t]*(?:\n|\Z)", re.DOTALL)
 
@@ -17,12 +17,12 @@ def split(text: str) -> tuple[str | None, str]:
     if "think" not in text:
         return None, text
     thoughts: list[str] = []
-    while found := _OPENED.match(text):
-        thoughts.append(found[2].strip())
-        text = text[found.end() :].lstrip()
-    if not thoughts and (found := _ONLY_CLOSED.match(text)):
-        thoughts.append(found["thought"].strip())
-        text = text[found.end() :].lstrip()
+    while match := _TAGGED.match(text):
+        thoughts.append(match[2].strip())
+        text = text[match.end() :].lstrip()
+    if not thoughts and (match := _ONLY_CLOSED.match(text)):
+        thoughts.append(match["thought"].strip())
+        text = text[match.end() :].lstrip()
     return ("\n\n".join(thoughts), text) if thoughts else (None, text)
 
 

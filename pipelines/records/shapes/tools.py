@@ -43,7 +43,7 @@ ASKS_FOR_JSON = re.compile(
 )
 
 
-def written_in(text: str, asked: str = "") -> str | None:
+def written_in(text: str, question: str = "") -> str | None:
     """The mark of a call that an answer writes out; None where there is none outside of code, or the question `asked` for one."""
     if (
         "<" not in text
@@ -53,10 +53,10 @@ def written_in(text: str, asked: str = "") -> str | None:
         and not text.lstrip().startswith("{")
     ):
         return None
-    if WHOLE_CALL.match(text) and is_call(text) and not ASKS_FOR_JSON.search(asked):
+    if WHOLE_CALL.match(text) and is_call(text) and not ASKS_FOR_JSON.search(question):
         return "a call alone"
-    found = FENCED_CALL.search(text) or IN_TEXT.search(IN_CODE.sub(" ", text))
-    return found[0].split("\n")[0] if found else None
+    match = FENCED_CALL.search(text) or IN_TEXT.search(IN_CODE.sub(" ", text))
+    return match[0].split("\n")[0] if match else None
 
 
 WHOLE_CALL = re.compile(r"\s*(?:\{.*\}|\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)\s*\])\s*\Z", re.DOTALL)
@@ -68,18 +68,20 @@ def is_call(text: str) -> bool:
     if isinstance(value, dict):
         if value.get("tool_calls") or {"action", "action_input"} <= value.keys():
             return True
-        named = {"name", "function", "tool_name"} & value.keys()
+        name_keys = {"name", "function", "tool_name"} & value.keys()
         inner = value.get("parameters")
         if isinstance(inner, dict) and ({"properties", "type"} & inner.keys()):
             return False  # a tool's declaration
-        return bool(named) and value.keys() <= {*named, "arguments", "parameters", "id", "type"} and len(value) > 1
+        return (
+            bool(name_keys) and value.keys() <= {*name_keys, "arguments", "parameters", "id", "type"} and len(value) > 1
+        )
     return text.lstrip().startswith("[") and not isinstance(value, list)
 
 
 def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
     """The calls of an OpenAI message: `tool_calls`, or the older `function_call`."""
-    called = as_data(turn.get("tool_calls")) or []
-    calls = [call(each) for each in (called if isinstance(called, list) else [called])]
+    entries = as_data(turn.get("tool_calls")) or []
+    calls = [call(each) for each in (entries if isinstance(entries, list) else [entries])]
     return calls + ([call(turn["function_call"])] if turn.get("function_call") else [])
 
 
@@ -91,9 +93,9 @@ def call(value: Any) -> dict[str, Any]:
     own_function = value.get("function")
     inner = own_function if isinstance(own_function, dict) else value
     arguments = next((inner[name] for name in ("arguments", "parameters", "input") if inner.get(name) is not None), {})
-    named = {"type": "function", "function": {"name": str(inner.get("name") or ""), "arguments": as_data(arguments)}}
-    own = value.get("id") or value.get("tool_call_id")
-    return {"id": str(own), **named} if own else named
+    entry = {"type": "function", "function": {"name": str(inner.get("name") or ""), "arguments": as_data(arguments)}}
+    call_id = value.get("id") or value.get("tool_call_id")
+    return {"id": str(call_id), **entry} if call_id else entry
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:

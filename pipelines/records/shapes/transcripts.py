@@ -47,19 +47,19 @@ def read(text: str) -> Transcript:
         return Transcript([turn for turn in _inside_inst(pieces) if turn["content"]], _bare(preamble))
     for opening in (_CHATML, _LLAMA_3, _GEMMA, _HEADINGS, _NAMES):
         preamble, *pieces = opening.split(text)
-        if turns := _opened_by(pieces):
+        if turns := _turns_of(pieces):
             return Transcript(turns, _bare(preamble))
     return Transcript([])
 
 
-def _bare(said: str) -> str:
-    return _ENDS.sub("", said).strip()
+def _bare(text: str) -> str:
+    return _ENDS.sub("", text).strip()
 
 
-def _opened_by(pieces: list[str]) -> Turns:
+def _turns_of(pieces: list[str]) -> Turns:
     turns: Turns = []
-    for name, said in zip(pieces[::2], pieces[1::2], strict=True):
-        role, content = _ROLES.get(name.lower(), name.lower()), _bare(said)
+    for name, text in zip(pieces[::2], pieces[1::2], strict=True):
+        role, content = _ROLES.get(name.lower(), name.lower()), _bare(text)
         if role == "input" and turns and turns[-1]["role"] == "user":  # what an instruction is about
             turns[-1]["content"] += f"\n{content}" if content else ""
         else:
@@ -68,10 +68,10 @@ def _opened_by(pieces: list[str]) -> Turns:
 
 
 def _inside_inst(pieces: list[str]) -> Iterator[dict[str, str]]:
-    for mark, said in zip(pieces[::2], pieces[1::2], strict=True):
+    for mark, text in zip(pieces[::2], pieces[1::2], strict=True):
         if mark == "[/INST]":
-            yield {"role": "assistant", "content": _bare(said)}
+            yield {"role": "assistant", "content": _bare(text)}
             continue
-        if system := _SYSTEM.search(said):
+        if system := _SYSTEM.search(text):
             yield {"role": "system", "content": system[1].strip()}
-        yield {"role": "user", "content": _SYSTEM.sub("", said).strip()}
+        yield {"role": "user", "content": _SYSTEM.sub("", text).strip()}

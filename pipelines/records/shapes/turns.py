@@ -37,12 +37,12 @@ class Turn:
 
     def message(self) -> Message:
         """As it is kept: `train: false` and `tool_calls` only where they say something."""
-        told: Message = {"role": self.role, "content": self.text}
+        message: Message = {"role": self.role, "content": self.text}
         if self.calls:
-            told["tool_calls"] = list(self.calls)
+            message["tool_calls"] = list(self.calls)
         if self.role == "assistant" and not self.learned:
-            told["train"] = False
-        return told | (self.answers_call or {})
+            message["train"] = False
+        return message | (self.answers_call or {})
 
 
 @dataclass(frozen=True)
@@ -65,46 +65,46 @@ def conversation(raw: Sequence[Any], options: Options) -> Conversation:
     turns = [turn for place, value in enumerate(raw) for turn in _read(place, value, options)]
     notes: Counter[str] = Counter()
     turns = [_without_reasoning(turn, options, notes) for turn in turns]
-    _answered(turns)
-    kept, dropped = _in_order(turns)
-    _check_turns(turns, kept)
+    _require_answer(turns)
+    ordered, dropped = _in_order(turns)
+    _check_turns(turns, ordered)
     while not (
-        kept[-1].role == "assistant" and kept[-1].learned
+        ordered[-1].role == "assistant" and ordered[-1].learned
     ):  # what follows the last answer learned teaches nothing
-        kept.pop()
+        ordered.pop()
         dropped += 1
-    if context_only := sum(turn.role == "assistant" and not turn.learned for turn in kept):
+    if context_only := sum(turn.role == "assistant" and not turn.learned for turn in ordered):
         notes["answers that are context only, as the file says"] += context_only
-    return Conversation(kept, dropped, notes)
+    return Conversation(ordered, dropped, notes)
 
 
-def _check_turns(turns: Sequence[Turn], kept: Sequence[Turn]) -> None:
-    asked = [turn for turn in turns if turn.role == "user"]
-    if asked and all(turn.is_blank for turn in asked):
+def _check_turns(turns: Sequence[Turn], ordered: Sequence[Turn]) -> None:
+    questions = [turn for turn in turns if turn.role == "user"]
+    if questions and all(turn.is_blank for turn in questions):
         raise Unusable("empty", "nothing is asked: every turn of the user is blank")
-    answers = [turn for turn in kept if turn.role == "assistant"]
+    answers = [turn for turn in ordered if turn.role == "assistant"]
     if not answers:
         raise Unusable("schema", "no answer of an assistant to a user in it")
     if not any(turn.learned for turn in answers):
         raise Unusable("schema", f"no answer that is learned: {' or '.join(WEIGHTS)} switches every one off")
 
 
-def _answered(turns: Sequence[Turn]) -> None:
+def _require_answer(turns: Sequence[Turn]) -> None:
     answers = [turn for turn in turns if turn.role == "assistant"]
     if answers and all(turn.is_blank for turn in answers):
         raise Unusable("empty", "every answer of the assistant is blank")
 
 
 def _in_order(turns: Sequence[Turn]) -> tuple[list[Turn], int]:
-    kept: list[Turn] = []
+    ordered: list[Turn] = []
     dropped = 0
     for turn in turns:
-        asked = any(before.role == "user" for before in kept)
-        before = kept[-1] if kept else None
+        has_question = any(before.role == "user" for before in ordered)
+        before = ordered[-1] if ordered else None
         fits = {
             "user": True,
-            "system": not asked,
-            "assistant": asked,
+            "system": not has_question,
+            "assistant": has_question,
             "tool": before is not None and (bool(before.calls) or before.role == "tool"),
         }.get(turn.role, False)
         if turn.is_blank and turn.role != "tool":
@@ -112,15 +112,15 @@ def _in_order(turns: Sequence[Turn]) -> tuple[list[Turn], int]:
         if not fits:
             dropped += 1
         elif before and before.role == turn.role and _can_join(before, turn):
-            kept[-1] = replace(
+            ordered[-1] = replace(
                 before, text=f"{before.text}\n\n{turn.text}" if before.text else turn.text, calls=turn.calls
             )
         else:
-            kept.append(turn)
-    while kept and kept[-1].role != "assistant":
-        kept.pop()
+            ordered.append(turn)
+    while ordered and ordered[-1].role != "assistant":
+        ordered.pop()
         dropped += 1
-    return kept, dropped
+    return ordered, dropped
 
 
 def _can_join(one: Turn, other: Turn) -> bool:
@@ -152,27 +152,27 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
     if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
         role = "function_call" if _kind(value) in tools.CALL_PARTS else "tool"
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
-    named = role.strip().lower() if isinstance(role, str) else ""
+    role_name = role.strip().lower() if isinstance(role, str) else ""
     text, parts = _text_of(value)
-    _refuse_media(place, named, value, parts)
-    if named in tools.CALL_ROLES:
-        yield _called(place, Turn("assistant", "", calls=tuple(tools.calls_in(text))), options)
-    elif named in tools.RESULT_ROLES:
-        yield _called(place, _result(value, text), options)
-    elif named in ROLES:
-        yield from _said(place, ROLES[named], text, value, options)
+    _refuse_media(place, role_name, value, parts)
+    if role_name in tools.CALL_ROLES:
+        yield _check_call(place, Turn("assistant", "", calls=tuple(tools.calls_in(text))), options)
+    elif role_name in tools.RESULT_ROLES:
+        yield _check_call(place, _result(value, text), options)
+    elif role_name in ROLES:
+        yield from _spoken_turns(place, ROLES[role_name], text, value, options)
     elif text.strip():
         raise Unusable("schema", f"turn {place + 1}: its role is {role!r:.40}; expected one of {', '.join(ROLES)}")
     else:
         yield Turn("", "")
 
 
-def _said(place: int, role: str, text: str, value: Message, options: Options) -> Iterator[Turn]:
+def _spoken_turns(place: int, role: str, text: str, value: Message, options: Options) -> Iterator[Turn]:
     """A turn of somebody who speaks, and what its parts say of tools."""
     parts = [part for part in _parts(value) if isinstance(part, dict)]
     for part in parts:
         if _kind(part) in tools.RESULT_PARTS:
-            yield _called(place, _result(part, _as_text(part.get("content", part.get("output", "")))), options)
+            yield _check_call(place, _result(part, _as_text(part.get("content", part.get("output", "")))), options)
     if role != "assistant":
         yield Turn(role, text)
         return
@@ -180,13 +180,13 @@ def _said(place: int, role: str, text: str, value: Message, options: Options) ->
     calls = tools.calls_of(value)
     for part in parts:
         if _kind(part) in tools.CALL_PARTS:
-            held = part.get("value", part.get("text"))
-            calls.append(tools.call(held if held is not None else part))
-        elif named := part.get("functionCall", part.get("function_call")):
-            calls.append(tools.call(named))
+            content = part.get("value", part.get("text"))
+            calls.append(tools.call(content if content is not None else part))
+        elif function_call := part.get("functionCall", part.get("function_call")):
+            calls.append(tools.call(function_call))
     turn = Turn(role, text, _thought(value, parts), tuple(calls), _is_learned(value))
     if calls:
-        _called(place, turn, options)
+        _check_call(place, turn, options)
     if (mark := tools.written_in(text)) and options.tool_calls == "reject":
         raise Unusable("tool_calls", f"turn {place + 1} writes a call: {mark}")
     yield turn
@@ -198,16 +198,16 @@ def _kind(part: Message) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _called(place: int, turn: Turn, options: Options) -> Turn:
+def _check_call(place: int, turn: Turn, options: Options) -> Turn:
     if options.tool_calls == "reject":
-        what = f"calls {tools.names(list(turn.calls))}" if turn.calls else "is the result of a tool"
-        raise Unusable("tool_calls", f"turn {place + 1} {what}")
+        action = f"calls {tools.names(list(turn.calls))}" if turn.calls else "is the result of a tool"
+        raise Unusable("tool_calls", f"turn {place + 1} {action}")
     return turn
 
 
 def _result(value: Message, text: str) -> Turn:
-    own = {"tool_call_id": value.get("tool_call_id") or value.get("tool_use_id"), "name": value.get("name")}
-    return Turn("tool", text, answers_call={key: str(held) for key, held in own.items() if held})
+    fields = {"tool_call_id": value.get("tool_call_id") or value.get("tool_use_id"), "name": value.get("name")}
+    return Turn("tool", text, answers_call={key: str(item) for key, item in fields.items() if item})
 
 
 def _text_of(value: Message) -> tuple[str, list[Message]]:
@@ -216,8 +216,8 @@ def _text_of(value: Message) -> tuple[str, list[Message]]:
     if not isinstance(content, ARRAY):
         return (content if isinstance(content, str) else ""), []
     parts = [part for part in content if isinstance(part, dict)]
-    told = [part if isinstance(part, str) else _part_text(part) for part in content]
-    return "\n".join(text for text in told if text), parts
+    texts = [part if isinstance(part, str) else _part_text(part) for part in content]
+    return "\n".join(text for text in texts if text), parts
 
 
 def _parts(value: Message) -> Sequence[Any]:
@@ -242,20 +242,20 @@ def _as_text(value: Any) -> str:
 
 def _thought(value: Message, parts: Sequence[Message]) -> str | None:
     """The reasoning that stands beside an answer, in a field of the message or in parts of its content."""
-    beside = [part.get("value", part.get("text", part.get("thinking"))) for part in parts
+    part_texts = [part.get("value", part.get("text", part.get("thinking"))) for part in parts
               if part.get("type") in ("reasoning", "thinking")]  # fmt: skip
-    told = [_as_text(each) for each in (*(value.get(name) for name in reasoning.FIELDS), *beside)]
-    return "\n\n".join(filter(None, told)) or None
+    texts = [_as_text(each) for each in (*(value.get(name) for name in reasoning.FIELDS), *part_texts)]
+    return "\n\n".join(filter(None, texts)) or None
 
 
 def _without_reasoning(turn: Turn, options: Options, notes: Counter[str]) -> Turn:
     if turn.role != "assistant":
         return turn
     inside, answer = reasoning.split(turn.text)
-    told = [thought for thought in (turn.thought, inside) if thought]
-    if inside is None and not told:
+    thoughts = [thought for thought in (turn.thought, inside) if thought]
+    if inside is None and not thoughts:
         return turn
-    thought = "\n\n".join(told)
+    thought = "\n\n".join(thoughts)
     return replace(turn, text=reasoned(thought, answer, options, notes), thought=thought)
 
 
@@ -267,14 +267,14 @@ def reasoned(thought: str, answer: str, options: Options, notes: Counter[str]) -
     """
     if options.reasoning == "reject" and thought:
         raise Unusable("reasoning", "the answer holds reasoning, which cleaning.reasoning rejects")
-    kept = options.reasoning == "keep" and bool(thought)
-    notes["answers with reasoning in front, kept" if kept else "answers whose reasoning was taken off"] += 1
-    return reasoning.joined(thought, answer) if kept else answer
+    is_kept = options.reasoning == "keep" and bool(thought)
+    notes["answers with reasoning in front, kept" if is_kept else "answers whose reasoning was taken off"] += 1
+    return reasoning.joined(thought, answer) if is_kept else answer
 
 
 def _is_learned(value: Message) -> bool:
     """Whether the file wants the turn learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`, Axolotl's `train`."""
-    held = [value[name] for name in WEIGHTS if value.get(name) is not None]
+    weights = [value[name] for name in WEIGHTS if value.get(name) is not None]
     return not any(
-        weight is False or weight == 0 or str(weight).strip().lower() in ("false", "0", "0.0") for weight in held
+        weight is False or weight == 0 or str(weight).strip().lower() in ("false", "0", "0.0") for weight in weights
     )
