@@ -1,4 +1,4 @@
-"""Rows of CSV, read strictly: a row whose quotation marks are not clear costs itself, not the rows after it."""
+"""A strict reader of CSV rows: ambiguous quotation marks cost only their own row, not the rows after it."""
 
 import csv
 from collections import deque
@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TextIO
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-MAX_CHARS = 32 << 20  # of a cell, and of a line
-MAX_UNSURE = 1000  # rows after a broken one that may still belong to it
+# Length limit of a cell, and of a line.
+MAX_CHARS = 32 << 20
+# Number of rows after a broken one that may still belong to it.
+MAX_UNSURE = 1000
 SHOWN_CHARS = 1000
 NEVER_CLOSED = "a quotation mark is never closed"
 NOT_DOUBLED = 'a quotation mark is never closed, or one inside a quoted cell is not doubled ("")'
@@ -16,7 +18,7 @@ NOT_DOUBLED = 'a quotation mark is never closed, or one inside a quoted cell is 
 
 @dataclass(frozen=True)
 class Row:
-    """`first` and `last`: its lines, counted from 1. `problem`: why it cannot be read. `text`: its beginning."""
+    """One row. `first` and `last` are its lines, from 1. `problem` says why it cannot be read. `text` is its beginning."""
 
     first: int
     last: int
@@ -32,8 +34,8 @@ class Row:
 def rows(handle: TextIO, separator: str) -> Iterator[Row]:
     """Every row that is not blank.
 
-    After a broken row, the next line begins a new row. Where a quotation mark that nothing opened follows, the broken row's cell
-    ends there: all lines up to it are part of the broken row.
+    After a broken row, the next line begins a new row. But if a later line has a closing quotation mark without an opening
+    one, it closes the broken row's cell, and all lines up to it belong to the broken row.
     """
     broken: Row | None = None
     unsure: list[Row] = []
@@ -58,7 +60,7 @@ def rows(handle: TextIO, separator: str) -> Iterator[Row]:
 
 
 def cells_of(line: str, separator: str) -> list[str]:
-    """The cells of a single line; none where its quotation marks are not clear."""
+    """The cells of a single line; none if its quotation marks are ambiguous."""
     try:
         return next(csv.reader([line], delimiter=separator, strict=True), [])
     except csv.Error:
@@ -99,7 +101,7 @@ def _in_words(error: str, *, many: bool) -> str:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file. Those of a row after its first can be taken back."""
+    """The lines of a file. All lines of a row but the first can be put back."""
 
     def __init__(self, handle: TextIO) -> None:
         self.first = 1
@@ -108,7 +110,7 @@ class _Lines(Iterator[str]):
         self._ahead: deque[str] = deque()
 
     def begin(self) -> None:
-        """Begin a row with the line after those taken."""
+        """Begin a row with the next line."""
         self.first += len(self.taken)
         self.taken = []
 

@@ -1,4 +1,4 @@
-"""What was expected in the place of a value, in words: the same for a setting and for a field of a record."""
+"""The wording of expectations in errors, the same for settings and for fields of records."""
 
 import difflib
 import re
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 SLUG = r"^[a-z0-9][a-z0-9.-]*$"
-SHOWN_CHARS = 1000  # a longer value is compared with no other
-# by pydantic's name of what is wrong with a value
+# A longer value gets no suggestion.
+SHOWN_CHARS = 1000
+# The expected value, by pydantic's type of the error.
 EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -31,11 +32,12 @@ EXPECTED = {
     "too_long": "at most {max_length} of them",
     "too_short": "{min_length} of them or more",
 }
-NO_VALUE = ("missing", "value_error", "unknown_key")  # whose words stand without the value that was found
+# Types of errors whose messages do not show the value.
+NO_VALUE = ("missing", "value_error", "unknown_key")
 
 
 def what_is_wrong(item: Mapping[str, Any]) -> str:
-    """An error of pydantic's (one of `ValidationError.errors()`) in our words, which name what was expected and no class."""
+    """Our message for a pydantic error (one of `ValidationError.errors()`). It names the expected value, not a class."""
     kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
         return "is missing"
@@ -50,6 +52,7 @@ def what_is_wrong(item: Mapping[str, Any]) -> str:
 
 
 def expected_one_of(value: str, allowed: list[str]) -> str:
+    """The list of allowed values, with the closest one as a suggestion."""
     close = difflib.get_close_matches(value, allowed, n=1) if len(value) <= SHOWN_CHARS else []
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"expected one of {', '.join(allowed)}{hint}"

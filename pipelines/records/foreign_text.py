@@ -1,9 +1,10 @@
-"""Text that others wrote (providers, models, hubs), made safe for a terminal, a log and an event of Dagster."""
+"""Text from others (providers, models, hubs), made safe for terminals, logs and Dagster events."""
 
 import re
 
-# What a terminal obeys and what hides or reorders text: control characters but tab and line feed, line and paragraph separators,
-# bidirectional marks and overrides, invisible characters (not the joiners, which emoji and scripts need), halves of characters.
+# Characters that control a terminal, or hide or reorder text: control characters except tab and line feed, line and paragraph
+# separators, bidirectional marks and overrides, invisible characters (except the joiners, which emoji and scripts need), and
+# lone surrogates.
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -17,5 +18,5 @@ def plain(text: str, limit: int = 2000) -> str:
 
 
 def one_line(text: str, limit: int) -> str:
-    """Plain text that cannot pass for a line of ours."""
+    """Plain text on one line, which cannot imitate a line of our own output."""
     return plain(text, limit).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The paths that a glob names, without going round in circles of links and without leaving its folder by one."""
+"""The paths of a glob. It follows no cycle of links, and no link out of its folder."""
 
 import glob
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """Every path that matches, with `**` for folders of any depth. Hidden names match only where the pattern has the dot.
+    """Every matching path, with `**` for folders of any depth. Hidden names match only a pattern with the dot.
 
     `**` enters no folder through a link; `say` gets a line for each linked folder.
     """
@@ -24,7 +24,7 @@ def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def leads_out(pattern: str, path: Path) -> Path | None:
-    """The folder of the glob `pattern` where `path`, once links are followed, lies outside of it; None where all is well."""
+    """The folder of the glob `pattern` if `path`, with links resolved, lies outside it; else None."""
     root, parts = _split(pattern)
     if not parts or str(path) == pattern:
         return None

@@ -1,16 +1,17 @@
-"""The elements of a JSON list one by one, so that a file of any size is read within little memory."""
+"""A streaming reader of JSON lists, which needs little memory for files of any size."""
 
 import json
 import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-PIECE = 1 << 20  # characters
+# Characters that are read at once.
+PIECE = 1 << 20
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class RepeatedKeyError(ValueError):
-    """An object that holds the same key twice: which of the two values is meant, nobody can say."""
+    """An object has the same key twice, so its value is ambiguous."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def loads(text: str) -> Any:
 
 
 def list_items(handle: TextIO) -> Iterator[tuple[Any, str | None]]:
-    """Each element of the list in `handle`, with what is wrong with it: None, or the key that stands twice.
+    """Each element of the list in `handle` with its problem: None, or the repeated key.
 
     Raises:
         ValueError: not JSON, not a list, or not in the handle's encoding.
@@ -67,13 +68,13 @@ class _Pieces:
         self.handle, self.text, self.at, self.ended = handle, "", 0, False
 
     def read_on(self) -> None:
-        """Twice as much as is held, so that one long element is not parsed over and over."""
+        """Read twice the current rest, so that a long element is not parsed again too often."""
         rest = self.text[self.at :]
         piece = self.handle.read(max(PIECE, 2 * len(rest)))
         self.text, self.at, self.ended = rest + piece, 0, not piece
 
     def next_sign(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             self.at = self._after_space(self.at)
             if self.at < len(self.text) or self.ended:
@@ -92,7 +93,7 @@ class _Pieces:
         while True:
             try:
                 value, end, problem = self._decode()
-                # what follows tells that it is whole: a number may go on in the next piece
+                # The next character shows that the element is complete: a number may continue in the next piece.
                 if self.ended or self._sign_after(end) in (",", "]"):
                     self.at = end
                     return value, problem

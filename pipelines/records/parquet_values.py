@@ -1,18 +1,18 @@
-"""Values of Parquet as Python has them, and as text where Python has none, such as a date after the year 9999."""
+"""Values of Parquet as Python objects, or as text if Python has no such value, such as a date after the year 9999."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
-# what reading a value raises: out of Python's range, not in UTF-8, in a time zone that nobody knows
+# Errors of a value that is out of Python's range, not in UTF-8, or in an unknown time zone.
 UNREADABLE = (OverflowError, ValueError, LookupError)
 LISTS = (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)
 TEXTS = (pa.StringScalar, pa.LargeStringScalar, pa.StringViewScalar)
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of `batch`; bytes of a text that are not UTF-8 become lone surrogates, which cleaning rejects."""
+    """The rows of `batch`. Bytes that are not UTF-8 become lone surrogates, which cleaning rejects."""
     try:
         yield from batch.to_pylist()
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""Records: the shape that everything else trusts, the readers of files that people bring, and the built-in corpus."""
+"""Records: the shape that all other code relies on, the readers of users' files, and the built-in corpus."""
 
 import codecs
 import glob
@@ -26,15 +26,17 @@ MAX_LINE_BYTES = 128 << 20
 COLUMNS_HINT = (
     "Or say which is what: columns: {instruction: …, output: …} in sources, or --columns instruction=…,output=…."
 )
-SHOWN_CHARS = 1000  # of what was too long to be read
+# Length of the beginning of an overlong line that is kept.
+SHOWN_CHARS = 1000
 Side = Literal["train", "eval"]
-Columns = Mapping[Any, str] | None  # the project's name of a field → the file's
+# The file's name of a field, by the project's name.
+Columns = Mapping[Any, str] | None
 Say = Callable[[str], None]
 
 
 class Message(BaseModel):
-    """A turn. `train: false` marks an answer that is context only; `tool_calls` and what answers them stand where a record's calls
-    are kept (`cleaning.tool_calls`)."""
+    """A turn. `train: false` marks an answer that is context only. Tool calls and their results exist only if
+    `cleaning.tool_calls` keeps them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -47,7 +49,7 @@ class Message(BaseModel):
 
 
 class Record(BaseModel):
-    """One example as data: `input` may be empty; `messages` (multi-turn, system prompt) takes the place of all three."""
+    """One example. `input` may be empty. `messages` (several turns, system prompt) replaces instruction, input and output."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -62,11 +64,11 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A record as it came: `value` is whatever the source held, `problem` why it could not even be read.
+    """A record before mapping: `value` is the source's own value, `problem` says why it could not be read.
 
-    `call_key` is the journal's key of the request that made it; only records that a model wrote have one. `damaged`: the
-    problem is that its bytes are no text. `side` is the side of the split that its source is fixed to, None where the record's
-    own hash decides.
+    `call_key` is the journal's key of the request that produced it; only records written by a model have one. `damaged`
+    means that its bytes are not valid text. `side` is the side of the split that its source is fixed to; None if the
+    record's own hash decides.
     """
 
     source: str
@@ -83,7 +85,7 @@ class RawRecord:
 
 
 def explain(error: ValidationError) -> str:
-    """The validation error in one line: each field, what was wrong, what was found."""
+    """The validation error in one line: each field with its problem and its value."""
     parts = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"] if part != "[key]") or "record"
@@ -93,10 +95,10 @@ def explain(error: ValidationError) -> str:
 
 
 def read_corpus(path: Path) -> list[dict[str, Any]]:
-    """The records of corpus.json, strictly: this file is tracked, so a mistake in it is named, not dropped.
+    """The records of corpus.json, read strictly. The file is part of the project, so a mistake in it is an error.
 
     Raises:
-        UsageError: not there, not JSON, not a list of records, or a record with a wrong field.
+        UsageError: the file is missing, is not JSON, is not a list of records, or has a record with a wrong field.
     """
     values = read_json_list(path)
     for i, value in enumerate(values):
@@ -124,7 +126,8 @@ def read_json_list(path: Path, encoding: str = "utf-8") -> list[Any]:
         ) from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply; expected a list of records.") from None
-    except ValueError as error:  # a whole number of thousands of digits
+    # An integer with thousands of digits.
+    except ValueError as error:
         raise UsageError(f"{path}: not JSON that can be read: {error}; expected a list of records.") from None
     if not isinstance(values, list):
         raise UsageError(f"{path}: holds {str(values)[:40]!r}, which is no list; expected a list of records.")
@@ -142,12 +145,14 @@ def _read_text(path: Path, encoding: str) -> str:
 
 
 def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -> list[Path]:
-    """The files that paths and globs name; a relative one lies in `folder`, `~` is the home folder. A path by itself may be a link
-    to anywhere; a glob stays within its folder, and `say` gets a line for each linked folder that `**` does not enter.
+    """The files that paths and globs name. A relative pattern is relative to `folder`; `~` is the home folder.
+
+    A plain path may be a link to anywhere. A glob stays within its folder, and `say` gets a line for each linked folder
+    that `**` does not enter.
 
     Raises:
-        UsageError: a pattern that names nothing, a folder, no regular file, a file of an unknown kind, or, by a glob, a link that
-            leads out of its folder.
+        UsageError: a pattern matches nothing, a folder, something that is not a regular file, or a file of an unknown kind;
+            or a glob matches a link that leads out of its folder.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -163,8 +168,8 @@ def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -
                 raise UsageError(f"{path}: unknown kind {path.suffix!r}; expected one of {', '.join(SUFFIXES)}.")
             if glob.has_magic(expanded) and (base := globbing.leads_out(absolute, path)) is not None:
                 raise UsageError(
-                    f"{path}: is a link that leads out of {base} to {path.resolve()}; where that file is meant, name it by "
-                    "itself, without * in its path."
+                    f"{path}: is a link that leads out of {base} to {path.resolve()}; to use that file, name it "
+                    "directly, without * in its path."
                 )
         files += paths
     return list(dict.fromkeys(files))
@@ -184,13 +189,13 @@ def read_file(
     columns: Columns = None,
     say: Say = announce,
 ) -> Iterator[RawRecord]:
-    """The raw records of a user's file, read piece by piece. A broken line of JSONL or CSV costs that line only.
+    """The raw records of a user's file, read in pieces. A broken line of JSONL or CSV costs only that line.
 
     `say` gets a line for a CSV file that is not UTF-8 with commas: its encoding and separator.
 
     Raises:
-        UsageError: it cannot be read, is not what its suffix says, or is a CSV file of mostly broken rows; the message names the
-            place.
+        UsageError: the file cannot be read, does not match its suffix, or is a CSV file with mostly broken rows. The message
+            names the place.
     """
     readers = {".json": _read_json, ".jsonl": _read_lines, ".parquet": _read_parquet}
     suffix = path.suffix.lower()
@@ -200,7 +205,8 @@ def read_file(
         yield RawRecord(path.name, value, problem=problem, damaged=damaged, side=side, columns=columns)
 
 
-Read = Iterator[tuple[Any, str | None, bool]]  # a record's value, what is wrong with it, whether its bytes are no text
+# A record's value, its problem, and whether its bytes are not valid text.
+Read = Iterator[tuple[Any, str | None, bool]]
 
 
 @contextmanager
@@ -229,7 +235,8 @@ def _read_json(path: Path, encoding: str, _: Columns) -> Read:
                 yield value, problem, False
             return
         except (ValueError, RecursionError):
-            pass  # read whole, it says what is wrong and where
+            # Reading the complete file below gives a better message.
+            pass
     read_json_list(path, encoding)
     raise UsageError(f"{path}: not a JSON list that can be read piece by piece; expected a list of records.")
 
@@ -245,7 +252,7 @@ def _read_lines(path: Path, encoding: str, _: Columns) -> Read:
 
 
 def _lines(handle: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Each line, and whether it is whole: of one that is longer than what is read at once, only the start."""
+    """Each line, and whether it is complete. Of an overlong line only the beginning is read."""
     while line := handle.readline(MAX_LINE_BYTES):
         first = rest = line
         while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
@@ -288,7 +295,7 @@ def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
     with _open_file(path) as handle:
         codec = text_encoding.detect(handle) if encoding == "utf-8" else encoding
         is_utf8 = codec == "utf-8-sig"
-        # bytes that are no text cost their record only
+        # Invalid bytes cost only their own record.
         text = _text(handle, codec, "surrogateescape" if is_utf8 else "replace")
         separator = _separator(path, text, columns)
         rows = delimited.rows(text, separator)
@@ -304,7 +311,7 @@ def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
 
 
 def _separator(path: Path, text: TextIO, columns: Columns) -> str:
-    """The separator under which the first line names known columns, else the one that gives it the most cells."""
+    """The separator with which the first line has known columns, else the one with the most cells."""
     while (line := text.readline(delimited.MAX_CHARS)) and not line.strip():
         pass
     text.seek(0)
@@ -324,7 +331,7 @@ def _unless_most_are_broken(path: Path, records: Read) -> Read:
     """The same records.
 
     Raises:
-        UsageError: more than half of them are broken; the message shows the first problem.
+        UsageError: more than half of them are broken; the message has the first problem.
     """
     total, broken, first = 0, 0, ""
     for value, problem, damaged in records:
@@ -343,7 +350,8 @@ def _csv_record(row: delimited.Row, names: list[str], codec: str, separator: str
         return row.text, f"{row.place}: {row.problem}", False
     value = dict(zip(names, row.cells, strict=False))
     width, cells = len(names), len(row.cells)
-    named_width = next((at for at in range(width, 0, -1) if names[at - 1]), 0)  # columns at the end may have no name
+    # The last columns may have no name.
+    named_width = next((at for at in range(width, 0, -1) if names[at - 1]), 0)
     if _is_damaged(row.cells, codec):
         encoding = text_encoding.display_name(codec)
         return value, f"{row.place}: not {encoding}; save the file as UTF-8, or declare its encoding", True
@@ -357,13 +365,13 @@ def _csv_record(row: delimited.Row, names: list[str], codec: str, separator: str
 
 
 def _is_damaged(cells: list[str], codec: str) -> bool:
-    """Whether bytes were no text in this encoding; see `_read_csv` for what stands in their place."""
+    """Whether some bytes were invalid in this encoding; `_read_csv` chooses what replaces them."""
     text = "".join(cells)
     return not text.isascii() and (_readable(text) != text if codec == "utf-8-sig" else "\ufffd" in text)
 
 
 def _readable(text: str) -> str:
-    """`text` with a question mark in the place of every byte that is no text."""
+    """`text` with a question mark for every invalid byte."""
     return text.encode("utf-8", errors="replace").decode()
 
 
@@ -378,9 +386,7 @@ def _check_header(path: Path, names: list[str], columns: Columns) -> None:
 
 def _check_columns(path: Path, names: list[str], columns: Columns) -> None:
     if repeated := next((name for at, name in enumerate(names) if name and name in names[:at]), None):
-        raise UsageError(
-            f"{path}: the column {repeated!r} stands twice; which of them is meant, nobody can say: rename one."
-        )
+        raise UsageError(f"{path}: the column {repeated!r} stands twice; rename one of the two.")
     if missing := [f"{theirs!r} ({ours})" for ours, theirs in (columns or {}).items() if theirs not in names]:
         raise UsageError(f"{path}: has no column {', '.join(missing)}; its columns are {_name_list(names)}.")
 

@@ -1,36 +1,42 @@
-"""The encoding of a text file that declares none: by its byte order mark, else by its bytes.
+"""Detection of the encoding of a text file: from its byte order mark, else from its bytes.
 
-UTF-8 is taken wherever it can be. Another encoding is only guessed where most of what is not ASCII is no UTF-8, since a wrong
-guess gives text that nobody wrote.
+UTF-8 is preferred. Another encoding is guessed only if most lines with non-ASCII bytes are not UTF-8, because a wrong guess
+produces text that nobody wrote.
 """
 
 import codecs
 from typing import IO, Any, Literal
 
-Encoding = Literal[  # those that may be declared; without one, a CSV file's is detected
+# Encodings that a source may declare. Without one, that of a CSV file is detected.
+Encoding = Literal[
     "utf-8", "cp949", "cp932", "euc_jp", "gb18030", "big5", "cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"
 ]
-SAMPLE_BYTES = 1 << 18  # of lines that are not ASCII
+# Size of the sample of lines that are not ASCII.
+SAMPLE_BYTES = 1 << 18
 PIECE_BYTES = 1 << 20
-MARKS = (  # UTF-32's mark begins with UTF-16's
+# UTF-32 comes before UTF-16, because its mark begins with that of UTF-16.
+MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# those that people's spreadsheets write, by one or two bytes a character
+# Encodings of common spreadsheets, with one or two bytes per character.
 ONE_BYTE = ("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman")
 TWO_BYTES = ("cp949", "cp932", "euc_jp", "gb18030", "big5")
-CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"))  # languages that cp1250 is for
+# Languages of cp1250.
+CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"))
 LANGUAGE_CHARS = 4000
-MIN_COHERENCE = 0.1  # of letters to a language's, 0 to 1: any bytes are text in an encoding of one byte a character
+# Coherence, from 0 to 1, is how well the letters fit a language. Any bytes are text in an encoding with one byte per
+# character, so such an encoding needs it.
+MIN_COHERENCE = 0.1
 MAX_CHAOS = 0.2
 CLEAR_CHAOS_MARGIN = 0.05
 
 
 def detect(handle: IO[bytes]) -> str:
-    """The name of the codec that reads `handle`, which stands at its start afterwards; UTF-8 where nothing else is sure."""
+    """The name of the codec for `handle`; UTF-8 unless another one is certain. Rewinds `handle` to its start."""
     head = handle.read(4096)
     codec = next((codec for mark, codec in MARKS if head.startswith(mark)), None) or _unmarked_utf16(head)
     if not codec:
@@ -54,12 +60,13 @@ def _unmarked_utf16(head: bytes) -> str | None:
 
 
 def _lines_beyond_ascii(handle: IO[bytes]) -> list[bytes]:
-    """Lines that are not ASCII, as many as a sample holds."""
+    """A sample of the lines that are not ASCII."""
     lines: list[bytes] = []
     total, rest = 0, b""
     while total < SAMPLE_BYTES and (piece := handle.read(PIECE_BYTES)):
         *complete, rest = (rest + piece).split(b"\n")
-        if len(rest) > PIECE_BYTES:  # a line without end
+        # A line of unlimited length.
+        if len(rest) > PIECE_BYTES:
             complete, rest = [*complete, rest[:PIECE_BYTES]], b""
         if not piece.isascii():
             lines += [line for line in complete if not line.isascii()]
@@ -71,7 +78,8 @@ def _guess(lines: list[bytes]) -> str:
     broken = [line for line in lines if not _is_utf8(line)]
     if 2 * len(broken) <= len(lines):
         return "utf-8-sig"
-    from charset_normalizer import from_bytes  # slow to load, and most files are UTF-8
+    # Imported here because it loads slowly, and most files are UTF-8.
+    from charset_normalizer import from_bytes
 
     sample = b"\n".join(lines)[: 2 * SAMPLE_BYTES]
     best, *others = [*from_bytes(sample, cp_isolation=[*TWO_BYTES, *ONE_BYTE], threshold=MAX_CHAOS)] or [None]
@@ -83,12 +91,12 @@ def _guess(lines: list[bytes]) -> str:
 
 
 def _is_clearer(best: Any, other: Any) -> bool:
-    """A few characters of two bytes are text in every encoding of East Asia's."""
+    """Whether `best` beats `other` clearly. A few two-byte characters are valid text in every East Asian encoding."""
     return best.coherence >= other.coherence + MIN_COHERENCE or best.chaos + CLEAR_CHAOS_MARGIN <= other.chaos
 
 
 def _european(sample: bytes) -> str:
-    """Western or Central Europe's: nearly any bytes are letters in both, so the language decides, which ASCII letters tell too."""
+    """The encoding of Western or Central Europe. Nearly all bytes are letters in both, so the language decides."""
     import py3langid
 
     language, _ = py3langid.classify(sample.decode("cp1252", errors="ignore")[:LANGUAGE_CHARS])

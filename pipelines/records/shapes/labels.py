@@ -1,4 +1,4 @@
-"""Labels that say of an answer whether it is a good one: KTO's, thumbs, a reviewer's note."""
+"""Labels that rate an answer as good or bad: KTO's, thumbs, a reviewer's note."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.records.shapes import tools
 from pipelines.records.shapes.options import Unusable
 
+# Fields with objects that may contain such a label.
 OBJECTS = frozenset(
     (
         "annotation",
@@ -20,8 +21,8 @@ OBJECTS = frozenset(
         "user_feedback",
         "human_feedback",
     )
-)  # objects that may hold such a label
-# whose word it is, then what kind of word; then questions whose answer is yes or no
+)
+# The author of a rating and its kind; then names that are yes-or-no questions.
 _WORD = re.compile(
     r"(?:(?:user|human|customer|reviewer|annotator|answer|response|overall)_)?(?:feedback|rating|quality|verdict|vote|reaction|"
     r"thumbs?|evaluation|judge?ment|preference|satisfaction|review|review_result|label|kto_tag)|평가|만족도?|피드백|선호도?"
@@ -30,7 +31,9 @@ _YES_OR_NO = re.compile(
     r"(?:is|was)_(?:correct|good|helpful|safe|desirable|accepted|liked?|acceptable|useful|approved|preferred|chosen|valid|satisfied)|"
     r"desirable|helpful|liked|thumbs_up|accepted|acceptable|approved|satisfied|correct|chosen"
 )
-_NUMBERED = re.compile(r"(?:is|was)_\w+|desirable")  # where a 0 is a no; as `helpful` it may count votes
+# Names for which 0 means no. A field such as `helpful` may instead count votes.
+_NUMBERED = re.compile(r"(?:is|was)_\w+|desirable")
+# Names for which a negative number means a thumbs down.
 _VOTES = (
     "feedback",
     "user_feedback",
@@ -38,20 +41,20 @@ _VOTES = (
     "thumbs",
     "reaction",
     "vote",
-)  # a negative number is a thumbs down there
+)
 _BAD = frozenset(
     (
         "false", "undesirable", "bad", "thumbsdown", "down", "dislike", "👎", "disliked", "downvote", "downvoted",
         "nothelpful", "unhelpful", "싫어요", "나쁨", "불만족", "dsat",
     )
 )  # fmt: skip
-# of a record's own `label` these may be what a classifier learns
+# As a record's own `label`, the added words may be the target of a classifier.
 _BAD_OF_ANSWERS = _BAD | {"negative", "reject", "rejected", "poor", "wrong", "incorrect"}
 
 
 @lru_cache(maxsize=4096)
 def judges(name: str) -> bool:
-    """Whether a field of that name may say of an answer that it is a bad one."""
+    """Whether a field with that name may mark an answer as bad."""
     return bool(_WORD.fullmatch(name) or _YES_OR_NO.fullmatch(name))
 
 
@@ -61,11 +64,12 @@ def names_in(value: Mapping[Any, Any]) -> frozenset[str]:
 
 
 def refuse_bad(value: Mapping[str, Any], owner: str = "its") -> None:
-    """Refuse a record, or a turn, that says of itself that it is a bad answer. A 0 says so only in a file whose labels are 0 and
-    1: `binary_label`.
+    """Refuse a record or a turn that is marked as a bad answer.
+
+    A 0 marks it only in a file whose labels are 0 and 1; see `binary_label`.
 
     Raises:
-        Unusable: it says so. `what` names whose label that is.
+        Unusable: it is marked as bad. The message calls the label that of `owner`.
     """
     objects = [held for name in OBJECTS if isinstance(held := tools.as_data(value.get(name)), dict)]
     for names in (value, *objects):
@@ -86,15 +90,16 @@ def _is_bad(name: str, label: Any, *, own: bool) -> bool:
 
 
 def binary_label(value: Any, columns: Mapping[str, str] | None = None) -> int | None:
-    """A label given as a number: 0, 1, or 2 for any other; None where the record has none. A file whose labels are 0 and 1 alone
-    marks answers as bad and good by them; one with others numbers its topics."""
+    """A numeric label: 0, 1, or 2 for any other number; None if the record has none.
+
+    In a file with only the labels 0 and 1 they mark bad and good answers. Other numbers are topics.
+    """
     if not isinstance(value, dict):
         return None
     if not columns and "label" not in value and "kto_tag" not in value:
         return None
-    names = (
-        [columns["label"]] if columns and "label" in columns else () if columns else ("label", "kto_tag")
-    )  # ratings are no labels
+    # Ratings are not labels.
+    names = [columns["label"]] if columns and "label" in columns else () if columns else ("label", "kto_tag")
     label = next((value[name] for name in names if value.get(name) is not None), None)
     if isinstance(label, bool) or not isinstance(label, (int, float, str)):
         return None

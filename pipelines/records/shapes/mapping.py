@@ -1,7 +1,7 @@
-"""A record in whatever shape → the project's field names, what of it is not used, or the reason why it cannot be used.
+"""The mapping of a record in any shape to the project's field names, or to the reason why it cannot be used.
 
-Shapes are tried in this order: turns (`messages`, ShareGPT's `conversations`), preference pairs (`chosen`, `rejected`), then a
-question and its answer under one of many names, with turns before it (`history`) and a system prompt where it has them.
+The order of shapes: preference pairs (`chosen`, `rejected`), then turns (`messages`, ShareGPT's `conversations`) and other
+dialogues, then a question and its answer under one of many names, with earlier turns (`history`) and a system prompt.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ from pipelines.records.shapes.turns import Conversation, conversation, reasoned
 
 
 def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str] | None = None) -> Mapped:
-    """A record as it came → the project's own field names. `columns` says which of its fields is what; no other then counts."""
+    """Map a record to the project's field names. `columns` names its fields; with it, no other field counts."""
     if not columns and type(value) is dict and (plain := plain_pair(value)):
         return plain
     if not isinstance(value, dict):
@@ -58,14 +58,14 @@ class _Content(NamedTuple):
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """The type of a value in words."""
     return {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}.get(
         type(value), "number"
     )
 
 
 def _in_lower_case(value: dict[Any, Any]) -> dict[str, Any]:
-    """The record under names in lower case, where none of them is a name that we know and those in lower case are."""
+    """The record with lower-case names, unless it already has a known name."""
     if not KNOWN.isdisjoint(value):
         return value
     lower = {str(name).strip().lower(): item for name, item in value.items()}
@@ -85,7 +85,7 @@ REQUIRED = ("instruction", "output", "messages", "chosen")
 
 
 def _reader(value: dict[str, Any]) -> tuple[str, Any]:
-    """The name of the record's shape, and what reads it."""
+    """The name of the record's shape, and its reader."""
     if not isinstance(value.get("chosen"), bool | None):
         return _shape(value, *TURNS, *QUESTION_FIELDS, "chosen", "rejected"), _from_preference
     if name := next((name for name in TURNS if value.get(name) is not None), None):
@@ -108,10 +108,10 @@ def _reader(value: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _no_shape(value: dict[str, Any]) -> Unusable:
-    """Why no shape fits.
+    """The error for a record without a known shape.
 
     Raises:
-        Unusable: a picture and a question about it, in whatever fields.
+        Unusable: the record has a picture, in any field.
     """
     if name := next((name for name in ("tools", "functions", "function") if value.get(name)), None):
         return Unusable("tool_calls", f"the field {name} declares tools, in a shape that is not known")
@@ -126,7 +126,7 @@ def _no_shape(value: dict[str, Any]) -> Unusable:
 
 
 def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Transcript:
-    """The dialogue that a text holds. Beside a question and its answer, it is the two of them in a template, or something else."""
+    """The dialogue in a text. Beside a question and its answer it is ignored, since it usually repeats them in a template."""
     paired = any(question_field in value and answer_field in value for question_field, answer_field in PAIRS)
     text = value.get(name)
     return transcripts.Transcript([]) if paired or not isinstance(text, str) else transcripts.read(text)
@@ -143,7 +143,7 @@ def _holds_pairs(instances: Any) -> bool:
 
 
 def _shape(value: Mapping[str, Any], *names: str) -> str:
-    """Those of the names that the record has; of optional ones only those that hold something."""
+    """Those of the names that the record has; optional fields must not be empty."""
     optional = (*SYSTEM, "history")
     return "/".join(dict.fromkeys(name for name in names if (value.get(name) if name in optional else name in value)))
 
@@ -160,7 +160,8 @@ def _check_media(value: Mapping[str, Any]) -> None:
 
 
 def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Content:
-    turns = tools.as_data(value[name])  # CSV and some Parquet files hold the list as a text of JSON
+    # CSV and some Parquet files have the list as JSON text.
+    turns = tools.as_data(value[name])
     if not isinstance(turns, (list, tuple)):
         raise Unusable("schema", f"{name}: expected a list of turns (got {turns!r:.60})")
     system = _system(value)
@@ -172,13 +173,13 @@ def _from_turns(value: dict[str, Any], options: Options, *, name: str) -> _Conte
 def _from_transcript(
     value: dict[str, Any], options: Options, *, name: str, transcript: transcripts.Transcript
 ) -> _Content:
-    """A dialogue in one text: Glaive's `chat`, and the `text` of files that are ready for a trainer."""
+    """A dialogue in one text: Glaive's `chat`, and the `text` of files prepared for a trainer."""
     content = _from_turns({**value, "messages": transcript.turns}, options, name="messages")
     return content._replace(used=content.used | {name}, notes={**content.notes, **transcript.notes})
 
 
 def _from_instances(value: dict[str, Any], options: Options) -> _Content:
-    """An instruction with several inputs and outputs, as self-instruct's seed tasks have it: the first is used."""
+    """An instruction with several inputs and outputs, as in self-instruct's seed tasks. Only the first pair is used."""
     first, *others = value["instances"]
     content = _from_pair({**value, **first}, options, question_field="instruction", answer_field="output")
     notes = {**content.notes, **({"further instances": len(others)} if others else {})}
@@ -186,7 +187,7 @@ def _from_instances(value: dict[str, Any], options: Options) -> _Content:
 
 
 def _from_texts(value: dict[str, Any], options: Options) -> _Content:
-    """Texts of the user and the assistant by turns, as UltraChat has them."""
+    """Alternating texts of the user and the assistant, as in UltraChat."""
     roles = ("user", "assistant")
     turns = [{"role": roles[place % 2], "content": text} for place, text in enumerate(value["data"])]
     content = _from_turns({**value, "messages": turns}, options, name="messages")
@@ -194,7 +195,7 @@ def _from_texts(value: dict[str, Any], options: Options) -> _Content:
 
 
 def _from_calls(value: dict[str, Any], options: Options) -> _Content:
-    """A question and the calls that answer it, as xLAM's data has them."""
+    """A question and the calls that answer it, as in xLAM's data."""
     calls = tools.as_data(value["answers"])
     called = [tools.call(each) for each in (calls if isinstance(calls, list) else [calls])]
     turns = [{"role": "user", "content": value["query"]}, {"role": "assistant", "content": "", "tool_calls": called}]
@@ -203,7 +204,7 @@ def _from_calls(value: dict[str, Any], options: Options) -> _Content:
 
 
 def _after_system(value: Mapping[str, Any], turns: Any) -> Any:
-    """The turns after the record's own system prompt, where it has one and they begin with none."""
+    """The turns, with the record's own system prompt in front if they do not begin with one."""
     system = _system(value)
     return (
         [{"role": "system", "content": value[system]}, *turns] if system and not _begins_with_system(turns) else turns
@@ -216,7 +217,7 @@ def _begins_with_system(turns: Any) -> bool:
 
 
 def _from_conversation(value: Mapping[str, Any], talk: Conversation, options: Options, used: set[str]) -> _Content:
-    """The record of a conversation. A single question and its answer is a record like any other."""
+    """The record of a conversation. A single question with its answer becomes an ordinary record."""
     for turn in talk.turns:
         if turn.role == "user" and (mark := media.mark_in(turn.text)):
             raise Unusable("not_text", f"a question holds {mark}")
@@ -234,7 +235,7 @@ def _from_conversation(value: Mapping[str, Any], talk: Conversation, options: Op
 
 
 def _from_preference(value: dict[str, Any], options: Options) -> _Content:
-    """A pair's chosen answer as the answer; the rejected one teaches nothing here and is counted."""
+    """A preference pair with the chosen answer as the answer. The rejected one is only counted."""
     chosen, prompt, names = tools.as_data(value["chosen"]), *_prompt_of(value)
     notes = {"rejected answers": 1} if value.get("rejected") is not None else {}
     used = {"chosen", "rejected", *names, *labels.names_in(value), *METADATA_FIELDS, *SYSTEM}
@@ -265,7 +266,7 @@ def _from_preference(value: dict[str, Any], options: Options) -> _Content:
 
 
 def _prompt_of(value: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """What a preference pair's answers answer: turns or a text, and the names it stands under."""
+    """The prompt of a preference pair, as turns or a text, and the names of its fields."""
     for name in (*TURNS, *QUESTION_FIELDS):
         prompt = tools.as_data(value.get(name))
         if isinstance(prompt, (list, tuple)) or (isinstance(prompt, str) and name in QUESTION_FIELDS):
@@ -278,7 +279,7 @@ def _role(turn: Any) -> str:
 
 
 def _by_speaker(text: str) -> transcripts.Transcript:
-    """The turns of a preference pair's text that says "Human:" and "Assistant:" in front of each."""
+    """The turns of a preference pair's text with "Human:" or "Assistant:" in front of each."""
     transcript = transcripts.read(text)
     if not transcript.turns:
         raise Unusable("schema", "chosen is a text without a question; expected prompt beside it, or turns")
@@ -286,7 +287,7 @@ def _by_speaker(text: str) -> transcripts.Transcript:
 
 
 def _context(value: dict[str, Any], question_field: str) -> str | None:
-    """The name of the field that the question is about."""
+    """The name of the field with the context of the question, or None."""
     if "input" in value and question_field != "input":
         return "input"
     return "context" if "context" in value else None
@@ -299,7 +300,8 @@ def _input(value: Any) -> Any:
 
 def _from_pair(value: dict[str, Any], options: Options, *, question_field: str, answer_field: str) -> _Content:
     question, answer = value[question_field], value[answer_field]
-    if isinstance(question, list) and isinstance(answer, list):  # both as chat turns
+    # Both are lists of chat turns.
+    if isinstance(question, list) and isinstance(answer, list):
         talk = conversation([*question, *answer], options)
         return _from_conversation(
             value, talk, options, {question_field, answer_field, *labels.names_in(value), *METADATA_FIELDS}
@@ -324,7 +326,7 @@ def _from_pair(value: dict[str, Any], options: Options, *, question_field: str, 
 
 
 def _system(value: Mapping[str, Any]) -> str | None:
-    """The field that holds a system prompt."""
+    """The name of the field with a system prompt, or None."""
     for name in SYSTEM:
         if isinstance(prompt := value.get(name), str) and prompt.strip():
             return name
@@ -332,14 +334,14 @@ def _system(value: Mapping[str, Any]) -> str | None:
 
 
 def _text(value: Any) -> Any:
-    """The value; "" for null, and for pandas' NaN, which is how files say that a text is empty."""
+    """The value; "" for null and for pandas' NaN, which stand for an empty text in files."""
     return "" if value is None or value != value else value
 
 
 def _answer(
     value: Mapping[str, Any], text: str, options: Options, notes: Counter[str], used: set[str], *, question: str
 ) -> str:
-    """The answer without what is no answer: its reasoning, as the setting has it."""
+    """The answer, with its reasoning treated according to the setting."""
     if (mark := tools.written_in(text, question)) and options.tool_calls == "reject":
         raise Unusable("tool_calls", f"the answer writes a call: {mark}")
     inside, answer = reasoning.split(text)
@@ -368,7 +370,7 @@ def _with_turns(
     value: Mapping[str, Any], fields: dict[str, Any], system: str | None, history: Any, options: Options, used: set[str],
     notes: Counter[str],
 ) -> _Content:  # fmt: skip
-    """The pair as the last exchange of a conversation: after a system prompt, and after the turns of LLaMA-Factory's `history`."""
+    """The pair as the last exchange of a conversation, after a system prompt and the turns of LLaMA-Factory's `history`."""
     turns: list[Any] = [{"role": "system", "content": system}] if system else []
     if not isinstance(history, (list, tuple)) or not all(
         isinstance(each, (list, tuple)) and len(each) == 2 for each in history
@@ -381,7 +383,8 @@ def _with_turns(
     )
     turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": fields["output"]}]
     if not isinstance(fields["output"], str) or not fields["output"].strip() or not prompt.strip():
-        return _Content(fields, used, notes=notes)  # the check and the rules say what is wrong with it
+        # The validation and the rules report the problem.
+        return _Content(fields, used, notes=notes)
     talk = conversation(turns, options)
     messages = [turn.message() for turn in talk.turns]
     return _Content({**fields, "messages": messages}, used, dropped=talk.dropped, notes={**notes, **talk.notes})

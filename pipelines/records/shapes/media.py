@@ -1,4 +1,4 @@
-"""Pictures, sound and video that a record brings along: a text model cannot see them, so such a record teaches it to guess."""
+"""Pictures, sound and video in a record. A text model cannot see them, so such a record would teach it to guess."""
 
 import re
 from collections.abc import Mapping
@@ -9,23 +9,25 @@ FIELDS = (
     "audio_path", "pixel_values",
 )  # fmt: skip
 _NAMES = frozenset(FIELDS)
-DATA = ("fileData", "file_data", "inlineData", "inline_data")  # of Gemini's parts
+# Keys of media in Gemini's parts.
+DATA = ("fileData", "file_data", "inlineData", "inline_data")
 _BEGIN = ("image", "img", "video", "audio", "speech")
-BEGINNINGS = frozenset(name[:3] for name in (*_BEGIN, *FIELDS))  # of the names of fields that hold media
+# The first letters of names of fields with media.
+BEGINNINGS = frozenset(name[:3] for name in (*_BEGIN, *FIELDS))
 PARTS = re.compile(r"(?:input_)?(?:image|video|audio|file)(?:_url|_file)?")
-# in front of a question or behind it, as LLaVA and its like write it; in the middle of a sentence it is a word about markup
+# Before or after a question, as in LLaVA's data and similar ones. Within a sentence the tag is a word about markup.
 _MARK = r"<(?:image|video|audio|img)>"
 _MARKED = re.compile(
     rf"\A\s*{_MARK}(?=\s*\n|\s*\Z|[A-Z가-힣])|(?:\n|[.?!…]) *{_MARK}\s*\Z|^\s*{_MARK}\s*$"
     r"|<\|(?:image|video|audio|vision_start)[^|\n]*\|>|\[(?:IMG|IMAGE|AUDIO|VIDEO)\](?=\W*[A-Z가-힣\[])"
-    # tokens of the models, which no markup has: with an underscore, a number, or in capitals
+    # Tokens of models, which markup does not have: with an underscore, a number, or in capitals.
     r"|<(?:image|img|video|audio)[-_ ]?(?:here|\d+|placeholder|token|pad)>|<\w*_(?:image|img|video|audio)\w*>"
     r"|^!\[[^\]\n]*\]\((?:attachment:|https?://|\.{0,2}/|\w)[^)\n]*\)\s*$|\[(?:이미지|사진|그림|동영상|영상|음성|오디오)\]\s*\Z"
     r"|data:(?:image|audio|video)/[\w.+-]+;base64,"
     r"|<(?-i:IMG|IMAGE|AUDIO|VIDEO)_?\w*>|<(image|audio|video|img|speech|sound)>[^<\n]{1,200}</\1>",
     re.MULTILINE | re.IGNORECASE,
 )
-# alone, as an input
+# A file name as the complete input.
 _FILE = re.compile(r"\S{1,200}\.(?:jpe?g|png|gif|webp|bmp|wav|mp3|flac|ogg|pcm|mp4|avi|webm)", re.IGNORECASE)
 _POINTED_AT = re.compile(
     r"\b(?:this|the|attached|above|following) (?:attached |above |following )?(?:picture|image|photo(?:graph)?|"
@@ -64,17 +66,18 @@ _WORDS = (
     "ainting", "igure", "ketch", " scan", " map",
 )  # fmt: skip
 _KOREAN_WORDS = ("사진", "그림", "이미지", "영상", "스크린샷", "그래프", "도표", "음성", "오디오", "녹음")  # fmt: skip
-_LONG = 400  # characters: a prompt longer than that describes what it speaks of
+# A prompt with more characters describes its subject itself.
+_LONG = 400
 
 
 def field_of(value: Mapping[str, Any]) -> str | None:
-    """The field that holds media, None where none of them holds anything."""
+    """The field that contains media, or None."""
     names = [name for name in value if name in _NAMES or str(name).lower().startswith(_BEGIN)]
     return next((name for name in names if value[name] not in (None, "", [], {}, "[]")), None)
 
 
 def kind_of_part(part: Mapping[str, Any]) -> str | None:
-    """What kind of media a part of a message's content is, None where it is text."""
+    """The kind of media of a part of a message's content; None for text."""
     kind = part.get("type")
     if isinstance(kind, str) and PARTS.fullmatch(kind):
         return kind
@@ -82,7 +85,7 @@ def kind_of_part(part: Mapping[str, Any]) -> str | None:
 
 
 def mark_in(text: str) -> str | None:
-    """The mark in a question that a picture, a sound or a video belongs there."""
+    """The mark of a picture, a sound or a video in a question, or None."""
     if _FILE.fullmatch(text.strip()):
         return text.strip()
     if "![" in text and "arkdown" in text:
@@ -92,12 +95,12 @@ def mark_in(text: str) -> str | None:
 
 
 def may_point(text: str) -> bool:
-    """Whether a text holds a word without which no question points at a picture."""
+    """Whether a text has one of the words that every reference to a picture contains."""
     return any(map(text.__contains__, _WORDS)) or (not text.isascii() and any(map(text.__contains__, _KOREAN_WORDS)))
 
 
 def pointed_at(text: str) -> str | None:
-    """The words with which a short question points at a picture that is not there."""
+    """The words with which a short question refers to a missing picture, or None."""
     if len(text) > _LONG or not may_point(text):
         return None
     match = _POINTED_AT.search(text) or _UPLOADED.search(text)
@@ -105,6 +108,6 @@ def pointed_at(text: str) -> str | None:
 
 
 def uploaded(text: str) -> str | None:
-    """The words with which a question says that a picture came with it, whatever is said of it afterwards."""
+    """The words with which a question says that it comes with a picture, or None."""
     match = _UPLOADED.search(text) if may_point(text) else None
     return match[0] if match else None

@@ -1,9 +1,10 @@
-"""Field names that instruction files use, and the result of reading a record."""
+"""Field names in instruction files, and the result of mapping a record."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PAIRS = (  # question and answer; the first pair that a record has counts
+# Names of question and answer. The first pair that a record has counts.
+PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),
     ("instruction", "completion"),
@@ -25,9 +26,11 @@ PAIRS = (  # question and answer; the first pair that a record has counts
     ("user", "assistant"),
     ("human", "assistant"),
 )
-QUESTION_FIELDS = ("instruction", "prompt", "question", "query", "input")  # beside an answer that is called `chosen`
+# Names of the question beside an answer with the name `chosen`.
+QUESTION_FIELDS = ("instruction", "prompt", "question", "query", "input")
 CONTEXTS = ("input", "context")
 SYSTEM = ("system", "system_prompt")
+# Names of lists of turns in OpenAI's chat format and in ShareGPT's.
 TURNS = (
     "messages",
     "conversations",
@@ -35,20 +38,24 @@ TURNS = (
     "dialogue",
     "dialog",
     "contents",
-)  # OpenAI's chat format, ShareGPT's
+)
 METADATA_FIELDS = ("language", "topic")
 KNOWN = frozenset(name for pair in PAIRS for name in pair) | {*TURNS, "chosen", "chat", "text", "data"}
 SHAPES = (
     "instruction, input, output; or prompt and completion, question and answer, messages, conversations, "
     "or a preference pair (prompt, chosen, rejected)"
 )
-NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")  # Alpaca's words for an empty input
+# Alpaca's words for an empty input.
+NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")
 
 
 class Mapped(NamedTuple):
-    """`fields` is what a record is checked by, `shape` the names it came under, `dropped_turns` how many turns could not be
-    kept; `notes` counts what it holds that is not used, and what was changed; `reason` and `problem` say why it cannot be used;
-    `plain`: the fields are texts and nothing else."""
+    """The result of mapping a record.
+
+    `fields` has the project's field names, and `shape` the record's own names. `dropped_turns` is the number of dropped
+    turns. `notes` counts unused fields and changes. `reason` and `problem` say why the record cannot be used. `plain`
+    means that all fields are plain texts.
+    """
 
     shape: str = "unknown"
     fields: Mapping[str, Any] = {}

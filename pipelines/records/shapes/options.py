@@ -1,4 +1,4 @@
-"""What is done with what a plain question and answer does not have: tool calls, and the reasoning in front of an answer."""
+"""The treatment of tool calls, and of reasoning in front of an answer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +9,11 @@ Reasoning = Literal["strip", "keep", "reject"]
 
 @dataclass(frozen=True)
 class Options:
-    """`tool_calls`: records with calls are rejected whole, or carried on in one form. `reasoning`: what stands in <think> tags or
-    in `reasoning_content` is taken off the answer, kept in front of it in <think> tags, or a reason to reject the record."""
+    """`tool_calls`: reject records with calls, or keep the calls in one form.
+
+    `reasoning`: strip the reasoning (in <think> tags or in `reasoning_content`), keep it in front of the answer in <think>
+    tags, or reject the record.
+    """
 
     tool_calls: ToolCalls = "reject"
     reasoning: Reasoning = "strip"
@@ -20,7 +23,7 @@ DEFAULT = Options()
 
 
 class Unusable(Exception):
-    """A record that cannot be used, with the `reason` code that it is rejected for and a detail for people."""
+    """A record that cannot be used, with the `reason` code of its rejection and a detail for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

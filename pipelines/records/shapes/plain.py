@@ -1,4 +1,4 @@
-"""The short way for the plainest and commonest records: an instruction, an input and an output that are texts and nothing else."""
+"""The fast path for the most common records: an instruction, an input and an output that are plain texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,11 @@ _PLAIN = frozenset(("instruction", "input", "output", *METADATA_FIELDS))
 
 
 def plain_pair(value: dict[Any, Any]) -> Mapped | None:
-    """What the readers below would say of an instruction, an input and an output that are plain texts; None where it takes them
-    to say. Most records of most files are such, and this is several times as fast."""
+    """The result that the general mapping would give for an instruction, an input and an output that are plain texts.
+
+    None if only the general mapping can decide. Most records of most files are plain, and this path is several times as
+    fast.
+    """
     instruction, context, answer = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (type(instruction) is str and type(context) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
         return None
@@ -29,7 +32,7 @@ def plain_pair(value: dict[Any, Any]) -> Mapped | None:
 
 
 def _with_extras(value: dict[Any, Any], mapped: Mapped) -> Mapped | None:
-    """The same with a note on each field that is not used; None where one of them may say more."""
+    """The same with a note on each unused field; None if one of them may matter."""
     extra = [name for name in value if name not in _PLAIN]
     if labels.names_in(value) or any(str(name)[:3].lower() in media.BEGINNINGS for name in extra):
         return None
@@ -37,10 +40,10 @@ def _with_extras(value: dict[Any, Any], mapped: Mapped) -> Mapped | None:
     return mapped._replace(notes=notes)
 
 
-# complexity: one flat condition that every record is asked; calls would cost more than they name
+# complexity: one flat condition that runs for every record; calls would cost more than their names explain
 def _may_say_more(instruction: str, context: str, answer: str) -> bool:
-    """Whether texts hold a sign without which they hold no mark of a picture, of a call or of reasoning. Asked of every record."""
-    # single signs first: looking for one is many times as fast as looking for a word
+    """Whether the texts may have a mark of a picture, of a call or of reasoning. Runs for every record."""
+    # Single characters come first: a search for one is many times as fast as for a word.
     if (
         "<" in instruction
         or "<" in context
@@ -57,7 +60,8 @@ def _may_say_more(instruction: str, context: str, answer: str) -> bool:
         return True
     if answer[:1] in "[{ \n":
         return True
-    is_name = 0 < len(context) <= 12 or "." in context[-5:-2]  # a word for no input, the name of a file
+    # A word for an empty input, or the name of a file.
+    is_name = 0 < len(context) <= 12 or "." in context[-5:-2]
     return is_name or media.may_point(f"{instruction}\n{context}" if context else instruction)
 
 

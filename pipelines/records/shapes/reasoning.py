@@ -1,18 +1,17 @@
-"""Reasoning in front of an answer: <think>…</think> as today's models write it, or a field of its own."""
+"""Reasoning in front of an answer: <think>…</think> in today's models, or a separate field."""
 
 import re
 
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 _TAGGED = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-# DeepSeek-R1's template writes the opening tag itself, so an answer may hold the closing one alone
+# DeepSeek-R1's template writes the opening tag itself, so an answer may have only the closing one.
 _ONLY_CLOSED = re.compile(r"(?P<thought>(?:(?!<think).)*?)\n?</think>[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
 def split(text: str) -> tuple[str | None, str]:
-    """The reasoning in front of an answer (None: there is none; "" where its tags are empty), and the answer itself.
+    """The reasoning in front of an answer (None if there is none, "" if its tags are empty), and the answer itself.
 
-    Only what stands in front counts: tags in the middle of a text are part of it. A tag that is never closed means that the
-    answer never came.
+    Tags in the middle of a text belong to the text. A tag that is never closed means that the answer is missing.
     """
     if "think" not in text:
         return None, text
@@ -27,5 +26,5 @@ def split(text: str) -> tuple[str | None, str]:
 
 
 def joined(thought: str, answer: str) -> str:
-    """The answer with its reasoning in front, as models that think write it."""
+    """The answer with its reasoning in front, in the form of reasoning models."""
     return f"<think>\n{thought}\n</think>\n\n{answer}"

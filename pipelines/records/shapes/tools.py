@@ -1,4 +1,4 @@
-"""Tool calls in whatever spelling → one form: OpenAI's messages, with `arguments` as an object, as chat templates take them."""
+"""Tool calls of all formats in one form: OpenAI's messages with `arguments` as an object, as chat templates expect them."""
 
 import json
 import re
@@ -19,7 +19,7 @@ RESULT_ROLES = frozenset(
 )
 CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
 RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
-# the words in which models write a call into their text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek, Toolformer
+# Forms of a call in a model's text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek, Toolformer.
 _ACT = r"(?:Action|행동)(?: \d+)?: ?[\w.-]+(?:\[[^\n]*\]|\([^\n]*\))?[ \t]*\n+"
 IN_TEXT = re.compile(
     rf"^{_ACT}(?:Action Input|행동 입력|Observation|관찰)(?: \d+)?:|<tool_call>|<function_?calls?>|<invoke name=|"
@@ -28,13 +28,14 @@ IN_TEXT = re.compile(
     r"|<\|tool|\[TOOL_CALLS\]|<\|python_tag\|>|<｜tool|✿FUNCTION✿|<\|channel\|>commentary to=|<\|call\|>|"
     r"<\|action_start\|>"
     r"|\[[A-Z]\w*\([^)\n]*\) ?(?:→|->)"
-    # a call and what came of it, on lines of their own
+    # A call and its result on separate lines.
     r"|^(?:Action|Tool|Search\[[^\]\n]+\]).*\n(?:.*\n){0,3}?(?:Tool output|Tool result|Observation|Result|Output):"
     r"|<(search|gadget|api|calculator|tool|query)\b[^>\n]*>[^<\n]+</\1>\s*<(result|output|response|results)>"
     r"|^\s*(?:TOOL|FUNCTION|API) (?:RESPONSE|RESULT|OUTPUT):",
     re.MULTILINE,
 )
-FENCED_CALL = re.compile(r"^Action: ?```json", re.MULTILINE)  # Cohere's
+# The form of Cohere's models.
+FENCED_CALL = re.compile(r"^Action: ?```json", re.MULTILINE)
 IN_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 
@@ -44,7 +45,7 @@ ASKS_FOR_JSON = re.compile(
 
 
 def written_in(text: str, question: str = "") -> str | None:
-    """The mark of a call that an answer writes out; None where there is none outside of code, or the question `asked` for one."""
+    """The mark of a call in an answer's text outside code, or None. An answer that is one call may answer a question for JSON."""
     if (
         "<" not in text
         and "[" not in text
@@ -63,7 +64,7 @@ WHOLE_CALL = re.compile(r"\s*(?:\{.*\}|\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)
 
 
 def is_call(text: str) -> bool:
-    """Whether a whole answer is one call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
+    """Whether an answer is nothing but a call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
     value = as_data(text)
     if isinstance(value, dict):
         if value.get("tool_calls") or {"action", "action_input"} <= value.keys():
@@ -71,7 +72,8 @@ def is_call(text: str) -> bool:
         name_keys = {"name", "function", "tool_name"} & value.keys()
         inner = value.get("parameters")
         if isinstance(inner, dict) and ({"properties", "type"} & inner.keys()):
-            return False  # a tool's declaration
+            # The declaration of a tool.
+            return False
         return (
             bool(name_keys) and value.keys() <= {*name_keys, "arguments", "parameters", "id", "type"} and len(value) > 1
         )
@@ -86,7 +88,7 @@ def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def call(value: Any) -> dict[str, Any]:
-    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id where it has one."""
+    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id if it has one."""
     value = as_data(value)
     if not isinstance(value, dict):
         return {"type": "function", "function": {"name": "", "arguments": value}}
@@ -99,13 +101,13 @@ def call(value: Any) -> dict[str, Any]:
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls that a turn of the role function_call writes as JSON, one or a list; its text where it is no JSON."""
+    """The calls in the JSON of a turn with the role function_call; a text that is not JSON counts as one call."""
     value = as_data(text)
     return [call(each) for each in (value if isinstance(value, list) else [value])]
 
 
 def declared(value: Any) -> list[dict[str, Any]]:
-    """The tools of a record as [{"type": "function", "function": {…}}]; [] where it names none."""
+    """The tools of a record as [{"type": "function", "function": {…}}]; [] if it has none."""
     value = as_data(value)
     if isinstance(value, dict):
         value = [value]
@@ -119,7 +121,7 @@ def declared(value: Any) -> list[dict[str, Any]]:
 
 
 def as_data(value: Any) -> Any:
-    """What a text of JSON stands for, where it is an object or a list; everything else as it is."""
+    """The object or list in a JSON text; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
         return value
     try:

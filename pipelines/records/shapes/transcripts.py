@@ -1,4 +1,4 @@
-"""A whole dialogue in one text, already in a prompt or chat template → its turns, as messages."""
+"""A dialogue in one text, already in a prompt or chat template, as messages."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ Turns = list[dict[str, str]]
 
 
 class Transcript(NamedTuple):
-    """The turns of a text, none where it holds no dialogue, and the text in front of the first: the template's own, mostly."""
+    """The turns of a text (none if it is not a dialogue), and the text before the first, usually the template's own."""
 
     turns: Turns
     preamble: str = ""
@@ -18,7 +18,7 @@ class Transcript(NamedTuple):
         return {"texts in front of the first turn": 1} if self.preamble else {}
 
 
-# how each template opens a turn and names who speaks
+# The start of a turn in each template, with the speaker.
 _CHATML = re.compile(r"<\|im_start\|>\s*(\w+)\n")
 _LLAMA_3 = re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*")
 _GEMMA = re.compile(r"<start_of_turn>(\w+)\n")
@@ -40,8 +40,8 @@ _ROLES = {
 
 
 def read(text: str) -> Transcript:
-    """The dialogue that a template wrote as one text: ChatML, Llama 2 and 3, Gemma, `### Human:` and `### Instruction:` with their
-    like, or names in front."""
+    """The dialogue in a text of a template: ChatML, Llama 2 and 3, Gemma, headings such as `### Human:` and
+    `### Instruction:`, or names in front."""
     if "[INST]" in text:
         preamble, *pieces = _INST.split(text)
         return Transcript([turn for turn in _inside_inst(pieces) if turn["content"]], _bare(preamble))
@@ -60,7 +60,8 @@ def _turns_of(pieces: list[str]) -> Turns:
     turns: Turns = []
     for name, text in zip(pieces[::2], pieces[1::2], strict=True):
         role, content = _ROLES.get(name.lower(), name.lower()), _bare(text)
-        if role == "input" and turns and turns[-1]["role"] == "user":  # what an instruction is about
+        # The input of an instruction.
+        if role == "input" and turns and turns[-1]["role"] == "user":
             turns[-1]["content"] += f"\n{content}" if content else ""
         else:
             turns.append({"role": "user" if role == "input" else role, "content": content})

@@ -1,4 +1,4 @@
-"""Chat turns in whatever spelling → messages in one: system, then user and assistant by turns, an answer that is learned last."""
+"""Chat turns of all formats as messages in one form: system, then user and assistant alternating, a learned answer last."""
 
 import json
 from collections import Counter
@@ -14,15 +14,16 @@ ROLES = {
     "bot": "assistant", "chatbot": "assistant", "model": "assistant", "ai": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 _XTUNER = {"system": "system", "input": "user", "output": "assistant"}
-WEIGHTS = ("weight", "loss_weight", "train")  # OpenAI's, LLaMA-Factory's and Axolotl's name for what is learned
+# The switch for learning a turn in the formats of OpenAI, LLaMA-Factory and Axolotl.
+WEIGHTS = ("weight", "loss_weight", "train")
 ARRAY = (list, tuple)
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn. `thought` is an assistant's reasoning (None: there is none); `calls` are those that it makes; `learned` is false
-    where the file says that an answer is context only. A turn without role and text is nothing that we know."""
+    """One turn. `thought` is an assistant's reasoning, or None. `calls` are its tool calls. `learned` is false if the file
+    marks an answer as context only. A turn without role and text is of an unknown kind."""
 
     role: str
     text: str
@@ -36,7 +37,7 @@ class Turn:
         return not (self.text.strip() or self.calls)
 
     def message(self) -> Message:
-        """As it is kept: `train: false` and `tool_calls` only where they say something."""
+        """The stored message, with `train: false` and `tool_calls` only if needed."""
         message: Message = {"role": self.role, "content": self.text}
         if self.calls:
             message["tool_calls"] = list(self.calls)
@@ -47,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What became of a list of turns: the turns kept, how many were dropped, and notes on what was changed."""
+    """The result of reading a list of turns: the kept turns, the number of dropped ones, and notes on changes."""
 
     turns: list[Turn]
     dropped: int
@@ -55,12 +56,12 @@ class Conversation:
 
 
 def conversation(raw: Sequence[Any], options: Options) -> Conversation:
-    """The turns that a chat template can show: a system prompt in front, then user and assistant by turns, an answer last.
+    """The turns in a form for chat templates: a system prompt first, then user and assistant alternating, an answer last.
 
-    Neighbours of one role are joined, since most templates refuse them.
+    Adjacent turns of one role are joined, because most templates refuse them.
 
     Raises:
-        Unusable: a turn needs eyes, calls a tool (unless they are kept), has a role that nobody knows, or nothing is answered.
+        Unusable: a turn has media, calls a tool (unless calls are kept) or has an unknown role, or there is no answer.
     """
     turns = [turn for place, value in enumerate(raw) for turn in _read(place, value, options)]
     notes: Counter[str] = Counter()
@@ -68,9 +69,8 @@ def conversation(raw: Sequence[Any], options: Options) -> Conversation:
     _require_answer(turns)
     ordered, dropped = _in_order(turns)
     _check_turns(turns, ordered)
-    while not (
-        ordered[-1].role == "assistant" and ordered[-1].learned
-    ):  # what follows the last answer learned teaches nothing
+    # Turns after the last learned answer teach nothing.
+    while not (ordered[-1].role == "assistant" and ordered[-1].learned):
         ordered.pop()
         dropped += 1
     if context_only := sum(turn.role == "assistant" and not turn.learned for turn in ordered):
@@ -141,7 +141,7 @@ def _refuse_media(place: int, role: str, value: Message, parts: Iterable[Any]) -
 
 
 def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
-    """The turn, or several where a message holds results of tools beside its text."""
+    """The turn, or several if a message has results of tools beside its text."""
     if not isinstance(value, dict):
         yield Turn("", "")
         return
@@ -149,7 +149,8 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
     if role is None and "input" in value and "output" in value:
         yield from _xtuners_pair(place, value, options)
         return
-    if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):  # items of OpenAI's Responses
+    # An item of OpenAI's Responses.
+    if role is None and _kind(value) in (*tools.CALL_PARTS, *tools.RESULT_PARTS):
         role = "function_call" if _kind(value) in tools.CALL_PARTS else "tool"
         value = {"content": value.get("output") or json.dumps(value, default=str), **value}
     role_name = role.strip().lower() if isinstance(role, str) else ""
@@ -168,7 +169,7 @@ def _read(place: int, value: Any, options: Options) -> Iterator[Turn]:
 
 
 def _spoken_turns(place: int, role: str, text: str, value: Message, options: Options) -> Iterator[Turn]:
-    """A turn of somebody who speaks, and what its parts say of tools."""
+    """A turn of a speaker, and the tool calls and results in its parts."""
     parts = [part for part in _parts(value) if isinstance(part, dict)]
     for part in parts:
         if _kind(part) in tools.RESULT_PARTS:
@@ -193,7 +194,7 @@ def _spoken_turns(place: int, role: str, text: str, value: Message, options: Opt
 
 
 def _kind(part: Message) -> str:
-    """A part's type; "" where it names none, or something that is no name."""
+    """A part's type; "" if it has none, or if it is not a text."""
     kind = part.get("type")
     return kind if isinstance(kind, str) else ""
 
@@ -211,8 +212,9 @@ def _result(value: Message, text: str) -> Turn:
 
 
 def _text_of(value: Message) -> tuple[str, list[Message]]:
-    """The text of a turn, and its parts where its content is a list of them."""
-    content = value.get("content", value.get("value", value.get("parts", value.get("text"))))  # parts: Gemini's
+    """The text of a turn, and its parts if its content is a list of parts."""
+    # Gemini's name is `parts`.
+    content = value.get("content", value.get("value", value.get("parts", value.get("text"))))
     if not isinstance(content, ARRAY):
         return (content if isinstance(content, str) else ""), []
     parts = [part for part in content if isinstance(part, dict)]
@@ -226,7 +228,7 @@ def _parts(value: Message) -> Sequence[Any]:
 
 
 def _part_text(part: Any) -> str:
-    """OpenAI writes a part's text under `text`, LLaMA-Factory under `value`."""
+    """A part's text, which is under `text` in OpenAI's format and under `value` in LLaMA-Factory's."""
     if not isinstance(part, dict) or part.get("type", "text") not in ("text", "input_text", "output_text"):
         return ""
     return _as_text(part.get("text", part.get("value")))
@@ -241,7 +243,7 @@ def _as_text(value: Any) -> str:
 
 
 def _thought(value: Message, parts: Sequence[Message]) -> str | None:
-    """The reasoning that stands beside an answer, in a field of the message or in parts of its content."""
+    """The reasoning beside an answer, in a field of the message or in parts of its content."""
     part_texts = [part.get("value", part.get("text", part.get("thinking"))) for part in parts
               if part.get("type") in ("reasoning", "thinking")]  # fmt: skip
     texts = [_as_text(each) for each in (*(value.get(name) for name in reasoning.FIELDS), *part_texts)]
@@ -260,10 +262,10 @@ def _without_reasoning(turn: Turn, options: Options, notes: Counter[str]) -> Tur
 
 
 def reasoned(thought: str, answer: str, options: Options, notes: Counter[str]) -> str:
-    """The answer as the setting has it.
+    """The answer, with its reasoning treated according to the setting.
 
     Raises:
-        Unusable: such records are to be rejected.
+        Unusable: the setting rejects records with reasoning.
     """
     if options.reasoning == "reject" and thought:
         raise Unusable("reasoning", "the answer holds reasoning, which cleaning.reasoning rejects")
@@ -273,7 +275,7 @@ def reasoned(thought: str, answer: str, options: Options, notes: Counter[str]) -
 
 
 def _is_learned(value: Message) -> bool:
-    """Whether the file wants the turn learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`, Axolotl's `train`."""
+    """Whether the file marks the turn as learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`, Axolotl's `train`."""
     weights = [value[name] for name in WEIGHTS if value.get(name) is not None]
     return not any(
         weight is False or weight == 0 or str(weight).strip().lower() in ("false", "0", "0.0") for weight in weights
