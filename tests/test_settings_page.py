@@ -56,8 +56,8 @@ def test_a_setting_is_one_sentence_with_a_default(section: Section) -> None:
 ONE_OF = {
     ("Source", "wheel"), ("Source", "file"), ("Source", "sha256"), ("Source", "hub"), ("Source", "path"), ("Source", "random"),
     ("Source", "from"), ("Method", "rank"), ("Method", "peft"), ("Retrieval", "from"), ("Retrieval", "documents"),
-    ("Embeddings", "path"), ("Embeddings", "provider"), ("Embeddings", "wheel"), ("Embeddings", "folder"), ("Embeddings", "sha256"), ("Metric", "json_schema"),
-    ("Metric", "regex"), ("Profile", "ray"), ("Profile", "slurm"), ("Generation", "prompts_file"),
+    ("Embeddings", "path"), ("Embeddings", "provider"), ("Embeddings", "wheel"), ("Embeddings", "folder"), ("Embeddings", "sha256"),
+    ("Metric", "json_schema"), ("Metric", "regex"), ("Profile", "ray"), ("Profile", "slurm"), ("Generation", "prompts_file"),
 }  # fmt: skip
 
 

@@ -249,7 +249,9 @@ def spec_of(resolved: Resolved, attempt: Attempt) -> RunSpec:
         benchmarks_asked.for_spec(project.settings.evaluation),
     )
     benchmark_part = {"benchmarks": benchmark_specs} if benchmark_specs else {}
-    looked_up = sources.spec_entries(project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method)
+    looked_up = sources.spec_entries(
+        project.data, project.experiments, spec.recipe.get("retrieval"), attempt.key.method
+    )
     more = {
         "settings": settings_spec,
         "tokenizers_to_fit": tokenizers_to_fit(project),

@@ -34,7 +34,7 @@ ENDINGS: tuple[dict[Verdict, Ending], dict[Verdict, Ending]] = (
 )
 SCORES: dict[Ending, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 # Continuity correction in pairs. With it the interval covers at least 95 % from 5 pairs on, for all
-# shares (tests/test_pairs.py).
+# shares (tests/test_evaluate_pairs.py).
 CORRECTION = 1.0
 # The text fields that a row of answers.jsonl needs for a comparison.
 TEXTS = ("example_id", "prompt", "reference", "answer")

@@ -24,8 +24,8 @@ OWN = ("spec.json", "state.json", "result.json", ORDER)
 LISTING = "listing.json"
 
 
-def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
-    """Upload all inputs of the cell to `store`; returns the spec for the node, and the inputs.
+def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
+    """Upload all inputs of the cell in `folder` to `store`; returns the spec for the node, and the inputs.
 
     Each input has its `path` under the node's root, its `sha256` and its `bytes`. `passing` marks inputs that no other cell
     will read.
@@ -61,7 +61,7 @@ def pack(spec: Json, store: Store) -> tuple[Json, list[Json]]:
     if spec.get("trained"):
         take_folder(spec["trained"], passing=True)
     if model := (spec.get("retrieval") or {}).get("embeddings"):
-        told["retrieval"] = {**spec["retrieval"], "embeddings": take_folder(model)}
+        node_spec["retrieval"] = {**spec["retrieval"], "embeddings": take_folder(model)}
     if vectors := (spec.get("retrieval") or {}).get("vectors"):
         take(folder / vectors, f"{folder.relative_to(root)}/{vectors}")
     if "tokenizers_to_fit" in spec:
