@@ -1,1 +1,1 @@
-"""What the speed, memory and scale figures are measured with: `make bench` prints one JSON object a line."""
+"""Benchmarks of speed, memory and scale: `make bench` prints one JSON object a line."""

@@ -1,8 +1,10 @@
-"""Every benchmark after another, or those that are named: `python -m benchmarks [NAME]… [--records N]`.
+"""All benchmarks one after another, or the named ones: `python -m benchmarks [NAME]… [--records N]`.
 
-Each line states the figure, what it is compared with in the same run, and that both agree. `python -m benchmarks card` is a program
-of its own for a CUDA card (`benchmarks/card`), with arguments of its own, and no part of `make bench`. Nor are `rates`, which takes
-more than an hour, and `harness`, which needs the extra `benchmarks`: they run where they are named.
+Each line states a figure, its reference from the same run, and whether both agree.
+
+`python -m benchmarks card` is a separate program for a CUDA card (`benchmarks/card`), with its own
+arguments. `make bench` leaves out three benchmarks, which run only by name: `card`, `rates` (more
+than an hour) and `harness` (needs the extra `benchmarks`).
 """
 
 import argparse
@@ -20,8 +22,10 @@ ONLY_BY_NAME = ("harness", "rates")
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["card"]:  # needs none of the others, nor what they import
-        end_as_interrupt()  # so that its weights, gigabytes in a temporary folder, are removed
+    # `card` needs neither the other benchmarks nor their imports
+    if sys.argv[1:2] == ["card"]:
+        # SIGTERM must remove its weights, gigabytes in a temporary folder
+        end_as_interrupt()
         return card.main(sys.argv[2:])
     from benchmarks import (
         clean,
@@ -58,7 +62,8 @@ def main() -> int:
         "clean": clean.measure,
         "clean-quality": clean_quality.measure,
         "train": train.measure,
-        "train-gemma": partial(train.measure, "gemma-3-270m"),  # its shape, with random weights
+        # Only the shape of Gemma, with random weights
+        "train-gemma": partial(train.measure, "gemma-3-270m"),
         "rate": rate.measure,
         "rates": rates.measure,
         "ray": ray.measure,
@@ -88,14 +93,14 @@ def _parser(names: Sequence[str], methods: Sequence[str]) -> argparse.ArgumentPa
         metavar="NAME",
         help=f"{', '.join(names)}; or `card`, see `card --help`",
     )
-    parser.add_argument("--records", type=int, help="of clean: this size alone, not 10,000, 100,000 and 1,000,000")
-    parser.add_argument("--folder", type=Path, help="of rates: the project to train in, and to go on in")
-    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="of rates: these alone")
+    parser.add_argument("--records", type=int, help="clean: only this size, not 10,000, 100,000 and 1,000,000")
+    parser.add_argument("--folder", type=Path, help="rates: the project to train in, or to resume in")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="rates: only these methods")
     parser.add_argument(
         "--adapters",
         nargs="*",
         metavar="NAME",
-        help="of estimate: adapters of these names, or all, rather than its cells",
+        help="estimate: adapters of these names, or all, instead of its cells",
     )
     return parser
 

@@ -1,8 +1,12 @@
-"""Cleaning 10,000, 100,000 and 1,000,000 records with known plants, all rules on: records/s, peak memory, recall and precision of
-near-duplicates, growth; one huge bucket; and datasketch and datatrove on the near-duplicate step of the same texts.
+"""Cleaning 10,000, 100,000 and 1,000,000 records with known plants, all rules on.
 
-`--records N` measures that size alone. Recall: of the planted pairs whose exact Jaccard reaches the threshold, those of which
-not both are kept. Precision: of the rejected, those whose exact Jaccard to the twin that they name reaches it.
+Measures records/s, peak memory, recall and precision of near-duplicates, and growth. Also measures
+one huge bucket, and datasketch and datatrove on the near-duplicate step with the same texts.
+`--records N` measures only that size.
+
+- Recall: the share of planted pairs with an exact Jaccard at the threshold or above of which at least
+  one record was dropped.
+- Precision: the share of rejects whose exact Jaccard to their named twin reaches the threshold.
 """
 
 import json
@@ -23,7 +27,8 @@ from benchmarks.peers import peer_python
 SIZES = (10_000, 100_000, 1_000_000)
 ONE_WORD_APART = 100_000
 PEER_RECORDS = 100_000
-CHECKED = 20_000  # rejects whose Jaccard is measured again, out of all
+# The number of rejects whose Jaccard is measured again
+CHECKED = 20_000
 DUPLICATES = ("near_duplicate", "contamination")
 
 
@@ -64,7 +69,8 @@ def _growth(seconds: dict[int, float], size: int) -> dict[str, Any]:
 
 
 def _run(file: Path, data: Path) -> tuple[dict[str, Any], int]:
-    """What one run in a process of its own said, and the most memory its process group held (RSS, every 20 ms), in bytes."""
+    """The report of one run in a separate process, and the peak memory of its process group in bytes
+    (RSS, sampled every 20 ms)."""
     command = [sys.executable, "-m", "benchmarks.clean_child", str(file), str(data)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         peak = 0
@@ -108,7 +114,8 @@ def _judged(result: Path, file: Path, plants: dict[int, Plant]) -> dict[str, Any
 
 
 def _precision(result: Path) -> dict[str, Any]:
-    """How many of the near-duplicates and leaks are as close to their twin as they say, measured again by sets in Python."""
+    """The share of near-duplicates and leaks whose reported similarity to their twin is right, measured
+    again by sets in Python."""
     import duckdb
 
     with duckdb.connect() as db:
@@ -154,7 +161,7 @@ def _one_word_apart(folder: Path, size: int, normal_seconds: float) -> dict[str,
 
 
 def _peers(folder: Path, size: int) -> Iterator[dict[str, Any]]:
-    """The near-duplicate step alone, on the same texts, here and by the peers in an environment of their own."""
+    """The near-duplicate step alone, on the same texts, by us and by the peers in a separate environment."""
     file = folder / f"texts-{size}.jsonl"
     plants = write_records(folder / "peer.jsonl", size)
     with (folder / "peer.jsonl").open(encoding="utf-8") as source, file.open("w", encoding="utf-8") as out:

@@ -1,4 +1,5 @@
-"""One run of cleaning in a process of its own, for its time by stage: `python -m benchmarks.clean_child FILE FOLDER`."""
+"""One run of cleaning in a separate process, with times by stage:
+`python -m benchmarks.clean_child FILE FOLDER`."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
-"""The near-duplicate step by name: `python -m benchmarks.clean_peers ours|datasketch|datatrove FILE THRESHOLD`; prints JSON.
+"""The near-duplicate step of one tool:
+`python -m benchmarks.clean_peers ours|datasketch|datatrove FILE THRESHOLD`; prints JSON.
 
-FILE holds {"id", "text"} a line. Runs in the project's environment or, for the peers, in one that holds only them: nothing of the
-project is imported before it is known that it is `ours`. All take character 3-shingles and drop what they find alike.
+FILE holds {"id", "text"} on each line. The peers run in an environment without this project, so only
+`ours` imports it. All use character 3-shingles and drop similar texts.
 """
 
 import json
@@ -32,7 +33,8 @@ def ours(texts: Texts, threshold: float) -> set[int]:
 
 
 def datasketch(texts: Texts, threshold: float) -> set[int]:
-    """MinHashLSH with 128 permutations, its candidates checked by their exact Jaccard; a text is dropped for an earlier one."""
+    """MinHashLSH with 128 permutations, candidates checked by their exact Jaccard. Of two similar
+    texts the later one is dropped."""
     from datasketch import MinHash, MinHashLSH  # pyright: ignore[reportMissingImports]
 
     lsh = MinHashLSH(threshold=threshold, num_perm=128)
@@ -54,7 +56,8 @@ def datasketch(texts: Texts, threshold: float) -> set[int]:
 
 
 def datatrove(texts: Texts, threshold: float) -> set[int]:
-    """Its four MinHash steps on one task each; it splits into words and checks no candidate, so its n-grams are words."""
+    """Its four MinHash steps on one task each. It checks no candidates and splits into words, so its
+    n-grams are words."""
     from datatrove.data import Document  # pyright: ignore[reportMissingImports]
     from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
     from datatrove.pipeline.dedup import (  # pyright: ignore[reportMissingImports]

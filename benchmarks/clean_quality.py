@@ -1,8 +1,10 @@
-"""Precision and recall of every cleaning rule on records labelled by hand (`benchmarks/labelled/`), with 95 % intervals (Wilson),
-and, where public instruction files lie beside the checkout, what becomes of them.
+"""Precision and recall of every cleaning rule on records labelled by hand (`benchmarks/labelled/`), with
+95 % intervals (Wilson). Public instruction files beside the checkout are cleaned, too.
 
-A rule's precision: of the records that it dropped, those with its label. Recall: of the records with its label, those that it
-dropped. A labelled duplicate is found where not all of its cluster stay, whichever of them does.
+- Precision of a rule: the share of its dropped records that have its label.
+- Recall of a rule: the share of records with its label that it dropped.
+
+A labelled duplicate counts as found if only one record of its cluster stays, whichever it is.
 """
 
 import json
@@ -34,7 +36,8 @@ Labelled = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one record should become and what it became: `keep`, or a reason; all kinds of duplicates are one."""
+    """The expected and the actual outcome of one record: `keep`, or a reason. All kinds of duplicates
+    count as one reason."""
 
     record: Labelled
     expected: str
@@ -58,12 +61,12 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def labelled() -> list[Labelled]:
-    # not splitlines(): a text may hold U+2028 or U+0085
+    # Not splitlines(): a text may hold U+2028 or U+0085
     return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").split("\n") if line]
 
 
 def judge(rows: Sequence[Labelled]) -> list[Judgement]:
-    """Clean the records together, those of a kind as one source, and put what became of each beside its label."""
+    """Clean the records together, each set as one source, and compare every outcome with its label."""
     sources = [RawRecord(row["id"].rsplit("-", 1)[0], row["record"], call_key=row["id"]) for row in rows]
     with TemporaryDirectory() as folder:
         result = clean(DataRoot(Path(folder)), sources, Cleaning())
@@ -82,10 +85,11 @@ def _judged(
     outcome = reject["reason"] if reject else "keep"
     expected = "duplicate" if row["label"] in DUPLICATES else row["label"]
     twin = ids.get(reject["twin"], "") if reject and outcome in DUPLICATES else ""
-    if twin and _set_of(twin) != _set_of(row["id"]):  # two readers who wrote the same: neither could know
+    # Duplicates across two sets are a coincidence that no label can reflect
+    if twin and _set_of(twin) != _set_of(row["id"]):
         outcome = expected
     elif outcome in DUPLICATES:
-        # of a cluster any one may stay, so that of two duplicates the original may be the one that goes
+        # Any one of a cluster may stay, so the original may be dropped instead of its duplicate
         same_cluster = clusters.get(twin) == cluster
         outcome = expected if same_cluster and expected == "keep" else "duplicate"
     elif expected == "duplicate" and outcome == "keep" and staying[cluster] == 1:
@@ -112,7 +116,7 @@ def scores(judged: Sequence[Judgement], rule: str) -> dict[str, Any]:
 
 
 def good_dropped(judged: Sequence[Judgement]) -> dict[str, Any]:
-    """The share of the records to keep that were dropped."""
+    """The share of good records that were dropped."""
     good = [each for each in judged if each.expected == "keep"]
     dropped = [each for each in good if not each.right]
     reasons = dict(Counter(each.outcome for each in dropped))
@@ -141,7 +145,7 @@ def _public(path: Path) -> dict[str, Any]:
 
 
 def by_rule(judged: Sequence[Judgement]) -> dict[str, list[Judgement]]:
-    """The records that were judged wrongly, under the rule that was wrong."""
+    """The wrongly judged records, by the rule that was wrong."""
     wrong: dict[str, list[Judgement]] = defaultdict(list)
     for each in judged:
         if not each.right:

@@ -1,8 +1,8 @@
-"""Records with known plants, half Korean and half English, 250 characters in the mean: what cleaning is measured on.
+"""Test records for cleaning with known plants, half Korean and half English, 250 characters on average.
 
-Words are drawn from the corpus as often as they stand there, so scripts, shingles and function words are those of real text.
-Each record says in its field `plant` what it is: fresh, exact, near (at least the threshold's Jaccard to record `of`), apart
-(a little below it), or the reason of the defect it has.
+Words are drawn from the corpus by their frequency, so scripts, shingles and function words are those
+of real text. The field `plant` of each record is fresh, exact, near (at least the threshold's Jaccard
+to record `of`), apart (a little below it), or the reason of its defect.
 """
 
 import json
@@ -39,7 +39,7 @@ class Plant:
 
 
 def write_records(path: Path, count: int, *, seed: int = 7) -> dict[int, Plant]:
-    """Write `count` records to a JSONL file; returns what each number (its field `id`) is."""
+    """Write `count` records to a JSONL file; returns the plant of each number (the field `id`)."""
     plants: dict[int, Plant] = {}
     with path.open("w", encoding="utf-8") as handle:
         for number, (record, plant) in enumerate(_records(count, random.Random(seed))):
@@ -49,8 +49,8 @@ def write_records(path: Path, count: int, *, seed: int = 7) -> dict[int, Plant]:
 
 
 def write_one_word_apart(path: Path, count: int, *, seed: int = 7) -> None:
-    """Records of 250 characters that differ from each other in one word only, after as many that are unlike each other as it
-    takes for both sides of the split to hold something."""
+    """Records of 250 characters that differ from each other in one word only. The first 50 are
+    different records, so that neither side of the split is empty."""
     rng = random.Random(seed)
     vocabulary = _vocabulary()
     words = vocabulary[0]
@@ -64,7 +64,7 @@ def write_one_word_apart(path: Path, count: int, *, seed: int = 7) -> None:
 
 
 def compared(record: dict[str, Any]) -> str:
-    """The text that duplicates are judged by."""
+    """The text by which duplicates are judged."""
     return comparable(f"{normalized(record['instruction'])} {normalized(record['output'])}")
 
 
@@ -75,7 +75,8 @@ def jaccard(one: str, other: str) -> float:
 
 def _records(count: int, rng: random.Random) -> Iterator[tuple[dict[str, Any], Plant]]:
     vocabulary = _vocabulary()
-    originals: list[tuple[int, dict[str, Any]]] = []  # fresh ones to make copies of
+    # Fresh records to copy
+    originals: list[tuple[int, dict[str, Any]]] = []
     for number in range(count):
         kind = _kind(rng) if originals else "fresh"
         if kind in SHARES:
@@ -132,13 +133,14 @@ def _copy(kind: str, original: dict[str, Any], vocabulary: tuple[list[str], ...]
         max_changes = max(1, len(words) // (10 if kind == "near" else 4) - tries // 4)
         for at in rng.sample(range(len(words)), rng.randint(1, max_changes)):
             changed[at] = rng.choice(pool)
-        # asked in other words, half of the copies stand on a side of the split by themselves
+        # A changed question puts half of the copies on a side of the split of their own
         question = original["instruction"] + rng.choice(("", " " + rng.choice(pool)))
         copy = {"instruction": question, "output": " ".join(changed)}
         similarity = jaccard(compared(original), compared(copy))
         if (THRESHOLD <= similarity < 1) if kind == "near" else (0.7 <= similarity < THRESHOLD):
             return copy
-    return original | {"output": original["output"] + "."}  # still what its kind says for `near`; counted as it is
+    # Still correct for `near`; `apart` accepts the error
+    return original | {"output": original["output"] + "."}
 
 
 def _broken(kind: str, record: dict[str, Any]) -> dict[str, Any]:

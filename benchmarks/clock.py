@@ -1,4 +1,4 @@
-"""Seconds of a call: the best of several, since other work on the machine only ever adds."""
+"""Seconds of a call: the best of several, since other work on the machine only adds time."""
 
 import os
 import resource
@@ -18,19 +18,20 @@ def best_seconds(work: Callable[[], object], *, rounds: int) -> float:
 
 
 class BusyElsewhere:
-    """How busy other processes keep the machine from now on, beside this one and its children."""
+    """CPU use of all processes except this one and its children, from now on."""
 
     def __init__(self) -> None:
         self._began, self._all, self._own = time.monotonic(), _all_seconds(), _own_seconds()
 
     def share(self) -> float:
-        """Of all cores' time since then, what went to others (Linux). Children count once they have ended."""
+        """The share of all cores' time that other processes used since the start (Linux only).
+        Children count once they have ended."""
         others = (_all_seconds() - self._all) - (_own_seconds() - self._own)
         return max(0.0, others) / ((time.monotonic() - self._began) * (os.cpu_count() or 1))
 
 
 def _all_seconds() -> float:
-    """CPU time of all processes since the machine started, without idling and waiting for a disk."""
+    """CPU time of all processes since the machine started, without idle time and disk waits."""
     user, nice, system, _idle, _wait, *more = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
     return (int(user) + int(nice) + int(system) + sum(map(int, more[:3]))) / os.sysconf("SC_CLK_TCK")
 

@@ -1,7 +1,8 @@
-"""How often 95 % intervals hold the truth, the expected loss of a method over records and training runs: simulated, through the
-functions that make the tables, over numbers of records and runs, the spread between runs, and the shape of the records' losses.
+"""How often 95 % intervals hold the truth, a method's expected loss over records and training runs.
 
-A line states `covered_pct` and `width`, the interval's mean width as a share of the one that known variances would give.
+The simulation uses the functions behind the tables. It varies the number of records and runs, the
+spread between runs, and the shape of the records' losses. A line states `covered_pct` and `width`,
+the interval's mean width relative to the width with known variances.
 """
 
 from collections.abc import Iterator
@@ -15,16 +16,23 @@ from pipelines.compare.quality import Interval, Qualities, Quality
 from pipelines.compare.seeds import Spread
 from pipelines.evaluate.statistics import Z95
 
-REPEATS = 2_000  # a share of 95 % is known to within 1 point
-SHARED = 50  # simulated cells with the same sizes of records, which are resampled together
+# Simulated cells a case: a share of 95 % is then known to within 1 point
+REPEATS = 2_000
+# Simulated cells with the same record sizes; they are resampled together
+SHARED = 50
 RECORDS, RUNS, SPREADS = (10, 40, 200), (1, 2, 3, 5), (0.0, 0.5, 1.0, 3.0)
-KNOWN_RUNS = 12  # degrees of freedom of a spread that is borrowed
+# Degrees of freedom of a borrowed spread
+KNOWN_RUNS = 12
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the records: `sizes`, the standard deviation of their bytes' logarithm; `nats_spread`, that of nats per byte around 1,
-    `skewed` or normal; `noise`: that of one run on one record, as a share of `nats_spread`."""
+    """Distribution of the records.
+
+    - `sizes`: standard deviation of the logarithm of a record's bytes
+    - `nats_spread`: standard deviation of nats per byte around 1, `skewed` or normal
+    - `noise`: standard deviation of one run on one record, as a share of `nats_spread`
+    """
 
     name: str
     sizes: float
@@ -36,14 +44,14 @@ class Shape:
         return luck.lognormal(0, self.sizes, records)
 
     def draw_nats_per_byte(self, count: tuple[int, ...], luck: np.random.Generator) -> np.ndarray:
-        """Of mean 1 and standard deviation `nats_spread`."""
+        """Nats per byte with mean 1 and standard deviation `nats_spread`."""
         if not self.skewed:
             return luck.normal(1, self.nats_spread, count)
         deviation = sqrt(log(1 + self.nats_spread**2))
         return luck.lognormal(-(deviation**2) / 2, deviation, count)
 
     def records_error(self, records: int) -> float:
-        """The standard error that the choice of records gives to nats per byte, as a ratio of sums."""
+        """Standard error of nats per byte, a ratio of sums, due to the choice of records."""
         return self.nats_spread * exp(self.sizes**2 / 2) / sqrt(records)
 
 
@@ -52,14 +60,18 @@ SHAPES = (
     Shape("uneven", 0.6, 0.3),
     Shape("very skewed", 0.6, 0.45, skewed=True),
     Shape("noisy", 0.6, 0.3, noise=0.5),
-    Shape("skewed", 0.6, 0.3, skewed=True),  # the packaged corpus: sizes 0.6, nats per byte 0.13 and less skewed
+    # For comparison, the packaged corpus: sizes 0.6, nats per byte 0.13 and less skewed
+    Shape("skewed", 0.6, 0.3, skewed=True),
 )
 
 
 @dataclass(frozen=True)
 class Case:
-    """`spread`: the standard deviation between training runs, in standard errors of the records; `known`: an estimate of it from
-    other cells is at hand."""
+    """One combination of the simulated factors.
+
+    - `spread`: standard deviation between training runs, in standard errors of the records
+    - `known`: an estimate of the spread from other cells exists
+    """
 
     shape: Shape
     records: int
@@ -71,8 +83,8 @@ class Case:
     def run_deviation(self) -> float:
         return self.spread * self.shape.records_error(self.records)
 
-    def found(self, repeats: int, luck: np.random.Generator) -> list[Interval]:
-        """The intervals of so many simulated cells, each on records of its own; the truth is 1 nat a byte."""
+    def intervals(self, repeats: int, luck: np.random.Generator) -> list[Interval]:
+        """The intervals of `repeats` simulated cells, each on its own records. The truth is 1 nat a byte."""
         return [
             one for start in range(0, repeats, SHARED) for one in self._together(min(SHARED, repeats - start), luck)
         ]
@@ -93,12 +105,12 @@ class Case:
         return [one for one in intervals if one]
 
     def _estimate(self, luck: np.random.Generator) -> Spread:
-        """The spread as so many runs of other cells would show it, in bits."""
+        """The spread as KNOWN_RUNS runs of other cells would estimate it, in bits."""
         deviation = self.run_deviation * sqrt(luck.chisquare(KNOWN_RUNS) / KNOWN_RUNS)
         return Spread(deviation / log(2), KNOWN_RUNS, "other cells")
 
     def known_width(self) -> float:
-        """The interval's width in bits per byte, were all variances known."""
+        """The interval's width in bits per byte if all variances were known."""
         error = self.shape.records_error(self.records)
         noise = (self.shape.noise * error) ** 2
         return 2 * Z95 * sqrt(error**2 + (self.run_deviation**2 + noise) / self.runs) / log(2)
@@ -121,7 +133,7 @@ def cases() -> Iterator[Case]:
 
 def measure() -> Iterator[dict[str, Any]]:
     for number, case in enumerate(cases()):
-        intervals = case.found(REPEATS, np.random.default_rng(number))
+        intervals = case.intervals(REPEATS, np.random.default_rng(number))
         yield {
             "benchmark": "coverage",
             "records_are": case.shape.name,

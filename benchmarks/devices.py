@@ -1,5 +1,8 @@
-"""One cell over two processes of one thread each (torchrun, gloo), against one process of two threads: what dividing it costs where
-nothing is gained but memory, since both have the same two processors. Losses are those of one process."""
+"""One cell over two processes of one thread each (torchrun, gloo), against one process of two threads.
+
+Both use the same two processors. So the benchmark shows the cost of dividing a cell and the memory
+saved, not a gain in speed. The losses must equal those of one process.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +48,8 @@ def _over_two(stage: Project, sharding: str) -> Project:
 
 
 def _train(stage: Project, method: str, *, threads: int) -> dict[str, Any]:
-    """The attempt's measurements, its last loss on held-out records, and its seconds outside its optimizer steps."""
+    """The attempt's measurements, its last loss on held-out records, and its seconds outside the
+    optimizer steps."""
     hooks = RunHooks(env={"OMP_NUM_THREADS": str(threads)}, say=lambda _: None)
     attempt, _ = train(stage.resolve(), CellKey(project.PACKAGED, method, 1), force=True, hooks=hooks)
     if attempt.status != "ok":

@@ -1,4 +1,5 @@
-"""LoRA's dropout against torch's own, at SmolLM2's shapes: seconds of a forward and backward pass, and the share dropped."""
+"""Our LoRA dropout against torch's, at SmolLM2's shapes: seconds of a forward and backward pass, and
+the share dropped."""
 
 from collections.abc import Iterator
 from typing import Any

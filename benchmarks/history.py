@@ -1,7 +1,8 @@
-"""The page of `comparison` with 1,000 attempts in the event log: seconds until the answer that its metadata needs is there.
+"""Response time of the page of `comparison` with 1,000 attempts in the event log.
 
-Asked of the webserver as the page asks it: the asset's latest materializations with all their metadata. The event log is filled
-through Dagster's own interface, one materialization of `trained_model` for each attempt and one of `comparison` for every tenth.
+The query to the webserver is the page's own: the asset's latest materializations with all their
+metadata. The event log is filled through Dagster's API: one materialization of `trained_model` for
+each attempt, and one of `comparison` for every tenth.
 """
 
 import json
@@ -31,7 +32,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _fill(home: Path) -> int:
-    """Returns the bytes of metadata that one publication carries."""
+    """Fill the event log; returns the bytes of metadata of one publication."""
     import dagster as dg
 
     from assets.metadata import table

@@ -1,6 +1,9 @@
-"""What Dagster, Pipes and publishing cost a cell: the seconds of its materialization and of the table's outside the cell's own
-processes (it trains, is evaluated, and so is its base), as a share of a cell of five minutes. The cell itself is as short as may
-be. The first publication also predicts the cell's memory, which is done once; the second has nothing left to predict."""
+"""Overhead of Dagster, Pipes and publishing, as a share of a cell of five minutes.
+
+The overhead is the time of the materializations outside the cell's own processes: its training, its
+evaluation and that of its base. The cell itself is as short as possible. The first publication also
+predicts the cell's memory, which happens once; the second has nothing left to predict.
+"""
 
 import json
 import os

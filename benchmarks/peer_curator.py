@@ -1,4 +1,5 @@
-"""The same requests through curator, in an environment of its own: `python peer_curator.py URL SLOTS < prompts.json`."""
+"""The same requests through curator, in a separate environment:
+`python peer_curator.py URL SLOTS < prompts.json`."""
 
 import importlib.util
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 def main() -> None:
     url, slots = sys.argv[1], int(sys.argv[2])
-    # curator counts tokens with an encoding that it would download; a package that it depends on ships the file
+    # curator would download an encoding to count tokens; one of its dependencies ships the file
     litellm = importlib.util.find_spec("litellm")
     assert litellm is not None and litellm.origin is not None
     os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers")

@@ -1,4 +1,5 @@
-"""The same requests through distilabel, in an environment of its own: `python peer_distilabel.py URL SLOTS < prompts.json`."""
+"""The same requests through distilabel, in a separate environment:
+`python peer_distilabel.py URL SLOTS < prompts.json`."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
-"""The same examples through TRL's SFTTrainer, in an environment of its own: `python peer_trl.py < run.json`.
+"""The same examples through TRL's SFTTrainer, in a separate environment: `python peer_trl.py < run.json`.
 
-Its loss on the held-out examples is computed here, each alone and unpadded, so that it means what ours does. Peak memory is the
-kernel's high-water mark between the start of training and its end; on a card (`on_card`) PyTorch's allocator's.
+The loss on the held-out examples is computed here, each example alone and unpadded, as in our own
+evaluation. Peak memory is the kernel's high-water mark during training; on a card (`on_card`) it is
+that of PyTorch's allocator.
 """
 
 import ctypes
@@ -17,7 +18,8 @@ from typing import Any
 
 
 def main() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # it ends with the benchmark
+    # PR_SET_PDEATHSIG: this process ends with the benchmark
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     request: dict[str, Any] = json.load(sys.stdin)
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
     warnings.filterwarnings("ignore")
@@ -29,7 +31,8 @@ def main() -> None:
     logging.set_verbosity_error()
     set_seed(request["seed"])
     recipe = request["recipe"]
-    # on a card TRL loads the model itself, so that its own defaults hold; on a CPU it would take bfloat16, which is emulated there
+    # On a card TRL loads the model itself, with its own defaults. On a CPU its default is bfloat16,
+    # which is emulated there
     model = request["weights"]
     if not request.get("on_card"):
         model = AutoModelForCausalLM.from_pretrained(request["weights"], dtype=torch.float32)
@@ -49,7 +52,7 @@ def main() -> None:
 def _train(
     request: dict[str, Any], model: Any, tokenizer: Any, adapter: Any, folder: str
 ) -> tuple[Any, dict[str, float], float]:
-    """The trained model, the seconds of its loop, the peak in GB."""
+    """The trained model, the seconds of the training loop, and the peak memory in GB."""
     import torch
     from datasets import Dataset
     from torch.optim.lr_scheduler import LambdaLR
@@ -76,7 +79,8 @@ def _train(
     )  # fmt: skip
 
     class SameRate(SFTTrainer):
-        """With every step's learning rate as told: transformers' warm-up begins at zero, so its first step does nothing."""
+        """A trainer with the requested learning rate at every step. transformers' own warm-up begins at
+        zero, so its first step would do nothing."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             shares = request["rate_shares"]

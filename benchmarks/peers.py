@@ -1,4 +1,4 @@
-"""Other tools to measure beside, each in an environment of its own under .venv-peers/, made at the first call."""
+"""Other tools for comparison, each in a separate environment under .venv-peers/, made at the first call."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ PACKAGES = {
 
 
 def peer_python(name: str) -> str | None:
-    """The interpreter of the environment that holds a peer; None where its packages cannot be installed."""
+    """The interpreter of a peer's environment; None where its packages cannot be installed."""
     folder = PROJECT / ".venv-peers" / name
     python = folder / "bin" / "python"
     if not (folder / "stamp").exists():
@@ -30,5 +30,6 @@ def peer_python(name: str) -> str | None:
 
 
 def peer_environment() -> dict[str, str]:
-    """As our children's, but threads wait as libgomp has them wait, which is a little faster on an idle machine."""
+    """Our children's environment, except that threads wait as libgomp does by default, which is a
+    little faster on an idle machine."""
     return {name: value for name, value in child_environment().items() if name not in SPINS or name in os.environ}

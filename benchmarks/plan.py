@@ -1,5 +1,5 @@
-"""How long it takes to plan a grid, and how near its end comes to the bound that no plan can beat: grids made up with a fixed seed,
-of 1,000 cells on 64 devices."""
+"""Time to plan a grid, and the plan's end relative to the lower bound of any plan. The grids are
+synthetic, with a fixed seed: up to 1,000 cells on 64 devices."""
 
 import random
 import time
@@ -9,17 +9,18 @@ from typing import Any
 from pipelines.plan.schedule import Job, Place, lower_bound, makespan, schedule
 
 BOXES = 16
-SIZES_GB = (16, 24, 40, 80)  # of a machine's four devices
+# Memory of each of a machine's four devices, by machine
+SIZES_GB = (16, 24, 40, 80)
 
 
 def places(*, alike: bool) -> list[Place]:
-    """16 machines of four devices, their memory alike or of four sizes."""
+    """16 machines of four devices, with equal memory or of four sizes."""
     return [Place(f"box-{number}", 4, 80 if alike else SIZES_GB[number % len(SIZES_GB)]) for number in range(BOXES)]
 
 
 def jobs(count: int, fleet: list[Place], *, seed: int) -> list[Job]:
-    """Cells of a minute to some hours, most of them short; half of them fit every device of four sizes, the others only larger
-    ones."""
+    """Cells of a minute to some hours, most of them short. Half of them fit devices of every size, the
+    others only larger ones."""
     rng = random.Random(seed)
     grid = []
     for number in range(count):

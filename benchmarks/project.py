@@ -1,5 +1,7 @@
-"""A project of its own for a benchmark: the corpus's English records, cleaned, in a lake in a temporary folder; the weights are
-this project's, but for models that only ship their shape, which get random ones."""
+"""A separate project for a benchmark: the corpus's English records, cleaned, in a temporary lake.
+
+Weights come from this project. A model that ships only its shape gets random weights.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ PACKAGED = "smollm2-135m"
 
 
 def make(folder: Path, model: str = PACKAGED, *, train: int, held_out: int, **training: Any) -> Project:
-    """The local profile with `model` alone, so many examples on each side, and `training` over its settings. What `folder` holds
-    of such a project stays."""
+    """The local profile with only `model`, `train` and `held_out` examples on its two sides, and
+    `training` over its settings. An existing project in `folder` is kept."""
     plain = configuration.load(PROJECT / "experiments.yaml").model_dump()
-    if model not in plain["models"]:  # gemma-3's modules have gemma's names
+    # gemma-3's modules have gemma's names
+    if model not in plain["models"]:
         like = {**plain["models"]["gemma-2b-it"], "overrides": {}, "note": None, "bos": None, "end": None}
         plain["models"][model] = {**like, "source": {"random": model}}
     profile = plain["profiles"]["local"]

@@ -1,5 +1,6 @@
-"""Publishing 1,000 finished cells (200,000 curve points, 32,000 answers), against a plain CREATE TABLE of the same rows; and what
-comparing 1,000 cells on 100 records costs: intervals, Pareto front, picks."""
+"""Time to publish 1,000 finished cells (200,000 curve points, 32,000 answers), against a plain
+CREATE TABLE of the same rows; and time to compare 1,000 cells on 100 records: intervals, Pareto
+front, picks."""
 
 import random
 import shutil
@@ -71,7 +72,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _compared() -> tuple[list[Row], Qualities]:
-    """Rows that trade quality for memory and time, with noise, so that many are near the front."""
+    """Rows that trade quality for memory and time, with noise, so that many lie near the front."""
     luck, sampled = random.Random(1), np.random.default_rng(1)
     hard, sizes = sampled.normal(1.2, 0.3, RECORDS), np.full(RECORDS, 400.0)
     examples = tuple(f"e{number}" for number in range(RECORDS))
@@ -86,7 +87,8 @@ def _compared() -> tuple[list[Row], Qualities]:
 
 
 def _from_the_lake() -> dict[str, Any]:
-    """The whole of `compare`: 1,000 attempts read from their folders, all tables, the report; without predictions of memory."""
+    """All of `compare`: 1,000 attempts read from their folders, all tables, the report; without
+    memory predictions."""
     points = [
         {"step": s, "examples": 8 * s, "train_loss": 3.1, "learning_rate": 1e-4, "eval_loss": None}
         for s in range(POINTS)
@@ -107,7 +109,7 @@ def _from_the_lake() -> dict[str, Any]:
 
 
 def _copied(attempt: Path, seed: int) -> None:
-    """The same attempt again, as another seed's."""
+    """Copy an attempt as that of another seed."""
     name = f"{attempt.name}-{seed}"
     copy = attempt.parent.parent / str(seed) / name
     shutil.copytree(attempt, copy)

@@ -1,9 +1,12 @@
-"""Optimizer steps as a share of what this machine's matrix products reach, and where the rest of a step's time goes.
+"""Optimizer steps as a share of this machine's matrix product rate, and the rest of a step's time.
 
-Work is counted as usual: 4 operations per token and frozen weight used (forward and the input's gradient), 6 per trained one, the
-head on the learned tokens alone, attention's two products under a causal mask; padding, norms and activations count as nothing.
-The rates beside it are the best of twenty products at the model's own shapes, measured before and after: by `linear` as PyTorch
-calls it, and by whatever `pipelines.train.trainer.cpu.products` chooses here. Each micro-batch counts with its best round.
+Work is counted as usual: 4 operations per token and frozen weight (forward and the input's
+gradient), 6 per trained weight, the head on the learned tokens only, and attention's two products
+under a causal mask. Padding, norms and activations count as nothing.
+
+The reference rates are the best of twenty products at the model's own shapes, measured before and
+after: by PyTorch's `linear`, and by the choice of `pipelines.train.trainer.cpu.products`. Each
+micro-batch counts with its best round.
 """
 
 import time
@@ -31,7 +34,8 @@ from pipelines.train.trainer.optimizers import make_optimizer
 from pipelines.train.trainer.prompts import PromptFormat
 
 EXAMPLES, ROUNDS = 16, 6
-CELLS = (("full", None), ("lora-r8", 0.0), ("lora-r8", 0.1), ("qlora-r8", 0.1))  # method, dropout
+# Method and dropout
+CELLS = (("full", None), ("lora-r8", 0.0), ("lora-r8", 0.1), ("qlora-r8", 0.1))
 GROUPS = {
     "products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
     "attention": ("aten::_scaled_dot_product",),
@@ -87,7 +91,7 @@ def _measured(folder: Path, method: str, dropout: float | None) -> Line:
 
 
 def shapes_of(model: nn.Module) -> list[tuple[int, int]]:
-    """(out, in) of the layers' own linear modules, before adapters; not the head, and no embedding."""
+    """(out, in) of the layers' linear modules, before adapters, without the head and embeddings."""
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     return [_shape(m) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
 
@@ -100,8 +104,10 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokenized], *, adapters: int | None) -> float:
-    """Floating-point operations of learning `examples` once by linear layers of `shapes`. `adapters`: how many parameters they have
-    beside frozen weights; None where every weight trains."""
+    """Floating-point operations to learn `examples` once with linear layers of `shapes`.
+
+    `adapters`: the number of adapter parameters beside frozen weights; None where every weight trains.
+    """
     tokens, learned = sum(len(e) for e in examples), sum(e.learned for e in examples)
     each = 6 if adapters is None else 4
     layers = each * tokens * sum(outs * ins for outs, ins in shapes)
@@ -112,7 +118,8 @@ def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokeni
 
 
 def _rates(shapes: list[tuple[int, int]], rows: int) -> dict[str, float]:
-    """Operations a second of the layers' products, forward and for the input's gradient, weighted as they occur."""
+    """Operations a second of the layers' products, forward and for the input's gradient, weighted by
+    their frequency."""
     ways: dict[str, Callable[..., torch.Tensor]] = {"linear": functional.linear, "product": product}
     seconds: dict[str, float] = defaultdict(float)
     work = 0.0
@@ -127,7 +134,7 @@ def _rates(shapes: list[tuple[int, int]], rows: int) -> dict[str, float]:
 
 
 def _step_seconds(model: Any, recipe: dict[str, Any], groups: list[list[Tokenized]]) -> tuple[float, float]:
-    """Seconds of a step with every part at its best, and the first step's loss."""
+    """Seconds of a step from the best round of every part, and the first step's loss."""
     optimizer = make_optimizer(model, recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     learned = sum(e.learned for group in groups for e in group)
@@ -151,7 +158,8 @@ def _step_seconds(model: Any, recipe: dict[str, Any], groups: list[list[Tokenize
 
 
 def _profile(model: Any, recipe: dict[str, Any], groups: list[list[Tokenized]]) -> dict[str, float]:
-    """Shares of a step's time by kind of work; what PyTorch and Python do around their operators is the rest."""
+    """Shares of a step's time by kind of work. The rest is time that PyTorch and Python spend around
+    the operators."""
     optimizer = make_optimizer(model, recipe)
     with profile(activities=[ProfilerActivity.CPU]) as profiler, head_on_positions(model) as positions:
         for micro_batch in groups:

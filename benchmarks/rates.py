@@ -1,9 +1,12 @@
-"""Does `learning_rate: auto` find as good a rate as a sweep of seven, each trained to the end? The final loss on held-out records
-of both, and what the search cost. SmolLM2 on 200 training examples: the corpus's English records, one and a half times over.
+"""Does `learning_rate: auto` find as good a rate as a sweep of seven rates, each trained to the end?
 
-Each run is a cell of a project in the folder that `--folder` names (else a temporary one). A benchmark that was stopped goes on
-there, and current cells are not trained again. A cell of the sweep names its rate, so it stays where only the trainer's code has
-changed; a cell of `auto` does not. Losses are the same each time on one kind of machine.
+Compares the final losses on held-out records, and the cost of the search. SmolLM2 trains on 200
+examples: the corpus's English records, one and a half times over.
+
+Each run is a cell of a project in the folder of `--folder` (else a temporary one). A stopped
+benchmark resumes there, and current cells are not trained again. A cell of the sweep has a fixed
+rate, so it is kept when only the trainer's code has changed; a cell of `auto` is not. On one kind of
+machine losses are reproducible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,17 +25,20 @@ from pipelines.settings.learning_rates import grid_of
 from pipelines.train.cell import train
 
 METHODS = ("lora-r8", "full", "qlora-r8", "lora-r128")
-RECORDS, HELD_OUT = 134, 32  # English records of the corpus on each side
-EPOCHS = 1.5  # 201 examples
+# English records of the corpus on each side
+RECORDS, HELD_OUT = 134, 32
+# 201 examples in all
+EPOCHS = 1.5
 EXAMPLES_PER_STEP = 2
-WITHIN = 0.01  # of the sweep's best loss
+# `auto` succeeds within this relative distance of the sweep's best loss
+WITHIN = 0.01
 UNLESS_CODE = tuple(name for name in ANY if name != "code")
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell that ended: its rate and its final loss on the held-out records, None where it did not end well."""
+    """One finished cell: its rate and its final loss on the held-out records (None if it diverged)."""
 
     rate: float | None
     loss: float | None
@@ -54,7 +60,7 @@ def measure(folder: Path | None = None, methods: Sequence[str] = METHODS) -> Ite
 
 
 def _stage(folder: Path, methods: Sequence[str]) -> Project:
-    """A project with a method for each rate of each sweep, since a cell keeps its newest run alone."""
+    """A project with a method for each rate of each sweep, since a cell keeps only its newest run."""
     stage = project.make(
         folder, train=RECORDS, held_out=HELD_OUT, epochs=EPOCHS, examples_per_step=EXAMPLES_PER_STEP,
         eval_every_steps=10_000, time_limit_minutes=720,
@@ -84,7 +90,7 @@ def _searched(method: str) -> str:
 
 
 def _run(stage: Project, method: str, rerun_for: Sequence[str]) -> Run:
-    """The cell as it is, or trained now."""
+    """The current cell, trained if necessary."""
     resolved, key = stage.resolve(), CellKey(project.PACKAGED, method, 1)
     attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _: None), rerun_for=rerun_for)
     if attempt.status not in ("ok", "diverged"):
@@ -107,7 +113,7 @@ def _line(method: str, by: str, run: Run) -> Line:
 
 
 def _verdict(method: str, sweep: Sequence[Run], auto: Run) -> Line:
-    """Both losses, and whether that of `auto` is within WITHIN of the sweep's best."""
+    """Both losses, and whether `auto` is within WITHIN of the sweep's best."""
     ended = [(run.loss, run.rate) for run in sweep if run.loss is not None]
     if not ended:
         raise RuntimeError(f"{method}: no rate of the sweep trained to the end")

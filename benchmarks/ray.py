@@ -1,9 +1,10 @@
-"""A grid through Ray on two workers of one core each, against the ideal for two: the bound that no schedule of the same cells by
-the local launcher can beat, each on one core while the other core runs another cell. And what a Ray cell costs around its own
-processes, over a local one that runs alone.
+"""A grid through Ray on two workers of one core each, against the ideal for two; and the overhead of a
+Ray cell around its own processes, over a local cell that runs alone.
 
-Beside another is how the ideal must be taken: two cells share one machine's memory, and its last cache. `over_ideal_alone`
-has as its ideal cells that ran with the machine to themselves. All end in the same losses.
+The ideal is a lower bound for any schedule of the same cells by the local launcher, each on one core
+while the other core runs another cell. Cells for the ideal run side by side, because two cells share
+the machine's memory and last-level cache. For `over_ideal_alone` the cells had the machine to
+themselves. All runs must end in the same losses.
 """
 
 import sys
@@ -42,7 +43,8 @@ def measure() -> Iterator[Run]:
         rest = [method for method in order if method != "base"]
         local = RunHooks(env=ONE_CORE, say=lambda _: None, launcher=LocalLauncher())
         alone = {method: _cell(stages[0], method, local) for method in order}
-        # a data root's device takes one local cell at a time, so two of them need two roots; each with the base that all wait for
+        # A data root runs one local cell at a time, so two cells need two roots, each with the base
+        # that every cell waits for
         for stage in stages[1:3]:
             _cell(stage, "base", local)
         beside, wall_beside = _two_at_a_time(stages[1:3], rest, local)
@@ -72,7 +74,7 @@ def measure() -> Iterator[Run]:
 
 
 def _two_at_a_time(stages: list[Project], methods: list[str], hooks: RunHooks) -> tuple[dict[str, Run], float]:
-    """Each method's cell, on whichever of the two stages is free; and the seconds that all of them took."""
+    """Each method's cell, on whichever stage is free; and the seconds of all together."""
     free: Queue[Project] = Queue()
     for stage in stages:
         free.put(stage)
@@ -91,7 +93,7 @@ def _two_at_a_time(stages: list[Project], methods: list[str], hooks: RunHooks) -
 
 
 def _ideal(cells: dict[str, Run], methods: list[str]) -> float:
-    """What two workers need at least for these cells."""
+    """The least seconds in which two workers can run these cells."""
     jobs = [Job(method, {"two": cells[method]["wall"]}) for method in methods]
     return lower_bound(jobs, [Place("two", 2, 8)]).seconds
 
@@ -105,7 +107,7 @@ def _on(stage: Project, address: str) -> Project:
 
 
 def _cell(stage: Project, method: str, hooks: RunHooks) -> Run:
-    """Train and evaluate; `wall` seconds in all, `own` in the cell's two processes, `around` outside them."""
+    """Train and evaluate. `wall`: all seconds; `own`: those in the cell's two processes; `around`: the rest."""
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()
     attempt, _ = train(stage.resolve(), key, hooks=hooks)

@@ -1,9 +1,13 @@
-"""From a training process's start to its first forward pass, against a process that imports AutoModelForCausalLM and loads the same
-weights, in turns. Ours also reads its examples, tokenizes and checks them, and adds or quantizes what its method needs. Both by the
-clock and by processor time, which other work on the machine hardly stretches (`OMP_NUM_THREADS=1` on a shared machine).
+"""Time from the start of a training process to its first forward pass, and the time of a whole cell.
 
-Then where the time of a whole cell of the local profile's size goes: the phases that its row has, and the processor time of the
-process that trains and of the one that evaluates."""
+The reference is a process that only imports AutoModelForCausalLM and loads the same weights; the two
+run in turns. Ours also reads, tokenizes and checks its examples, and adds the adapter or quantizes.
+Both are measured by the clock and by processor time, which other work on the machine hardly affects
+(`OMP_NUM_THREADS=1` on a shared machine).
+
+For a cell of the local profile's size it then shows the phases of its row, and the processor time of
+the training and the evaluating process.
+"""
 
 import resource
 import subprocess
@@ -48,7 +52,7 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _whole_cell(stage: Project, method: str) -> dict[str, Any]:
-    """Processor seconds of the two processes of a cell that runs to its end, and seconds by the clock of their phases."""
+    """Processor seconds of a complete cell's two processes, and wall seconds of their phases."""
     resolved, key, quietly = stage.resolve(), CellKey(project.PACKAGED, method, 1), RunHooks(say=lambda _: None)
     began = _children_cpu_seconds()
     attempt, _ = train(resolved, key, hooks=quietly)
@@ -94,7 +98,7 @@ def _starts() -> Iterator[dict[str, Any]]:
 
 
 def _attempt(stage: Project, method: str) -> Path:
-    """The folder of an attempt that ran to its end: its spec is started again by hand."""
+    """The folder of a finished attempt, whose spec `_ours` starts again."""
     key = CellKey(project.PACKAGED, method, 1)
     attempt, _ = train(stage.resolve(), key, hooks=RunHooks(say=lambda _: None))
     if attempt.status != "ok":
@@ -103,7 +107,7 @@ def _attempt(stage: Project, method: str) -> Path:
 
 
 def _ours(attempt: Path) -> tuple[float, float]:
-    """Seconds until the child says that it probes, the first thing it runs the model for."""
+    """Seconds until the child reports its probe, the first use of the model."""
     (attempt / "child.json").unlink()
     began = time.perf_counter()
     child = spawn(["-m", "pipelines.train.trainer.child", str(attempt)], log=attempt / "log.txt")

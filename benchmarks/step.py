@@ -1,5 +1,7 @@
-"""One optimizer step's forward and backward pass on the packaged model: our batches and head against the usual padded
-batch with full logits, LoRA r8, the same eight examples; the losses of both must agree."""
+"""Forward and backward pass of one optimizer step on the packaged model, LoRA r8, eight examples.
+
+Compares our batches and head with the usual padded batch and full logits. Both losses must agree.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +63,8 @@ def _ours(model: Any, examples: list[Tokenized]) -> float:
 
 
 def _usual(model: Any, examples: list[Tokenized]) -> float:
-    """Right-padded to the longest with an attention mask, logits at every position, prompt masked in the labels."""
+    """Right-padded to the longest example, with an attention mask, logits at every position and the
+    prompt masked in the labels."""
     longest = max(len(example) for example in examples)
     ids = torch.tensor([e.input_ids + [0] * (longest - len(e)) for e in examples])
     mask = torch.tensor([[1] * len(e) + [0] * (longest - len(e)) for e in examples])

@@ -1,13 +1,16 @@
-"""A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, loss on the same held-out records.
+"""A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, and loss on the
+same held-out records.
 
-Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout, the same learning rate at every step), examples
-per optimizer step and, but for TRL's default and grouping, order; each run has a process of its own. TRL is measured at its
-defaults, as far as a CPU can run them (float32 rather than bf16), and at its best setting, which a search over micro-batch,
-gradient checkpointing, grouping by length and packing finds first. Ours is the cell that `featherweight train` starts, its probe
-for memory counted in.
+Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout, the same learning
+rate at every step) and examples per optimizer step. The order of examples is also the same, except
+with TRL's default and grouping. Each run has a process of its own.
 
-On a machine that others use, `OMP_NUM_THREADS=1 python -m benchmarks train` measures both sides by processor time: two threads
-that wait for one another at every product make wall time meaningless there.
+TRL is measured at its defaults, as far as a CPU can run them (float32 instead of bf16), and at its
+best setting. A search over micro-batch, gradient checkpointing, grouping by length and packing finds
+that setting first. Our side is the cell that `featherweight train` starts, including its memory probe.
+
+On a shared machine, `OMP_NUM_THREADS=1 python -m benchmarks train` measures both sides by processor
+time. With two threads that wait for one another at every product, wall time would be meaningless.
 """
 
 import json
@@ -38,7 +41,8 @@ from pipelines.train.trainer.prompts import PromptFormat
 METHOD, SEED, PER_STEP = "lora-r8", 1, 8
 EXAMPLES, SCREENED, HELD_OUT, ROUNDS = 32, 16, 10, 2
 ONE_THREAD = os.environ.get("OMP_NUM_THREADS") == "1"
-SAME_LOSS = 0.005  # of the loss
+# Relative difference of the loss that counts as equal
+SAME_LOSS = 0.005
 Settings = dict[str, Any]
 Run = dict[str, Any]
 
@@ -60,14 +64,15 @@ def measure(model: str = project.PACKAGED) -> Iterator[Run]:
 
 
 def _search() -> list[Settings]:
-    """TRL's own default first."""
+    """The settings of TRL to try, its own default first."""
     settings: list[Settings] = [_defaults()]
     for checkpointing in (False, True):
         for rows in (1, 2, 4, 8):
             for grouped in (False, True) if rows > 1 else (False,):
                 sampling = "group_by_length" if grouped else "sequential"
                 settings.append(_setting(rows, checkpointing, train_sampling_strategy=sampling))
-    packed = {"packing": True, "train_sampling_strategy": "sequential"}  # a row of 320 tokens holds about two examples
+    # A row of 320 tokens holds about two examples
+    packed = {"packing": True, "train_sampling_strategy": "sequential"}
     return [*settings, {**_setting(1, False, **packed), "gradient_accumulation_steps": 4}]
 
 
@@ -85,8 +90,9 @@ def _fastest_first(searched: list[Run]) -> list[Settings]:
 
 
 def _compare(trial: "Trial", fastest_first: list[Settings]) -> Iterator[Run]:
-    """Whole runs, the three sides in turns; of each the fastest counts, since other work on the machine only adds time. TRL's
-    best is its fastest setting that ends at our loss: what is packed without flash attention sees its neighbors."""
+    """Whole runs, the three sides in turns. The fastest run of each counts, since other work on the
+    machine only adds time. TRL's best is its fastest setting that ends at our loss: without flash
+    attention, packed examples see their neighbors."""
     sides: dict[str, list[Run]] = {"ours": [trial.ours(EXAMPLES)], "trl_best": [], "trl_default": []}
     yield _line("train run ours", sides["ours"][0])
     for best in fastest_first:
@@ -213,7 +219,8 @@ class TimedLauncher(LocalLauncher):
 
 
 def _rate(tokens: int, run: Run) -> float:
-    """Useful tokens a second: of the clock, or on one thread of processor time, which other work does not stretch."""
+    """Useful tokens per second of the clock, or of processor time with one thread, which other work
+    does not affect."""
     return tokens / (run["cpu_seconds"] if ONE_THREAD else run["seconds"])
 
 

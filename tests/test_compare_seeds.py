@@ -52,7 +52,7 @@ def off(repeats: int) -> float:
 def test_intervals_over_three_runs_hold_the_truth_as_often_as_they_say(shape: Any) -> None:
     held = {}
     for number, spread in enumerate((0.0, 0.5, 1.0, 3.0)):
-        samples = Case(shape, 10, 3, spread).found(300, np.random.default_rng(number))
+        samples = Case(shape, 10, 3, spread).intervals(300, np.random.default_rng(number))
         assert len(samples) == 300
         held[spread] = covered(samples)
         assert 0.93 - off(300) <= held[spread] <= 0.97 + off(300), held
@@ -60,7 +60,7 @@ def test_intervals_over_three_runs_hold_the_truth_as_often_as_they_say(shape: An
 
 
 def test_one_run_alone_says_nothing_of_the_method_unless_the_spread_is_known() -> None:
-    alone, known = (Case(SHAPES[0], 10, 1, 3.0, known).found(300, np.random.default_rng(1)) for known in (False, True))
+    alone, known = (Case(SHAPES[0], 10, 1, 3.0, known).intervals(300, np.random.default_rng(1)) for known in (False, True))
     assert covered(alone) < 0.6
     assert 0.93 - off(300) <= covered(known) <= 0.97 + off(300)
 
@@ -71,7 +71,7 @@ def test_one_run_alone_says_nothing_of_the_method_unless_the_spread_is_known() -
 @pytest.mark.parametrize("records", [10, 40, 200])
 def test_intervals_hold_the_truth_at_every_spread(shape: Any, runs: int, records: int) -> None:
     for number, spread in enumerate((0.0, 0.5, 1.0, 3.0)):
-        held = covered(Case(shape, records, runs, spread).found(800, np.random.default_rng(number)))
+        held = covered(Case(shape, records, runs, spread).intervals(800, np.random.default_rng(number)))
         assert 0.93 - off(800) <= held <= 0.97 + off(800), (spread, held)
 
 
