@@ -12,12 +12,12 @@ run: weights ## the whole graph on this machine's profile; prints the comparison
 	@exec $(BIN)/python -m assets.run
 
 tour: export FEATHERWEIGHT_PROFILE = tour
-tour: run ## what to run second: profile tour, whose learning rates are searched for; ten minutes or some more
+tour: run ## the next thing to run: profile tour with searched learning rates; ten minutes or some more
 
 test: setup-dev weights ## every test but the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: setup-dev weights ## kill loops and whole runs; up to an hour
+test-slow: setup-dev weights ## tests that kill processes and run whole graphs; up to an hour
 	@$(BIN)/python -m pytest -m slow --timeout=3600
 
 ui: setup ## Dagster's webserver and daemon on 127.0.0.1:3000 (PORT=... for another)
@@ -29,17 +29,17 @@ chat: weights ## answers of the base and of your cells side by side on 127.0.0.1
 table: setup ## the published comparison
 	@$(BIN)/featherweight table
 
-prune: setup ## what nobody needs any more, and old runs of Dagster; YES=1 removes it
+prune: setup ## list what is no longer needed, and old runs of Dagster; YES=1 removes it
 	@$(BIN)/featherweight prune $(if $(YES),--yes)
 	@$(BIN)/python -m assets.history $(if $(YES),--yes)
 
 screenshots: setup-dev ## README's table and docs/images/*.png: the graph, a cell, the report (needs Chromium and a finished `make run`)
 	@$(BIN)/python -m tests.screenshots
 
-bench: setup-dev weights ## the figures; one JSON object a line
+bench: setup-dev weights ## all measurements; one JSON object a line
 	@$(BIN)/python -m benchmarks
 
-extras: setup ## packages that only some need: make extras E=ray (or E=ray,tune); the locked versions and the checkout stay
+extras: setup ## optional packages: make extras E=ray (or E=ray,tune); the locked versions and the checkout stay
 	@test -n "$(E)" || { echo "make: which extra? pyproject.toml has them under optional-dependencies; for instance: make extras E=ray" >&2; exit 2; }
 	@for extra in $$(echo "$(E)" | tr , ' '); do \
 		sed -n '/^\[project.optional-dependencies\]/,/^\[tool/p' pyproject.toml | grep -q "^$$extra = " \
@@ -47,7 +47,7 @@ extras: setup ## packages that only some need: make extras E=ray (or E=ray,tune)
 	done
 	@$(PIP) install --constraint requirements.lock --constraint requirements-dev.lock --no-build-isolation --editable '.[$(E)]'
 
-lint: setup-dev ## formatting, ruff, the layers, how complex a function may be (tests/complexity.py), types
+lint: setup-dev ## formatting, ruff, import layers, complexity of functions (tests/complexity.py), types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports
@@ -72,7 +72,8 @@ weights: setup
 .venv/runtime-stamp: requirements.lock requirements-converter.lock pyproject.toml | .venv/bin/python
 	@echo "installing the locked packages (a few minutes)" >&2
 	@$(PIP) install -r requirements.lock
-	@rm -rf .venv/converter # llama.cpp's converter lies apart: it brings a gguf of its own
+# llama.cpp's converter has its own folder, since it brings its own gguf
+	@rm -rf .venv/converter
 	@$(PIP) install --no-deps --require-hashes --target .venv/converter -r requirements-converter.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -81,9 +82,10 @@ weights: setup
 	@$(PIP) install -r requirements-dev.lock
 	@touch $@
 
-lock: ## resolve pyproject.toml anew into requirements*.lock, in an environment of its own
+lock: ## resolve pyproject.toml again into requirements*.lock, in a separate environment
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	@.venv-lock/bin/python -m pip install --quiet setuptools '.' "$$(grep '^torch==' requirements.lock)" # another torch, other digits
+# Keeps the locked torch, since another release changes README's digits
+	@.venv-lock/bin/python -m pip install --quiet setuptools '.' "$$(grep '^torch==' requirements.lock)"
 	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' > requirements.lock
 	@.venv-lock/bin/python -m pip install --quiet '.[dev]'
 	@.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude featherweight | sed 's/+cpu$$//' | grep -vxFf requirements.lock > requirements-dev.lock

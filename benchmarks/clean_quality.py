@@ -4,7 +4,8 @@
 - Precision of a rule: the share of its dropped records that have its label.
 - Recall of a rule: the share of records with its label that it dropped.
 
-A labelled duplicate counts as found if only one record of its cluster stays, whichever it is.
+A labelled duplicate counts as found if it was dropped, or if it is the only one of its cluster that
+stays.
 """
 
 import json

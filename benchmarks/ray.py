@@ -51,9 +51,8 @@ def measure() -> Iterator[Run]:
         with ray_cluster(nodes=2, cpus=1, memory_gb=8) as cluster:
             remote = _on(stages[3], cluster.address)
             plain = RunHooks(say=lambda _: None)
-            first = _cell(
-                remote, "base", plain
-            )  # the cluster's first job waits for its agents, and the base serves all
+            # The cluster's first job waits for its agents; all cells share this base
+            first = _cell(remote, "base", plain)
             together, wall = _two_at_a_time([remote, remote], rest, plain)
     over = {method: together[method]["around"] - alone[method]["around"] for method in rest}
     yield {

@@ -60,7 +60,9 @@ def test_intervals_over_three_runs_hold_the_truth_as_often_as_they_say(shape: An
 
 
 def test_one_run_alone_says_nothing_of_the_method_unless_the_spread_is_known() -> None:
-    alone, known = (Case(SHAPES[0], 10, 1, 3.0, known).intervals(300, np.random.default_rng(1)) for known in (False, True))
+    alone, known = (
+        Case(SHAPES[0], 10, 1, 3.0, known).intervals(300, np.random.default_rng(1)) for known in (False, True)
+    )
     assert covered(alone) < 0.6
     assert 0.93 - off(300) <= covered(known) <= 0.97 + off(300)
 

@@ -1,17 +1,18 @@
-"""What only a card can answer: `python -m benchmarks card`. It needs a CUDA card, PyTorch and this checkout, and neither Dagster,
-nor a hub, nor a network.
+"""Checks that only a card can answer: `python -m benchmarks card`.
 
-    command.py       the arguments, the order, the whole run's limit, the exit code
-    checks.py        every check: what it asks, its limit in seconds, what is expected
-    runner.py        one check in a process of its own, killed whole at its limit
+They need a CUDA card, PyTorch and this checkout, but no Dagster, no hub and no network.
+
+    command.py       the arguments, the order, the limit of the run, the exit code
+    checks.py        every check: its question, its limit in seconds, its expectations
+    runner.py        one check in a process of its own, killed with its children at its limit
     child.py         that process
-    verdicts.py      expected against seen, and the summary
-    bench.py         what every check is given: the device, the time left, clocks
+    verdicts.py      expectations against observations, and the summary
+    bench.py         the context of a check: the device, the time left, clocks
     models.py        shapes, random weights made on the device, a tokenizer, examples
-    cells.py         training cells as the project starts them, and what they measured
-    rates.py         what the card's arithmetic reaches
-    ours.py          the few places where the checks call the trainer's own functions
-    grid.py          the grid of profile gpu, predicted beside measured, and TRL
+    cells.py         training cells as the project starts them, and their measurements
+    rates.py         the card's arithmetic rate
+    ours.py          the few calls from the checks into the trainer's own functions
+    grid.py          the grid of profile gpu, predicted against measured, and TRL
 
 The other files are the checks.
 """

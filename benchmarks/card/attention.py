@@ -1,6 +1,7 @@
-"""Which attention kernel PyTorch chooses, and what a batch of a shape that it has not met costs.
+"""Which attention kernel PyTorch chooses, and the cost of a batch with a new shape.
 
-cuDNN's attention builds a plan for every new shape. Micro-batches by token budget have a new shape nearly every time.
+cuDNN's attention builds a plan for every new shape. Micro-batches by token budget have a new shape
+nearly every time.
 """
 
 import os
@@ -21,7 +22,8 @@ from benchmarks.card.bench import Bench
 from benchmarks.card.verdicts import Line, finding
 from pipelines.hardware.cuda_devices import AMPERE
 
-CHEAP, DEAR = 2.0, 5.0  # a new shape's time over a repeated one's
+# Ratios of a new shape's time to a repeated one's
+CHEAP, DEAR = 2.0, 5.0
 
 
 def check(bench: Bench) -> Iterator[Line]:
@@ -63,7 +65,7 @@ def _cudnn(allowed: bool) -> Iterator[None]:
 
 
 def _inputs(bench: Bench, rows: int, length: int, dim: int, *, shared: bool) -> list[torch.Tensor]:
-    """Query, key and value; with `shared` one head of keys and values for all of the queries'."""
+    """Query, key and value; with `shared` one head of keys and values for all query heads."""
     heads = bench.sized(8, 2)
     return [
         torch.randn(rows, count, length, dim, device=bench.device, dtype=bench.half, requires_grad=True)
@@ -91,7 +93,7 @@ def _cudnn_is_first(bench: Bench, choices: list[Line]) -> Line:
 
 
 def _prefers_cudnn(bench: Bench) -> bool:
-    """Whether this is a card of the kind for which cuDNN's attention stands first."""
+    """Whether PyTorch prefers cuDNN's attention on this card."""
     return not bench.dry and torch.cuda.get_device_capability() >= (9, 0)
 
 
@@ -112,8 +114,10 @@ def _new_shapes(bench: Bench) -> Iterator[Line]:
 
 
 def _times(bench: Bench, dim: int, *, first: int) -> tuple[float, float]:
-    """Seconds of a forward and backward pass: of one shape again and again, and of shapes that are new each time (means of twenty;
-    lengths from `first` on, by sixteen)."""
+    """Mean seconds of a forward and backward pass with a repeated shape, and with a new shape each time.
+
+    Means of twenty; lengths begin at `first` and grow by sixteen.
+    """
     count, step = bench.sized(20, 3), bench.sized(16, 2)
 
     def once(length: int) -> float:

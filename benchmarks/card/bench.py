@@ -1,6 +1,6 @@
-"""What every check is given: the device, how much time is left, clocks that wait for a card.
+"""The context of every check: the device, the time left, and clocks that wait for a card.
 
-PyTorch is imported where it is used, so that a check that fails at that import is reported like any other.
+PyTorch is imported where it is used, so that a failing import is reported like any other failure.
 """
 
 import time
@@ -12,13 +12,18 @@ from typing import Any, TypeVar
 
 PACKAGES = ("transformers", "peft", "bitsandbytes", "triton", "flash-attn", "liger-kernel", "nvidia-ml-py", "trl")
 T = TypeVar("T")
-DRY = "a CPU (dry run: tiny shapes, no figure of a card)"  # the device of every line of a dry run
+# The device in every line of a dry run
+DRY = "a CPU (dry run: tiny shapes, no figure of a card)"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """`work` is shared by the checks of a run; `ends` is when this check is killed, on the clock of `time.monotonic`. A `dry` run
-    computes the same things on a CPU in tiny shapes: it tries the program, and its figures mean nothing."""
+    """The context of a check.
+
+    - `work`: the folder that the checks of a run share
+    - `dry`: compute the same on a CPU in tiny shapes, which tests the program; the figures mean nothing
+    - `ends`: the time at which this check is killed, on the clock of `time.monotonic`
+    """
 
     work: Path
     dry: bool
@@ -32,7 +37,7 @@ class Bench:
 
     @property
     def half(self) -> Any:
-        """The half-precision type that this device computes in: bfloat16, on cards before capability 8.0 float16."""
+        """The device's half-precision type: bfloat16, or float16 on cards before capability 8.0."""
         import torch
 
         from pipelines.hardware.cuda_devices import AMPERE
@@ -45,22 +50,22 @@ class Bench:
         return self.ends - time.monotonic()
 
     def sized(self, on_card: T, dry: T) -> T:
-        """A shape for this run."""
+        """The shape for this run."""
         return dry if self.dry else on_card
 
     def judged(self, agrees: bool) -> bool | None:
-        """Of an expectation about cards: what was seen on a CPU neither meets it nor fails it."""
+        """The verdict on an expectation about cards: an observation on a CPU neither meets nor fails it."""
         return None if self.dry else agrees
 
     def wait(self) -> None:
-        """Until the card has done what it was given."""
+        """Wait until the card has finished its work."""
         if not self.dry:
             import torch
 
             torch.cuda.synchronize()
 
     def seconds_of(self, work: Callable[[], object], *, rounds: int = 5) -> float:
-        """The best of several calls, after one that is not counted; in a dry run of one."""
+        """Seconds of the best of `rounds` calls after a warm-up call; a dry run has one round."""
         work()
         best = float("inf")
         for _ in range(self.sized(rounds, 1)):
@@ -72,7 +77,7 @@ class Bench:
         return best
 
     def peak_gb_of(self, work: Callable[[], object]) -> float | None:
-        """What the allocator handed out at most during a call, beyond what was there before it; None on a CPU."""
+        """The allocator's peak during a call, above its level before the call; None on a CPU."""
         if self.dry:
             work()
             return None
@@ -87,7 +92,7 @@ class Bench:
 
 
 def device(bench: Bench) -> dict[str, Any]:
-    """What this device is; of a dry run a name that nobody takes for a card's."""
+    """A description of this device. In a dry run its name cannot be mistaken for a card's."""
     import torch
 
     from pipelines.hardware import machine
@@ -116,7 +121,7 @@ def device(bench: Bench) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
-    """The versions of what decides how fast a card is used; None where it is not installed."""
+    """Versions of the packages that affect a card's speed; None where one is not installed."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -127,5 +132,5 @@ def packages() -> dict[str, str | None]:
 
 
 def look(bench: Bench) -> Any:
-    """The first process of a run: which card this is, if PyTorch can use one."""
+    """The first process of a run: identify the card, if PyTorch can use one."""
     yield {"found": device(bench)}

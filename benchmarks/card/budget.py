@@ -1,4 +1,5 @@
-"""A memory budget on a card: it must bound the card's memory, not the process's, and the refusal must be an outcome in words."""
+"""A memory budget on a card: it must limit the card's memory, not the process's, and a refusal must be
+an outcome with a message."""
 
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from benchmarks.card.models import OPT
 from benchmarks.card.verdicts import Line, finding
 from pipelines.runs.process import child_environment
 
-SHARE = 0.8  # of a card that has less than the budget would be
+# Share of a card that is smaller than the budget
+SHARE = 0.8
 CONTEXT_GB = 1.0
 LIMIT_GB = 3
 START = """
@@ -29,9 +31,8 @@ print(json.dumps({line.split(":")[0]: int(line.split()[1]) / 1e6 for line in lin
 
 def check(bench: Bench) -> Iterator[Line]:
     budget = 3.0 if bench.dry else min(20.0, SHARE * _card_gb())
-    changes = {
-        "gradient_checkpointing": False
-    }  # so that it needs more than the budget: 16 bytes a parameter, and activations
+    # Without checkpointing it needs more than the budget: 16 bytes a parameter, and activations
+    changes = {"gradient_checkpointing": False}
     cell = Cell(bench, OPT, "full", steps=1, changes=changes, spec={"memory_budget_gb": budget})
     result = run(cell, bench.work / "budget", limit=bench.left() - 10)
     yield {"model": cell.model, "method": cell.method, "memory_budget_gb": budget, **result}
@@ -43,7 +44,7 @@ def check(bench: Bench) -> Iterator[Line]:
         return
     if (peak := result.get("whole_card_gb")) is not None:
         used = peak - (result["whole_card_before_gb"] or 0.0)
-        seen = f"{used:.1f} GB of {budget:.1f} were in use at most"
+        seen = f"peak use: {used:.1f} of {budget:.1f} GB"
         yield finding("within budget", seen, used <= budget + CONTEXT_GB)
     free, limited = (_start(limit, bench.left() - 2) for limit in (0, LIMIT_GB * 10**9))
     yield {"cuda_started": free, f"cuda_started_under_{LIMIT_GB}_gb": limited}
@@ -59,7 +60,8 @@ def _card_gb() -> float:
 
 
 def _start(limit: int, seconds: float) -> dict[str, Any]:
-    """Start CUDA in a process of its own under `limit` bytes of private memory (0: none): how it ended, and what memory it had."""
+    """Start CUDA in a separate process under a limit on private memory in bytes (0: none). Returns how it
+    ended, and its memory."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", START, str(limit)],

@@ -1,5 +1,7 @@
-"""Training cells for a card: a spec and examples as the project writes them, the training process
-as it starts it, and what the cell then says of itself. The driver's word on the card's memory is sampled from outside meanwhile."""
+"""Training cells for a card: spec, examples and training process as in the project, and the cell's report.
+
+Meanwhile the card's memory is sampled from outside, through the driver.
+"""
 
 import subprocess
 import sys
@@ -29,7 +31,8 @@ from pipelines.train.trainer.prompts import PromptFormat
 PROFILE, STEPS, HELD_OUT = "gpu", 12, 16
 SAMPLE_SECONDS = 0.3
 Json = dict[str, Any]
-MEMORY = {  # column of the row → name here
+# Name in the results, by column of the row
+MEMORY = {
     "gpu_allocated_peak_gb": "allocated_gb", "gpu_reserved_peak_gb": "reserved_gb", "gpu_device_peak_gb": "device_gb",
     "pageable_gb": "pageable_gb", "probe_peak_memory_gb": "probe_gb", "process_memory_max_mb": "process_mb",
 }  # fmt: skip
@@ -37,8 +40,11 @@ MEMORY = {  # column of the row → name here
 
 @dataclass(frozen=True)
 class Cell:
-    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer steps. `layers`: only so many of
-    the model's layers. `changes` replace settings of the recipe, `spec` other fields of spec.json."""
+    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer steps.
+
+    `layers` limits the model to that many layers. `changes` replace settings of the recipe, `spec`
+    replaces other fields of spec.json.
+    """
 
     bench: Bench
     model: str
@@ -50,12 +56,13 @@ class Cell:
 
     @cached_property
     def recipe(self) -> Json:
-        """The profile's own, but for one epoch, and one rate that moves random weights in few steps."""
+        """The profile's recipe, but with one epoch, and with a rate that moves random weights in few steps."""
         rate_of = {"full": 1e-4, "lora": 1e-3}
         recipe = recipe_of(configuration.load(PROJECT / "experiments.yaml"), PROFILE, self.model, self.method)
         kind = "full" if recipe["kind"] == "full" else "lora"
         tiny = {"examples_per_step": 4, "micro_batch_tokens": 320, "max_length": 320} if self.bench.dry else {}
-        for name in ("search_cap", "learning_rate_default"):  # of a search, which what is measured here needs none of
+        # The checks need no rate search
+        for name in ("search_cap", "learning_rate_default"):
             recipe.pop(name, None)
         return recipe | {"epochs": 1, "learning_rate": rate_of[kind]} | tiny | dict(self.changes)
 
@@ -65,7 +72,7 @@ class Cell:
 
     @cached_property
     def file(self) -> Path:
-        """The examples of so many steps; cells with as many share them."""
+        """The file of the examples for these steps; cells with equally many examples share it."""
         count = self.steps * self.recipe["examples_per_step"]
         file = self.bench.work / f"examples-{count}.parquet"
         if not file.exists():
@@ -74,7 +81,7 @@ class Cell:
 
     @cached_property
     def examples(self) -> list[Tokenized]:
-        """What it trains on, as tokens."""
+        """The tokenized training examples."""
         from pipelines.clean.select import Selection, select
 
         form = PromptFormat.of(self.weights, self.recipe)
@@ -83,7 +90,7 @@ class Cell:
         return [example for example in examples if len(example) <= self.recipe["max_length"]]
 
     def write(self, folder: Path, *, resume: Json | None = None) -> None:
-        """Make `folder` with the cell's spec.json."""
+        """Create `folder` with the cell's spec.json."""
         settings = configuration.load(PROJECT / "experiments.yaml").training_for(PROFILE, self.model, self.method)
         outside: Json = {name: getattr(settings, name) for name in OUTSIDE_RECIPE}
         outside |= {"eval_every_steps": self.steps, "checkpoint_every_steps": 10 * self.steps, "report_to": []}
@@ -96,7 +103,7 @@ class Cell:
         ).write(folder)  # fmt: skip
 
     def question(self) -> Json:
-        """What the estimator is asked of it."""
+        """The cell's question to the estimator."""
         config = models.config_of(self.bench, self.model, layers=self.layers)
         return {
             "recipe": self.recipe,
@@ -107,7 +114,7 @@ class Cell:
         }
 
     def operations_per_token(self) -> float:
-        """Floating-point operations that its learning takes, as `benchmarks/rate.py` counts them, per token that is no padding."""
+        """Floating-point operations to learn one unpadded token, as `benchmarks/rate.py` counts them."""
         model = models.on_meta_device(self.bench, self.model, layers=self.layers)
         shapes = rate.shapes_of(model)
         adapters = None if self.recipe["kind"] == "full" else self._adapter_parameters(shapes)
@@ -115,12 +122,13 @@ class Cell:
         return work / sum(map(len, self.examples))
 
     def _adapter_parameters(self, shapes: list[tuple[int, int]]) -> int:
-        """As if every linear layer had an adapter: a few parts in a hundred of the work at the most."""
+        """Parameters if every linear layer had an adapter. The error is at most a few percent of the work."""
         return sum((self.recipe.get("rank") or 0) * (outs + ins) for outs, ins in shapes)
 
 
 class DeviceMemory:
-    """The most memory that the driver says is in use on the first card, by whomever; None without a driver that says so."""
+    """Peak memory in use on the first card by all processes, according to the driver; None without a
+    driver that reports it."""
 
     def __init__(self) -> None:
         self.before_gb = self.peak_gb = _used_gb()
@@ -148,7 +156,7 @@ def _used_gb() -> float | None:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the cell in `folder`. It stays in this process's group, so that it is killed with it."""
+    """Start the cell in `folder`. It stays in this process's group, so it is killed with the group."""
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.train.trainer.child", str(folder)],
@@ -157,7 +165,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def run(cell: Cell, folder: Path, *, limit: float) -> Json:
-    """Train `cell` in a new `folder` for at most `limit` seconds; returns what it measured, `status` first."""
+    """Train `cell` in a new `folder` for at most `limit` seconds; returns its status and measurements."""
     cell.write(folder)
     with DeviceMemory() as device:
         process = start(folder)
@@ -174,7 +182,7 @@ def run(cell: Cell, folder: Path, *, limit: float) -> Json:
 
 
 def outcome(folder: Path) -> Json:
-    """What the cell says of itself in its folder, so far."""
+    """The cell's report in its folder, so far."""
     report = read_json(folder / "child.json") or {}
     measured, curve = report.get("measured", {}), read_jsonl(folder / "curve.jsonl")
     steps = [b["elapsed_seconds"] - a["elapsed_seconds"] for a, b in pairwise(curve) if b["step"] > a["step"]]
@@ -204,7 +212,7 @@ def log_tail(folder: Path) -> str:
 
 
 def speed(cell: Cell, result: Json) -> Json:
-    """Of a cell's tokens per second: its operations per second, and their shares of what the card reaches."""
+    """A cell's operations per second, from its tokens per second, and their shares of the card's rates."""
     if not result.get("tokens_per_second"):
         return {"tflops": None, "share_of_products": None, "mfu": None}
     tflops = cell.operations_per_token() * result["tokens_per_second"] / 1e12

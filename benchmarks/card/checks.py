@@ -1,17 +1,25 @@
-"""Every check, the most valuable first. The expectations come from reading the code, not from a card: each may turn out wrong, and
-that is what the check is for."""
+"""Every check, the most valuable first.
+
+The expectations come from reading the code, not from a card. Each may turn out wrong; the checks find
+that out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# in the folder that the processes of a run share: which of the grid's cells; all where it is not there
+# File in the shared folder of a run that selects cells of the grid; without it all cells run
 GRID_ONLY = "only.txt"
 
 
 @dataclass(frozen=True)
 class Check:
-    """`runs` names its function as `module:function`; `seconds` is its limit; `expects` says, by a short name, what reading the
-    code led us to expect, and the function reports on each of these names."""
+    """One check.
+
+    - `runs`: its function as `module:function`
+    - `seconds`: its limit
+    - `asks`: its question
+    - `expects`: expectations from reading the code, by short name; the function reports on each name
+    """
 
     name: str
     runs: str
@@ -32,11 +40,11 @@ CHECKS = (
     ),
     Check(
         "cells", "benchmarks.card.training:check", 135,
-        "12 steps of whole cells in the shapes of gemma-2b-it and opt-1.3b: memory, speed, what is predicted",
+        "12 steps of whole cells in the shapes of gemma-2b-it and opt-1.3b: memory, speed, predictions",
         {
             "all end ok": "every cell ends ok",
             "loss falls": "in every cell the loss on held-out examples is lower at the end than before the first step",
-            "fewer bytes": "of one model qlora-r8 allocates less than lora-r8, and lora-r8 less than full",
+            "fewer bytes": "on each model qlora-r8 allocates less than lora-r8, and lora-r8 less than full",
             "as predicted": "the allocated peak is within 10 % of the prediction in every cell",
         },
     ),
@@ -69,21 +77,21 @@ CHECKS = (
     ),
     Check(
         "budget", "benchmarks.card.budget:check", 40,
-        "a cell that needs more than its memory budget; what a limit on the process does to CUDA",
+        "a cell that needs more than its memory budget; the effect of a process limit on CUDA",
         {
-            "refused in words": "the cell ends out_of_memory and names the bytes it asked for",
+            "refused in words": "the cell ends out_of_memory and names the requested bytes",
             "within budget": "the card is never used beyond the budget and 1 GB of context",
             "no limit on the host": "under a limit of 3 GB on private memory CUDA does not start",
         },
     ),
     Check(
         "interruption", "benchmarks.card.interruption:check", 60,
-        "SIGTERM in the middle and going on from the checkpoint; host memory meanwhile; paged optimizers' memory",
+        "SIGTERM in the middle and resuming from the checkpoint; host memory meanwhile; paged optimizers' memory",
         {
-            "goes on": "the cell that was stopped goes on after its last whole step",
-            "same losses": "its losses are those of a cell that was not stopped (within 1 % on a card, equal on a CPU)",
+            "goes on": "the stopped cell resumes after its last whole step",
+            "same losses": "its losses equal those of an uninterrupted cell (within 1 % on a card, exactly on a CPU)",
             "streamed": "writing a checkpoint takes less than 1 GB of host memory",
-            "paged stays": "a paged optimizer's managed memory is not given back when the optimizer is gone",
+            "paged stays": "a paged optimizer's managed memory is not released when the optimizer is deleted",
         },
     ),
     Check(
@@ -91,22 +99,22 @@ CHECKS = (
         "bfloat16 against float32 on one batch; padded rows against variable-length attention; 4 bits packed here and on a CPU",
         {
             "loss": "bfloat16's loss is within 1 % of float32's",
-            "gradients": "every layer's gradient points as float32's does (cosine at least 0.98)",
-            "variable length": "variable-length attention gives what padded rows give (within 1 %)",
+            "gradients": "every layer's gradient has float32's direction (cosine at least 0.98)",
+            "variable length": "variable-length attention gives the result of padded rows (within 1 %)",
             "four bits": "4-bit weights packed on the card are the bits that the CPU's code packs",
         },
     ),
     Check(
         "trl", "benchmarks.card.trl:check", 55,
         "TRL's SFTTrainer on the same examples, at its default and at a better setting",
-        {"ahead": "the trainer makes more useful tokens a second than TRL's best setting"},
+        {"ahead": "the trainer processes more useful tokens a second than TRL's best setting"},
     ),
     Check(
         "rest", "benchmarks.card.remaining:check", 60,
-        "generation, the optimizer's step fused and not, float16 forced",
+        "generation, the optimizer's step fused and not fused, float16 forced",
         {
-            "decoding": "logits while decoding are those of one pass over the whole text (cosine at least 0.99)",
-            "fused": "AdamW's fused step takes at most 0.75 of the time of the default one, and no temporary copy",
+            "decoding": "logits while decoding equal those of one pass over the whole text (cosine at least 0.99)",
+            "fused": "AdamW's fused step takes at most 0.75 of the default's time, and makes no temporary copy",
             "own optimizer": "the trainer's AdamW is the fused one",
             "float16": "the head's gradient in float16, loss scaled by 65,536, is finite and within 1 % of float32's",
             "float16 cell": "a cell that is forced to float16 ends ok",
@@ -116,7 +124,7 @@ CHECKS = (
 
 
 def named(names: str | None) -> list[Check]:
-    """The checks of a comma-separated list, in the order of value; all without one.
+    """The checks of a comma-separated list, the most valuable first; without a list all of them.
 
     Raises:
         ValueError: no check has one of these names.

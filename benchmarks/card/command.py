@@ -1,7 +1,7 @@
 """`python -m benchmarks card`: the checks one after another, or the grid, within one limit.
 
-Exit code 0: all that was begun ran to its end, whatever it showed. 2: wrong arguments. 3: there is no card, or a check failed. 130:
-it was interrupted; the summary is there all the same.
+Exit code 0: every started check ran to its end, whatever its findings. 2: wrong arguments. 3: there is
+no card, or a check failed. 130: the run was interrupted; it still prints the summary.
 """
 
 import argparse
@@ -22,13 +22,16 @@ from benchmarks.card.verdicts import CheckResult, Line
 SECONDS, GRID_SECONDS = 540.0, 3600.0
 LOOK = Check("device", "benchmarks.card.bench:look", 90, "which card this is")
 GRID = Check("grid", "benchmarks.card.grid:check", GRID_SECONDS, "the grid of profile gpu, 12 steps a cell, and TRL")
-AT_LEAST = 0.5  # of its limit must be left, or a check is not begun
-INTERRUPTED = 130  # the exit code
-LAST = 5.0  # seconds that a run keeps for killing, for removing its weights and for the summary
+# A check starts only if this share of its limit is left
+AT_LEAST = 0.5
+# Exit code of an interrupted run
+INTERRUPTED = 130
+# Seconds reserved at the end to kill processes, remove weights and print the summary
+LAST = 5.0
 
 
 class Report:
-    """Lines to standard output and, where a folder is given, into its results.jsonl, each as it comes."""
+    """Writes each line at once to standard output and, with an output folder, to its results.jsonl."""
 
     def __init__(self, device: str, file: TextIO | None) -> None:
         self.device, self._file = device, file
@@ -43,8 +46,10 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m benchmarks card", description=__doc__)
-    result.add_argument("--list", action="store_true", help="what is checked and what is expected; runs nothing")
-    result.add_argument("--only", metavar="NAME[,NAME]", help="these checks; with --grid these models and methods")
+    result.add_argument("--list", action="store_true", help="list the checks and their expectations; runs nothing")
+    result.add_argument(
+        "--only", metavar="NAME[,NAME]", help="only these checks; with --grid only these models and methods"
+    )
     result.add_argument(
         "--seconds", type=float, help=f"of the whole run: {SECONDS:.0f}, with --grid {GRID_SECONDS:.0f}"
     )
@@ -84,11 +89,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[Check]:
-    """Raises ValueError for a name that nothing has."""
+    """The selected checks.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if not options.grid:
         return named(options.only)
     if options.only:
-        from benchmarks.card import grid  # slow to import, and only here to check the names
+        # Slow to import, and needed here only to check the names
+        from benchmarks.card import grid
 
         grid.names(options.only)
     return [GRID]
@@ -99,7 +109,7 @@ def _listed(check: Check) -> Line:
 
 
 def _card(work: Path, out: Path) -> str | None:
-    """The card's name; without one that PyTorch can use, a line that says so."""
+    """The card's name. If PyTorch can use no card, prints a line that says so and returns None."""
     lines, result = _all(runner.run(LOOK, work, limit=LOOK.seconds, log=out / "device.log", dry=False))
     device: dict[str, Any] = lines[0]["found"] if lines else {"name": None, "error": result.error}
     if device["name"]:
@@ -111,7 +121,7 @@ def _card(work: Path, out: Path) -> str | None:
 
 
 def _all(generator: Any) -> tuple[list[Line], CheckResult]:
-    """What a generator yields, and what it returns."""
+    """The lines that a generator yields, and its return value."""
     lines = []
     while True:
         try:
@@ -121,13 +131,14 @@ def _all(generator: Any) -> tuple[list[Line], CheckResult]:
 
 
 def run(checks: Sequence[Check], report: Report, work: Path, out: Path, *, ends: float, dry: bool) -> int:
-    """Run `checks` until `ends` (of `time.monotonic`), then say what all of them showed; returns the exit code."""
+    """Run `checks` until `ends` (of `time.monotonic`), then report the summary; returns the exit code."""
     began, interrupted = time.monotonic(), False
     results: list[CheckResult] = []
     try:
         for check in checks:
             results.append(_run_one(check, report, work, out, ends=ends, dry=dry))
-    except KeyboardInterrupt:  # also SIGTERM
+    # Also raised on SIGTERM
+    except KeyboardInterrupt:
         interrupted = True
         results += [CheckResult(check, why="interrupted") for check in checks[len(results) :]]
     report.line(verdicts.summary(results, seconds=time.monotonic() - began))
@@ -139,10 +150,10 @@ def run(checks: Sequence[Check], report: Report, work: Path, out: Path, *, ends:
 def _run_one(check: Check, report: Report, work: Path, out: Path, *, ends: float, dry: bool) -> CheckResult:
     left = ends - time.monotonic()
     if left < AT_LEAST * check.seconds and check is not GRID:
-        why = f"{max(0.0, left):.0f} s of the run are left, it has a limit of {check.seconds:.0f}"
+        why = f"{max(0.0, left):.0f} s of the run are left; the check has a limit of {check.seconds:.0f}"
         report.line({"verdict": "not run", "why": why}, check=check.name)
         return CheckResult(check, why=why)
-    # a dry run measures nothing, and may share its CPU with others
+    # A dry run measures nothing, and may share its CPU with others
     limit = left if dry or check is GRID else min(left, check.seconds)
     lines = runner.run(check, work, limit=limit, log=out / f"{check.name}.log", dry=dry)
     while True:

@@ -1,7 +1,7 @@
 """The grid of profile gpu in its three shapes, 12 steps a cell, and TRL beside it.
 
-A line a cell: predicted memory beside measured, tokens per second, the share of the card's arithmetic. Then TRL at its default and
-at other settings, on the same examples.
+One line a cell: predicted and measured memory, tokens per second, the share of the card's arithmetic.
+Then TRL at its default and at other settings, on the same examples.
 """
 
 import itertools
@@ -20,10 +20,10 @@ LEAST_SECONDS, CELL_SECONDS = 25.0, 300.0
 
 
 def names(only: str | None) -> list[tuple[str, str]]:
-    """The cells that train, model by model; with `only` those whose model, method or MODEL/METHOD is named.
+    """The cells that train, model by model. `only` selects by model, method or MODEL/METHOD.
 
     Raises:
-        ValueError: a name that is none of these.
+        ValueError: an unknown name.
     """
     experiments = configuration.load(PROJECT / "experiments.yaml")
     profile = experiments.profile(cells.PROFILE)
@@ -47,7 +47,7 @@ def _named(only: str, known: set[str]) -> set[str]:
 
 
 def check(bench: Bench) -> Iterator[Line]:
-    """The grid's process; its lines have the fields of `training.measured`."""
+    """The process of the grid; its lines have the fields of `training.measured`."""
     only = bench.work / GRID_ONLY
     grid = [
         Cell(bench, *name, steps=bench.sized(cells.STEPS, 3))
@@ -69,7 +69,7 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def _trl(grid: Sequence[Cell], rows: Sequence[Line]) -> Iterator[Line]:
-    """TRL beside those cells whose method it is compared on."""
+    """TRL for the cells with the compared method."""
     beside = [cell for cell in grid if cell.method == trl.METHOD]
     python = trl.python_with_trl()
     if beside and not python:
@@ -88,7 +88,8 @@ def _trl(grid: Sequence[Cell], rows: Sequence[Line]) -> Iterator[Line]:
 
 
 def ratios(lines: Sequence[Line], mine: float | None) -> Line:
-    """Our useful tokens a second over those of TRL's default, the first of `lines`, and of its best setting."""
+    """Our useful tokens a second over those of TRL's default (the first of `lines`) and of its best
+    setting."""
     speeds = [line.get("tokens_per_second") for line in lines]
     positive = [speed for speed in speeds if speed]
     default = speeds[0] if speeds else None
@@ -99,7 +100,7 @@ def ratios(lines: Sequence[Line], mine: float | None) -> Line:
 
 
 def _errors(rows: Sequence[Line]) -> Line:
-    """How far predictions were from what was allocated, over all cells that ran."""
+    """The largest error of the predictions against allocated memory, over all cells that ran."""
     errors = [abs(row["predicted_over_allocated"] - 1) for row in rows if row["predicted_over_allocated"]]
     return {
         "cells": len(rows),

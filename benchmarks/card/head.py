@@ -1,5 +1,7 @@
-"""The output head with its loss, alone: how large its pieces should be on a card. Each piece reads the whole head once or twice, so
-that many small ones cost as much as the model itself."""
+"""The output head with its loss: the best size of its pieces on a card.
+
+Each piece reads the whole head once or twice, so many small pieces cost as much as the model itself.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +17,8 @@ from benchmarks.card.verdicts import Line, finding
 
 SMALL, LARGE = 65, 2048
 SAME, HALF, OWN = 0.02, 0.5, 1.25
-ROOM = 0.6  # of what is free, for logits and their gradient: three times four bytes each
+# Share of free memory for logits and their gradient: three times four bytes each
+ROOM = 0.6
 
 
 def check(bench: Bench) -> Iterator[Line]:
@@ -58,7 +61,7 @@ def _fits(bench: Bench, rows: int, words: int) -> bool:
 def _both_ways(
     bench: Bench, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, size: int | None
 ) -> list[torch.Tensor]:
-    """The loss and its gradients by the hidden states and, where it trains, by the head."""
+    """The loss, its gradient with respect to the hidden states and, if it trains, to the head."""
     inputs = hidden.detach().requires_grad_()
     weight.grad = None
     with ours.pieces_of(size), torch.autocast(bench.device.type, bench.half):
@@ -69,7 +72,7 @@ def _both_ways(
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The norm of the difference over that of `other`."""
+    """The norm of the difference over the norm of `other`."""
     return ((one - other).norm() / other.norm()).item()
 
 
@@ -116,8 +119,8 @@ def _others(
 
 
 def _accumulated(bench: Bench, rows: int, width: int, words: int) -> Line:
-    """The head's gradient of one piece added to a float32 sum: in one product that writes float32, and by a half-precision product
-    that is added afterwards."""
+    """Time to add one piece's gradient of the head to a float32 sum: with one product that writes
+    float32, and with a half-precision product and an addition."""
     slope = torch.randn(rows, words, device=bench.device, dtype=bench.half)
     hidden = torch.randn(rows, width, device=bench.device, dtype=bench.half)
     total = torch.zeros(words, width, device=bench.device)
@@ -125,6 +128,7 @@ def _accumulated(bench: Bench, rows: int, width: int, words: int) -> Line:
         "product_then_sum_seconds": lambda: total.add_(slope.t() @ hidden),
         "plain_product_seconds": lambda: functional.linear(slope.t(), hidden.t()),
     }
-    if not bench.dry:  # PyTorch has it for CUDA alone
+    # PyTorch has `out_dtype` only for CUDA
+    if not bench.dry:
         ways["in_one_seconds"] = lambda: torch.addmm(total, slope.t(), hidden, out_dtype=torch.float32)
     return {"head": "sum of gradients", **{name: bench.seconds_of(way, rounds=3) for name, way in ways.items()}}

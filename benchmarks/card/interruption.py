@@ -1,5 +1,5 @@
-"""A cell that is stopped in the middle and goes on; what writing its checkpoint takes of the host's memory; and what bitsandbytes'
-paged optimizers leave behind."""
+"""A cell that is stopped in the middle and resumed; host memory while its checkpoint is written; and
+memory that bitsandbytes' paged optimizers leave behind."""
 
 import signal
 import subprocess
@@ -19,16 +19,19 @@ from benchmarks.card.verdicts import Line, finding
 from pipelines.lake.files import read_jsonl
 from pipelines.runs import checkpoints
 
-STOP_AFTER = 2  # steps
+# Steps before the stop
+STOP_AFTER = 2
 NEAR, CHECKPOINT_GB = 0.01, 1.0
 POLL_SECONDS = 0.02
-PAGED_ELEMENTS = 250_000_000  # two 8-bit states of them take half a gigabyte
+# Their two 8-bit states take half a gigabyte
+PAGED_ELEMENTS = 250_000_000
 
 
 def check(bench: Bench) -> Iterator[Line]:
     if not bench.dry:
         yield from _paged(bench)
-    cell = Cell(bench, GPT2, "full", steps=bench.sized(6, 60), layers=bench.sized(12, 2))  # 3.6 GB a checkpoint
+    # On a card 3.6 GB a checkpoint
+    cell = Cell(bench, GPT2, "full", steps=bench.sized(6, 60), layers=bench.sized(12, 2))
     stopped, memory = _stopped(cell, bench.work / "stopped")
     yield {"model": cell.model, "method": cell.method, "run": "stopped", **outcome(stopped), **memory}
     saved = checkpoints.whole(stopped)
@@ -52,7 +55,8 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def _same(bench: Bench, uninterrupted: Line, resumed: Line) -> Iterator[Line]:
-    """Losses of the whole run beside those of the run that went on, whose curve holds the steps before the stop, too."""
+    """Compare the losses of the uninterrupted run with those of the resumed run, whose curve includes
+    the steps before the stop."""
     pairs = list(zip(uninterrupted["losses"], resumed["losses"], strict=False))
     if (
         uninterrupted["status"] != "ok"
@@ -69,7 +73,8 @@ def _same(bench: Bench, uninterrupted: Line, resumed: Line) -> Iterator[Line]:
 
 
 def _stopped(cell: Cell, folder: Path) -> tuple[Path, dict[str, float]]:
-    """Train `cell` and ask it to stop after a step; returns its folder and its process's memory before and at the end."""
+    """Train `cell` and stop it with SIGTERM after STOP_AFTER steps; returns its folder, and its process's
+    memory before the stop and the peak at the end."""
     cell.write(folder)
     process = cells.start(folder)
     deadline = time.monotonic() + cell.bench.left() / 2
@@ -93,7 +98,7 @@ def _steps(folder: Path) -> int:
 
 
 def _resident_gb(process: subprocess.Popen[bytes]) -> float:
-    """Private memory alone: pages of files that it maps come and go."""
+    """Private memory only, since mapped file pages come and go."""
     try:
         memory: Any = psutil.Process(process.pid).memory_info()
     except psutil.Error:
@@ -115,7 +120,8 @@ def _gone_on(cell: Cell, checkpoint: Path, folder: Path) -> Line:
 
 
 def _paged(bench: Bench) -> Iterator[Line]:
-    """Managed memory after each of two paged optimizers is gone, by the driver's count and the process's."""
+    """Managed memory still held after each of two paged optimizers is deleted, counted by driver and
+    process."""
     from bitsandbytes.optim.adamw import PagedAdamW8bit
 
     parameter = torch.nn.Parameter(torch.zeros(PAGED_ELEMENTS, device=bench.device))

@@ -1,5 +1,7 @@
-"""What surrounds the matrix products of a decoder layer: the adapter, the norm, the gated unit. PEFT and transformers compute them
-in many small kernels, several of them in float32."""
+"""The work around the matrix products of a decoder layer: the adapter, the norm, the gated unit.
+
+PEFT and transformers compute them in many small kernels, several of them in float32.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -25,7 +27,8 @@ def check(bench: Bench) -> Iterator[Line]:
     config = models.config_of(bench, GEMMA)
     rows = bench.sized(8192, 32)
     wide, heads, keys = config.hidden_size, config.num_attention_heads * config.head_dim, config.head_dim
-    shapes = {  # (out, in)
+    # (out, in) by layer
+    shapes = {
         "q_proj": (heads, wide), "k_proj": (keys, wide), "v_proj": (keys, wide), "o_proj": (wide, heads),
         "gate_proj": (config.intermediate_size, wide), "up_proj": (config.intermediate_size, wide),
         "down_proj": (wide, config.intermediate_size),
@@ -45,8 +48,11 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def _adapter(bench: Bench, rows: int, outs: int, ins: int) -> tuple[dict[str, float], float]:
-    """Seconds of a forward and backward pass of one adapted layer by each way, and the least cosine between the gradients of one
-    function and those of PEFT's layer in the same precision, without dropout."""
+    """Seconds of a forward and backward pass of one adapted layer for each implementation.
+
+    Also the least cosine between the gradients of one function and those of PEFT's layer in the same
+    precision, without dropout.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     holder = nn.Sequential(nn.Linear(ins, outs, bias=False, device=bench.device, dtype=bench.half))
@@ -73,16 +79,16 @@ def _adapter(bench: Bench, rows: int, outs: int, ins: int) -> tuple[dict[str, fl
         "half": bench.seconds_of(lambda: passed(lambda: layer(x), autocast=False)),
         "one function": bench.seconds_of(lambda: passed(lambda: one(DROPOUT), autocast=False)),
     }
-    layer.eval()  # no dropout
-    pairs = zip(
-        passed(lambda: layer(x), autocast=True), passed(lambda: one(0.0), autocast=False), strict=True
-    )  # both lists hold tensors of their own, since gradients are made anew
+    # Without dropout. Each call makes new gradients, so the two lists share no tensors
+    layer.eval()
+    pairs = zip(passed(lambda: layer(x), autocast=True), passed(lambda: one(0.0), autocast=False), strict=True)
     alike = min(functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).item() for a, b in pairs)
     return seconds, alike
 
 
 class OneFunction(torch.autograd.Function):
-    """y = x Wᵀ + s drop(x) Aᵀ Bᵀ in the type of x throughout, as a candidate for the trainer: one mask, sums in place."""
+    """y = x Wᵀ + s drop(x) Aᵀ Bᵀ in the type of x throughout: one mask, sums in place. A candidate for
+    the trainer."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, drop: float) -> torch.Tensor:  # noqa: E501  # fmt: skip
@@ -125,7 +131,8 @@ def _norm(bench: Bench, rows: int, config: Any) -> Iterator[Line]:
 
 
 def _gated(bench: Bench, rows: int, config: Any) -> Line:
-    """The gated unit with its three products by transformers, and the part between them by Liger's kernel where that is there."""
+    """The gated unit by transformers, and with Liger's kernel between its three products where Liger is
+    installed."""
     unit = GemmaMLP(config).to(bench.device, bench.half).requires_grad_(False)
     x = torch.randn(rows, config.hidden_size, device=bench.device, dtype=bench.half, requires_grad=True)
     seconds = {"transformers": bench.seconds_of(lambda: unit(x).sum().backward())}
@@ -145,7 +152,8 @@ def _gated(bench: Bench, rows: int, config: Any) -> Line:
 
 
 def _ours(bench: Bench) -> Line:
-    """A decoder layer as the trainer computes it now, adapters included: a step over one micro-batch of a model of one layer."""
+    """A decoder layer as the trainer computes it, including adapters: a step over one micro-batch of a
+    model with one layer."""
     cell = Cell(bench, GEMMA, "lora-r8", steps=1, layers=1)
     model = ours.loaded(cell.weights, cell.recipe)
     batch = ours.micro_batches(cell.examples, max_tokens=cell.recipe["micro_batch_tokens"])[0]

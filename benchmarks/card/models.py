@@ -1,4 +1,5 @@
-"""Models with random weights, made on the device in seconds, in the shapes that the project ships; a tokenizer; and examples."""
+"""Models with random weights in the project's shipped shapes, made on the device in seconds; a
+tokenizer; and examples."""
 
 import os
 import random
@@ -30,7 +31,7 @@ _COMMON = TEXT.split()
 
 
 def fields_of(bench: Bench, name: str, *, layers: int | None = None) -> dict[str, Any]:
-    """transformers' configuration of a shipped shape, of a dry run in tiny; with so many layers, where that is said."""
+    """transformers' configuration of a shipped shape, reduced in a dry run, with `layers` layers if set."""
     fields = dict(shipped.named(name))
     if bench.dry:
         fields |= {field: value for field, value in TINY.items() if field in fields}
@@ -48,8 +49,8 @@ def config_of(bench: Bench, name: str, *, layers: int | None = None, tokenizer: 
 
 
 def folder_of(bench: Bench, name: str, *, layers: int | None = None) -> Path:
-    """A folder with weights of that shape and a tokenizer, made by the first check that asks for it: bfloat16, in a dry run
-    float32."""
+    """A folder with weights of that shape and a tokenizer, made by the first check that needs it:
+    bfloat16, or float32 in a dry run."""
     folder = bench.work / "weights" / (name if layers is None else f"{name}-{layers}")
     if folder.exists():
         return folder
@@ -78,8 +79,8 @@ def on_meta_device(bench: Bench, name: str, *, layers: int | None = None) -> Any
 
 
 def write_examples(bench: Bench, file: Path, *, train: int, held_out: int) -> None:
-    """Examples as the cleaning stage writes them, of random words. Lengths are as uneven as those of instruction data: half of the
-    answers have fewer than 100 words, one in a hundred about 600."""
+    """Write examples of random words, in the form of the cleaning stage. Lengths are as uneven as in
+    instruction data: half of the answers have fewer than 100 words, one in a hundred about 600."""
     draw = random.Random(f"{train} {held_out}")
     rows = [_record(bench, draw, place, "train" if place < train else "eval") for place in range(train + held_out)]
     kinds = {name: pa.string() for name in rows[0]}

@@ -1,5 +1,5 @@
-"""Whether what is computed on a card is right: half precision against float32, padding against variable-length attention, 4 bits
-packed here against the CPU's code."""
+"""Correctness of results on a card: half precision against float32, padding against variable-length
+attention, 4 bits packed here against the CPU's code."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -44,7 +44,8 @@ def _precisions(bench: Bench, method: str) -> Line:
         cell = Cell(bench, GEMMA, method, steps=1, layers=few, changes=changes)
         model = ours.loaded(cell.weights, cell.recipe)
         torch.manual_seed(1)
-        for name, parameter in model.named_parameters():  # an adapter that is zero has no gradient below it
+        # With lora_B at zero, lora_A would have no gradient
+        for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
         batch = ours.micro_batches(cell.examples, max_tokens=bench.sized(2048, 320))[0]
@@ -70,7 +71,8 @@ def _precisions(bench: Bench, method: str) -> Line:
 
 
 def _variable_length(bench: Bench) -> Iterator[Line]:
-    """Causal attention over rows of several lengths: padded to the longest, and one behind the other without padding."""
+    """Causal attention over rows of several lengths: padded to the longest, and concatenated without
+    padding."""
     from torch.nn.attention.varlen import varlen_attn
 
     lengths, heads, dim = [700, 512, 130, 64, 33], 8, 256

@@ -1,6 +1,7 @@
-"""The few places where the checks call the trainer's own functions. When one of those changes, the change here is one line.
+"""The few calls from the checks into the trainer's own functions.
 
-Each function imports what it calls, so that a check that needs little starts fast and fails alone.
+When one of those changes, only this file must follow. Each function imports its own dependencies, so
+that a check with few needs starts fast and fails alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ Recipe = dict[str, Any]
 
 
 class _Quiet:
-    """What the trainer asks of its worker, with nobody to tell."""
+    """A worker for the trainer that reports to nobody."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.spec, self.root, self.folder = dict(spec), Path("/"), Path("/no such folder")
@@ -50,7 +51,7 @@ class _Quiet:
 
 
 def loaded(folder: Path, recipe: Recipe) -> Any:
-    """The model of `folder` on this machine's device as a cell trains it, adapter included."""
+    """The model of `folder` on this machine's device as a cell trains it, including the adapter."""
     from pipelines.train.trainer import child
 
     return child.load(_Quiet({"recipe": recipe, "seed": 1, "weights": str(folder)}))  # pyright: ignore[reportArgumentType]
@@ -58,7 +59,7 @@ def loaded(folder: Path, recipe: Recipe) -> Any:
 
 @contextmanager
 def steps(model: Any, recipe: Recipe, device: torch.device) -> Iterator[Callable[[list[list[Tokenized]]], float]]:
-    """The trainer's own optimizer step as a function of its micro-batches, which returns the loss; nothing is kept of it."""
+    """The trainer's own optimizer step as a function of its micro-batches that returns the loss."""
     from pipelines.train.trainer.loop import Trainer
 
     trainer = Trainer(_Quiet({}), model, recipe, device)  # pyright: ignore[reportArgumentType]
@@ -71,7 +72,8 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss on a micro-batch, per learned token, and the gradient of every parameter that has one, in float32."""
     learned = sum(example.learned for example in batch)
-    model.eval()  # no dropout, so that two precisions compute the same
+    # Without dropout, so that two precisions compute the same
+    model.eval()
     with losses.head_on_positions(model) as positions, precision.autocast(recipe, device):
         loss = losses.step_loss(model, batch, positions, device, learned=learned)
     loss.backward()
@@ -87,7 +89,7 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 
 @contextmanager
 def pieces_of(rows: int | None) -> Iterator[None]:
-    """Inside, the head computes so many rows at a time; with None as many as the trainer chooses."""
+    """Inside, the head computes `rows` rows at a time; with None the trainer's own choice."""
     plain = chunked._pieces
     if rows is not None:
         chunked._pieces = lambda count, *_, **__: [slice(at, min(count, at + rows)) for at in range(0, count, rows)]
@@ -105,7 +107,8 @@ def packed(weight: torch.Tensor) -> torch.Tensor:
 
 
 def prediction_key(recipe: Recipe, *, dry: bool) -> str:
-    """What the estimator's answer for this device is called: by the format that the card computes `recipe` in."""
+    """The key of the estimator's answer for this device: the number format that the card uses for
+    `recipe`, or `cpu`."""
     from pipelines.estimate import cards
 
     card = None if dry else cards.here()
@@ -113,7 +116,8 @@ def prediction_key(recipe: Recipe, *, dry: bool) -> str:
 
 
 def predictions(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The estimator's answers, in order; it runs on the CPU in a process of its own. Without it cells still have figures."""
+    """The estimator's answers, in order. It runs on the CPU in a separate process. If it fails, cells
+    still have their other figures."""
     from pipelines.errors import WorkError
     from pipelines.estimate import estimate
 

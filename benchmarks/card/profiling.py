@@ -1,5 +1,5 @@
-"""One optimizer step under PyTorch's profiler: which kernels take the time, whether the card waits for Python, and how often Python
-waits for the card."""
+"""One optimizer step under PyTorch's profiler: time by kernel, whether the card waits for Python, and
+how often Python waits for the card."""
 
 import warnings
 from collections import defaultdict
@@ -17,7 +17,8 @@ from benchmarks.card.models import GEMMA, GPT2
 from benchmarks.card.verdicts import Line, finding
 from pipelines.train.trainer.examples import Tokenized
 
-GROUPS = {  # by what the names of kernels hold, the first that fits; on a CPU by operators
+# Substrings of kernel names (on a CPU: operators); the first matching group counts
+GROUPS = {
     "attention": ("flash", "fmha", "sdpa", "attention"),
     "matrix products": ("gemm", "gemv", "cutlass", "nvjet", "xmma", "cublas", "::mm", "::addmm", "::bmm", "::linear"),
     "4 bits": ("dequantize", "quantize", "bitsandbytes"),
@@ -52,7 +53,8 @@ def _step(bench: Bench, name: str) -> Line:
     model = ours.loaded(cell.weights, cell.recipe)
     groups = ours.micro_batches(cell.examples, max_tokens=cell.recipe["micro_batch_tokens"])
     with ours.steps(model, cell.recipe, bench.device) as step:
-        for _ in range(2):  # the first ones build plans and Adam's states
+        # The first steps build plans and Adam's states
+        for _ in range(2):
             step(groups)
         waits = _waits(bench, step, groups)
         seconds = bench.seconds_of(lambda: step(groups), rounds=2)
@@ -67,14 +69,15 @@ def _step(bench: Bench, name: str) -> Line:
         "busy_share": None if bench.dry else total / seconds,
         "groups": {group: part / total for group, part in sorted(spent.items(), key=lambda one: -one[1])},
         "waits": waits,
-        "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled(),  # as the trainer left it
+        # The trainer's own setting
+        "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled(),
     }
     del model
     return line
 
 
 def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None:
-    """How often the step makes Python wait for the card, as PyTorch's debug mode counts it; None on a CPU."""
+    """How often the step makes Python wait for the card, counted by PyTorch's debug mode; None on a CPU."""
     if bench.dry:
         return None
     torch.cuda.set_sync_debug_mode("warn")
@@ -88,7 +91,7 @@ def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None
 
 
 def _profiled(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> tuple[dict[str, float], int]:
-    """Seconds of a step by kind of kernel, and how many kernels it launched (of a CPU's: operators)."""
+    """Seconds of a step by kind of kernel, and the number of launched kernels (on a CPU: operators)."""
     activities = [ProfilerActivity.CPU] if bench.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=activities) as profiler:
         step(groups)
@@ -97,7 +100,8 @@ def _profiled(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> tuple[d
 
 
 def _seconds(bench: Bench, event: Any) -> float:
-    """An operator's own time, or a kernel's; on a card operators, which launch kernels, count as nothing."""
+    """The own time of an operator or kernel. On a card only kernels count, not the operators that
+    launch them."""
     if bench.dry:
         return event.self_cpu_time_total / 1e6
     on_card = event.device_type == DeviceType.CUDA
@@ -105,7 +109,7 @@ def _seconds(bench: Bench, event: Any) -> float:
 
 
 def by_group(events: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
-    """Seconds by group of `events` (name, seconds, how often), and how many took any time."""
+    """Seconds by group of `events` (name, seconds, count), and the number of events that took any time."""
     spent: dict[str, float] = defaultdict(float)
     count = 0
     for name, seconds, times in events:

@@ -1,4 +1,4 @@
-"""What this card's arithmetic reaches, for what is compared with it: products of large matrices, and what its maker states."""
+"""Reference rates of this card's arithmetic: measured products of large matrices, and its maker's figure."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,18 @@ from benchmarks.card.bench import Bench, device
 from benchmarks.card.verdicts import Line
 from pipelines.lake.files import read_json, write_json
 
-FILE = "rates.json"  # in the folder that the checks of a run share
-STATED_TFLOPS = {  # dense bfloat16 (T4, V100: float16) with float32 sums, as the makers state them; the first name that fits
+# In the folder that the checks of a run share
+FILE = "rates.json"
+# The makers' figures for dense bfloat16 (T4, V100: float16) with float32 sums. The first matching name counts
+STATED_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125,
     "T4": 65, "V100": 125,
 }  # fmt: skip
 
 
 def measured(bench: Bench) -> Iterator[Line]:
-    """A line with both, where this run has not measured them yet. Of a dry run nothing is kept: no share of a CPU's rate may look
-    like a card's."""
+    """A line with both rates, unless this run has measured them already. A dry run saves nothing: no
+    share of a CPU's rate may look like a card's."""
     if (bench.work / FILE).exists():
         return
     size = bench.sized(8192, 64)
@@ -32,12 +34,12 @@ def measured(bench: Bench) -> Iterator[Line]:
 
 
 def stated(name: str) -> float | None:
-    """Of a card by its name, in 10¹² operations a second; None of one that is not known here."""
+    """The maker's figure for a card, by name, in 10¹² operations a second; None for an unknown card."""
     return next((tflops for card, tflops in STATED_TFLOPS.items() if card in name), None)
 
 
 def shares(bench: Bench, tflops: float) -> Line:
-    """`tflops` as a share of both."""
+    """`tflops` as a share of both rates."""
     known = read_json(bench.work / FILE) or {}
     products, maker = known.get("products_tflops"), known.get("stated_tflops")
     return {"share_of_products": tflops / products if products else None, "mfu": tflops / maker if maker else None}

@@ -1,4 +1,4 @@
-"""Generation, the optimizer's step, and float16 where a card has nothing better."""
+"""Generation, the optimizer's step, and float16 for cards without bfloat16."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,8 @@ from benchmarks.card.models import GEMMA, GPT2
 from benchmarks.card.verdicts import Line, finding
 
 ALIKE, FASTER, NO_COPY, EXACT = 0.99, 0.75, 0.01, 0.01
-SCALE = 65536.0  # with which a loss scaler for float16 begins
+# Initial scale of a loss scaler for float16
+SCALE = 65536.0
 
 
 def check(bench: Bench) -> Iterator[Line]:
@@ -50,7 +51,8 @@ def _generation(bench: Bench) -> Iterator[Line]:
 
 
 def _optimizers(bench: Bench) -> Iterator[Line]:
-    """AdamW over float32 matrices as large as gemma-2b-it's: fused, as PyTorch chooses on a card, as the trainer has it."""
+    """AdamW over float32 matrices of gemma-2b-it's size: fused, PyTorch's default on a card, and the
+    trainer's own."""
     shape, count = bench.sized((16384, 2048), (16, 8)), bench.sized(_matrices(bench), 2)
     holder = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(shape, device=bench.device)) for _ in range(count)])
     for parameter in holder:
@@ -78,14 +80,14 @@ def _optimizers(bench: Bench) -> Iterator[Line]:
 
 
 def _matrices(bench: Bench) -> int:
-    """How many of them fit with gradients and both states into half of what is free."""
+    """The number of matrices that fit, with gradients and both states, into half of the free memory."""
     if bench.dry:
         return 2
     return max(2, min(18, int(torch.cuda.mem_get_info()[0] / 2 / (16 * 16384 * 2048))))
 
 
 def _float16(bench: Bench) -> Line:
-    """The hidden states' gradient by the trainer's head in float16, under the scale of a loss scaler, against float32."""
+    """The hidden states' gradient from the trainer's head in float16, with a scaled loss, against float32."""
     rows, width, words = bench.sized((2000, 1280, 50257), (500, 64, 512))
     torch.manual_seed(1)
     hidden = torch.randn(rows, width, device=bench.device)

@@ -1,6 +1,7 @@
-"""One check in a process of its own: its lines as they come, and an end that does not depend on it.
+"""One check in a process of its own: passes its lines on, and ends it whether it cooperates or not.
 
-A kernel that hangs, a driver that takes the process down, a check that waits for ever: each costs that check alone.
+A hanging kernel, a driver that kills the process, a check that waits for ever: each costs only that
+check.
 """
 
 import subprocess
@@ -18,13 +19,18 @@ from pipelines.lake.paths import PROJECT
 from pipelines.runs.process import child_environment, stop_group
 
 POLL_SECONDS = 0.05
-DRAIN_SECONDS = 1.0  # for what an ended process still had in its pipe; a process that it left behind may hold that open
-TAIL = 400  # characters of the log that an error quotes
+# Time to read the pipe of an ended process; a process that it left behind may hold the pipe open
+DRAIN_SECONDS = 1.0
+# Characters of the log that an error quotes
+TAIL = 400
 
 
 def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Generator[Line, None, CheckResult]:
-    """Start the check, yield its lines, return how it went. `limit` seconds after its start the process is killed with all that it
-    has started. What it writes to standard error goes to `log`; `work` is a folder that the checks of a run share."""
+    """Start the check, yield its lines, and return its result.
+
+    `limit` seconds after its start the process is killed with all its descendants. Its standard error
+    goes to `log`. `work` is the folder that the checks of a run share.
+    """
     began = time.monotonic()
     arguments = [check.runs, str(work), f"--seconds={limit}", *(["--dry"] if dry else [])]
     with log.open("w", encoding="utf-8") as log_file:
@@ -47,7 +53,7 @@ def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Gene
 
 
 def _lines(process: subprocess.Popen[str], *, deadline: float) -> Generator[Line, None, None]:
-    """What the process prints, until it has ended or the time is over."""
+    """The lines that the process prints, until it has ended or the time is over."""
     assert process.stdout
     lines: Queue[str | None] = Queue()
     Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -60,7 +66,8 @@ def _lines(process: subprocess.Popen[str], *, deadline: float) -> Generator[Line
             if time.monotonic() >= deadline:
                 return
             continue
-        if text is None:  # all is read; it may take a moment to end, or hang at its end
+        # Everything is read; the process may take a moment to end, or hang
+        if text is None:
             _wait(process, deadline)
             return
         if line := parse(text):
@@ -81,7 +88,7 @@ def _wait(process: subprocess.Popen[str], deadline: float) -> None:
 
 
 def _error(code: int | None, log: Path, limit: float) -> str | None:
-    """In words, how a process ended that did not end well; `code` is None where it had to be killed."""
+    """A message about a process that did not end well; `code` is None where it had to be killed."""
     if code == 0:
         return None
     message = " | ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])[-TAIL:]

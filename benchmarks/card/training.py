@@ -1,4 +1,4 @@
-"""Whole cells, as the project starts them: whether the path works at all on this card, how fast, and in how much memory."""
+"""Whole cells, as the project starts them: whether they work on this card, their speed and their memory."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,13 @@ from benchmarks.card.cells import STEPS, Cell, run, speed
 from benchmarks.card.models import GEMMA, OPT
 from benchmarks.card.verdicts import Line, finding
 
-CELLS = (  # the most telling first: what no longer fits into the limit is left out
+# The most informative first: cells that no longer fit into the time limit are left out
+CELLS = (
     (GEMMA, "lora-r8"), (OPT, "full"), (GEMMA, "qlora-r8"), (GEMMA, "full"), (OPT, "lora-r8"), (GEMMA, "full-8bit"),
     (OPT, "qlora-r8"), (OPT, "full-8bit"),
 )  # fmt: skip
-LESS = (("qlora-r8", "lora-r8"), ("lora-r8", "full"))  # which method needs less memory than which
+# The first method of each pair needs less memory than the second
+LESS = (("qlora-r8", "lora-r8"), ("lora-r8", "full"))
 LEAST_SECONDS, NEAR = 25.0, 0.10
 
 
@@ -35,7 +37,7 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def measured(cell: Cell, result: Line, answer: Line) -> Line:
-    """A cell's line: its row, its speed, and the prediction beside the allocator's peak."""
+    """A cell's line: its row, its speed, and the prediction against the allocator's peak."""
     here = answer.get(ours.prediction_key(cell.recipe, dry=cell.bench.dry))
     predicted = here["train"] / 1e9 if here else None
     allocated = result.get("allocated_gb")
@@ -60,14 +62,14 @@ def findings(lines: list[Line]) -> Iterator[Line]:
     yield finding("loss falls", f"in {sum(falls)} of {len(falls)} cells", all(falls))
     yield from _less_memory(ok)
     if near := [line["predicted_over_allocated"] for line in ok if line["predicted_over_allocated"]]:
-        seen = f"predicted is {min(near):.2f} to {max(near):.2f} of what was allocated"
+        seen = f"predictions are {min(near):.2f} to {max(near):.2f} of the allocated memory"
         yield finding("as predicted", seen, all(abs(ratio - 1) <= NEAR for ratio in near))
     else:
-        yield finding("as predicted", "no cell had memory of a card", None)
+        yield finding("as predicted", "no cell ran on a card", None)
 
 
 def _less_memory(ok: list[Line]) -> Iterator[Line]:
-    """Judged of the pairs that both ran; on a CPU nothing is allocated on a card."""
+    """The finding on memory, from pairs of which both cells ran. On a CPU there are none."""
     peaks = {(line["model"], line["method"]): line["allocated_gb"] for line in ok if line["allocated_gb"]}
     pairs = [
         (model, less, more)
@@ -76,7 +78,7 @@ def _less_memory(ok: list[Line]) -> Iterator[Line]:
         if (model, less) in peaks and (model, more) in peaks
     ]
     if not pairs:
-        yield finding("fewer bytes", "no two cells to compare had memory of a card", None)
+        yield finding("fewer bytes", "no pair of cells ran on a card", None)
         return
     comparisons = [f"{m}: {a} {peaks[m, a]:.1f} GB, {b} {peaks[m, b]:.1f} GB" for m, a, b in pairs]
     yield finding("fewer bytes", "; ".join(comparisons), all(peaks[m, a] < peaks[m, b] for m, a, b in pairs))

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer in a process of its own, on the same weights, tokens, recipe and examples a step.
 
-It is used where it is installed already, beside this project or in `.venv-peers/trl`; nothing is installed for it.
+It is used only if it is already installed, beside this project or in `.venv-peers/trl`.
 """
 
 import json
@@ -40,7 +40,7 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def python_with_trl() -> str | None:
-    """An interpreter that has TRL: that of the peers' environment if it was made, or this one."""
+    """An interpreter with TRL: that of the peers' environment if it exists, or this one."""
     peer = PROJECT / ".venv-peers" / "trl"
     if (peer / "stamp").exists():
         return str(peer / "bin" / "python")
@@ -48,15 +48,18 @@ def python_with_trl() -> str | None:
 
 
 def extras_of(python: str) -> list[str]:
-    """Which packages that make TRL faster that interpreter has."""
+    """The packages of that interpreter that make TRL faster."""
     program = f"from importlib.util import find_spec; print(*filter(find_spec, {EXTRAS!r}))"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False, timeout=600)
     return done.stdout.split()
 
 
 def settings(per_step: int, *, extras: Sequence[str], on_card: bool) -> list[Line]:
-    """TRL's own default first, with the steps of the same size; then what should be faster: packing without padding where flash
-    attention is there, Liger's kernels where they are, no checkpointing, rows of like length together, weights in bfloat16."""
+    """TRL's own default first, with steps of the same size; then settings that should be faster.
+
+    These are packing without padding where flash attention is installed, Liger's kernels where they
+    are installed, no checkpointing, rows of similar length together, and weights in bfloat16.
+    """
     rows = min(8, per_step)
     default: Line = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": per_step // rows}
     alike = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
@@ -70,7 +73,7 @@ def settings(per_step: int, *, extras: Sequence[str], on_card: bool) -> list[Lin
 
 
 def compared(cell: Cell, python: str, *, most: int | None = None) -> Iterator[Line]:
-    """A line for each setting, of at most so many, as far as the time goes."""
+    """A line for each of at most `most` settings, while time is left."""
     per_step, on_card = cell.recipe["examples_per_step"], not cell.bench.dry
     for chosen in settings(per_step, extras=extras_of(python), on_card=on_card)[:most]:
         if cell.bench.left() < LEAST_SECONDS:

@@ -1,7 +1,8 @@
-"""What was expected of each check beside what was seen.
+"""The expectations of each check against its observations.
 
-A check's process prints a line of JSON for each measurement, and for each expectation one `finding`: its short name, what was seen
-in words, and whether that is as expected (null: it cannot be judged on this device).
+A check's process prints a line of JSON for each measurement, and one `finding` for each expectation:
+its short name, the observation in words, and whether it is as expected (null: this device cannot
+tell).
 """
 
 import json
@@ -17,12 +18,12 @@ WORDS: dict[bool | None, Verdict] = {True: "as expected", False: "otherwise", No
 
 
 def finding(name: str, seen: str, agrees: bool | None) -> Line:
-    """What a check reports on the expectation `name`."""
+    """A check's report on the expectation `name`."""
     return {"finding": name, "seen": seen, "agrees": agrees}
 
 
 def parse(text: str) -> Line | None:
-    """A line that a check printed; None where it is none of ours, or was cut off when the process was killed."""
+    """A line that a check printed; None for other output, and for a line that a kill cut off."""
     if not (text.startswith("{") and text.endswith("\n")):
         return None
     try:
@@ -34,7 +35,8 @@ def parse(text: str) -> Line | None:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How a check went: its findings by name, and `error` where its process did not end well or `why` where it never began."""
+    """The result of a check: its findings by name, `error` where its process did not end well, or
+    `why` where it never began."""
 
     check: Check
     findings: Mapping[str, Line] = field(default_factory=dict)
@@ -44,8 +46,8 @@ class CheckResult:
 
     @property
     def verdict(self) -> Verdict:
-        """An error counts most, then any expectation that is not met. What could not be judged here counts where nothing else is
-        there."""
+        """An error counts most, then any unmet expectation. "not run" remains where this device could
+        judge no expectation."""
         if self.error is not None:
             return "failed"
         verdicts = [self._word(name) for name in self.check.expects]
