@@ -102,9 +102,9 @@ def test_a_check_that_hangs_is_killed_with_what_it_started(
     monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0]))
 
     class Report(command.Report):
-        def line(self, values: dict[str, Any], *, check: str | None = None) -> None:
-            super().line(values, check=check)
-            ahead[0] += 3600.0 if check == "hangs" and "finding" in values else 0.0
+        def line(self, line: dict[str, Any], *, check: str | None = None) -> None:
+            super().line(line, check=check)
+            ahead[0] += 3600.0 if check == "hangs" and "finding" in line else 0.0
 
     assert run_all(tmp_path, fake("hangs", seconds=3600), fake("good"), report=Report("A card", None)) == 3
     hung, good = reported(capsys)[-1]["summary"]
