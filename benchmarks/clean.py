@@ -181,10 +181,13 @@ def _peer(name: str, python: str | None, file: Path, pairs: list[tuple[int, int 
         return {"by": name, "unavailable": "its packages could not be installed"}
     command = [python, "-m", "benchmarks.clean_peers", name, str(file), str(THRESHOLD)]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"by": name, "unavailable": done.stderr.strip().splitlines()[-1][:300] if done.stderr else "it failed"}
-    result = json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        return {
+            "by": name,
+            "unavailable": process.stderr.strip().splitlines()[-1][:300] if process.stderr else "it failed",
+        }
+    result = json.loads(process.stdout)
     dropped = set(result.pop("dropped"))
     missed = sum(number not in dropped and of not in dropped for number, of in pairs)
     return {

@@ -40,15 +40,15 @@ class Shape:
     skewed: bool = False
     noise: float = 0.0
 
-    def draw_sizes(self, records: int, luck: np.random.Generator) -> np.ndarray:
-        return luck.lognormal(0, self.sizes, records)
+    def draw_sizes(self, records: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.lognormal(0, self.sizes, records)
 
-    def draw_nats_per_byte(self, count: tuple[int, ...], luck: np.random.Generator) -> np.ndarray:
+    def draw_nats_per_byte(self, count: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Nats per byte with mean 1 and standard deviation `nats_spread`."""
         if not self.skewed:
-            return luck.normal(1, self.nats_spread, count)
+            return rng.normal(1, self.nats_spread, count)
         deviation = sqrt(log(1 + self.nats_spread**2))
-        return luck.lognormal(-(deviation**2) / 2, deviation, count)
+        return rng.lognormal(-(deviation**2) / 2, deviation, count)
 
     def records_error(self, records: int) -> float:
         """Standard error of nats per byte, a ratio of sums, due to the choice of records."""
@@ -83,30 +83,28 @@ class Case:
     def run_deviation(self) -> float:
         return self.spread * self.shape.records_error(self.records)
 
-    def intervals(self, repeats: int, luck: np.random.Generator) -> list[Interval]:
+    def intervals(self, repeats: int, rng: np.random.Generator) -> list[Interval]:
         """The intervals of `repeats` simulated cells, each on its own records. The truth is 1 nat a byte."""
-        return [
-            one for start in range(0, repeats, SHARED) for one in self._together(min(SHARED, repeats - start), luck)
-        ]
+        return [one for start in range(0, repeats, SHARED) for one in self._together(min(SHARED, repeats - start), rng)]
 
-    def _together(self, cells: int, luck: np.random.Generator) -> list[Interval]:
-        sizes = self.shape.draw_sizes(self.records, luck)
-        per_byte = self.shape.draw_nats_per_byte((cells, 1, self.records), luck)
-        per_byte = per_byte + luck.normal(0, self.run_deviation, (cells, self.runs, 1))
+    def _together(self, cells: int, rng: np.random.Generator) -> list[Interval]:
+        sizes = self.shape.draw_sizes(self.records, rng)
+        per_byte = self.shape.draw_nats_per_byte((cells, 1, self.records), rng)
+        per_byte = per_byte + rng.normal(0, self.run_deviation, (cells, self.runs, 1))
         noise = self.shape.noise * self.shape.nats_spread
-        per_byte = per_byte + luck.normal(0, noise, (cells, self.runs, self.records))
+        per_byte = per_byte + rng.normal(0, noise, (cells, self.runs, self.records))
         examples = tuple(map(str, range(self.records)))
         known = {(f"m{number}", "x"): Quality(examples, one * sizes, sizes) for number, one in enumerate(per_byte)}
         known["untouched", "base"] = Quality(examples, np.zeros((1, self.records)), sizes, trained=False)
-        assumed = {cell: self._estimate(luck) for cell in known} if self.known else {}
+        assumed = {cell: self._estimate(rng) for cell in known} if self.known else {}
         rows = [{"model": model, "method": method} for model, method in known if method == "x"]
         base = {"model": "untouched", "method": "base"}
         intervals = Qualities(known, assumed=assumed).method_differences(rows, base)
         return [one for one in intervals if one]
 
-    def _estimate(self, luck: np.random.Generator) -> Spread:
+    def _estimate(self, rng: np.random.Generator) -> Spread:
         """The spread as KNOWN_RUNS runs of other cells would estimate it, in bits."""
-        deviation = self.run_deviation * sqrt(luck.chisquare(KNOWN_RUNS) / KNOWN_RUNS)
+        deviation = self.run_deviation * sqrt(rng.chisquare(KNOWN_RUNS) / KNOWN_RUNS)
         return Spread(deviation / log(2), KNOWN_RUNS, "other cells")
 
     def known_width(self) -> float:

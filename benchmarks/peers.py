@@ -20,9 +20,9 @@ def peer_python(name: str) -> str | None:
     folder = PROJECT / ".venv-peers" / name
     python = folder / "bin" / "python"
     if not (folder / "stamp").exists():
-        made = [sys.executable, "-m", "venv", str(folder)]
-        installed = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]]
-        for step in (made, installed):
+        create = [sys.executable, "-m", "venv", str(folder)]
+        install = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]]
+        for step in (create, install):
             if subprocess.run(step, capture_output=True, check=False).returncode:
                 return None
         (folder / "stamp").touch()

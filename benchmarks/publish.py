@@ -73,13 +73,13 @@ def measure() -> Iterator[dict[str, Any]]:
 
 def _compared() -> tuple[list[Row], Qualities]:
     """Rows that trade quality for memory and time, with noise, so that many lie near the front."""
-    luck, sampled = random.Random(1), np.random.default_rng(1)
-    hard, sizes = sampled.normal(1.2, 0.3, RECORDS), np.full(RECORDS, 400.0)
+    rng, sampler = random.Random(1), np.random.default_rng(1)
+    difficulty, sizes = sampler.normal(1.2, 0.3, RECORDS), np.full(RECORDS, 400.0)
     examples = tuple(f"e{number}" for number in range(RECORDS))
     rows, known = [], {}
     for number in range(CELLS):
-        memory, seconds = luck.uniform(1, 40), luck.uniform(60, 6000)
-        bits = hard + 0.2 / memory + 20 / seconds + sampled.normal(0, 0.03, RECORDS)
+        memory, seconds = rng.uniform(1, 40), rng.uniform(60, 6000)
+        bits = difficulty + 0.2 / memory + 20 / seconds + sampler.normal(0, 0.03, RECORDS)
         numbers = {"eval_bits_per_byte": float(bits.mean()), "peak_memory_gb": memory, "train_seconds": seconds}
         rows.append({**COMPARISON.empty(), "model": "m", "method": f"r{number}", "status": "ok", **numbers})
         known["m", f"r{number}"] = Quality(examples, (bits * sizes * np.log(2))[None], sizes)

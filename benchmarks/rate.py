@@ -111,10 +111,10 @@ def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokeni
     tokens, learned = sum(len(e) for e in examples), sum(e.learned for e in examples)
     each = 6 if adapters is None else 4
     layers = each * tokens * sum(outs * ins for outs, ins in shapes)
-    beside = 6 * tokens * (adapters or 0)
+    adapter_work = 6 * tokens * (adapters or 0)
     head = each * learned * config.vocab_size * config.hidden_size
     attention = 6 * sum(len(e) ** 2 for e in examples) * config.hidden_size * config.num_hidden_layers
-    return layers + beside + head + attention
+    return layers + adapter_work + head + attention
 
 
 def _rates(shapes: list[tuple[int, int]], rows: int) -> dict[str, float]:
@@ -166,9 +166,9 @@ def _profile(model: Any, recipe: dict[str, Any], groups: list[list[Tokenized]]) 
             step_loss(model, micro_batch, positions, torch.device("cpu"), learned=1000).backward()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    spent: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         kind = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "around the operators")
-        spent[kind] += event.self_cpu_time_total / 1e6
-    total = sum(spent.values())
-    return {name: round(seconds / total, 3) for name, seconds in sorted(spent.items(), key=lambda one: -one[1])}
+        totals[kind] += event.self_cpu_time_total / 1e6
+    total = sum(totals.values())
+    return {name: round(seconds / total, 3) for name, seconds in sorted(totals.items(), key=lambda one: -one[1])}

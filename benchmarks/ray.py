@@ -47,7 +47,7 @@ def measure() -> Iterator[Run]:
         # that every cell waits for
         for stage in stages[1:3]:
             _cell(stage, "base", local)
-        beside, wall_beside = _two_at_a_time(stages[1:3], rest, local)
+        side_by_side, wall_beside = _two_at_a_time(stages[1:3], rest, local)
         with ray_cluster(nodes=2, cpus=1, memory_gb=8) as cluster:
             remote = _on(stages[3], cluster.address)
             plain = RunHooks(say=lambda _: None)
@@ -59,16 +59,18 @@ def measure() -> Iterator[Run]:
         "benchmark": "ray",
         "cells": len(rest),
         "seconds": wall,
-        "ideal_for_two_seconds": _ideal(beside, rest),
-        "over_ideal": wall / _ideal(beside, rest),
+        "ideal_for_two_seconds": _ideal(side_by_side, rest),
+        "over_ideal": wall / _ideal(side_by_side, rest),
         "local_two_at_a_time_seconds": wall_beside,
         "over_ideal_alone": wall / _ideal(alone, rest),
         "one_after_another_seconds": sum(alone[method]["wall"] for method in rest),
-        "slower_beside_another": sum(beside[m]["own"] for m in rest) / sum(alone[m]["own"] for m in rest),
+        "slower_beside_another": sum(side_by_side[m]["own"] for m in rest) / sum(alone[m]["own"] for m in rest),
         "startup_over_local_seconds": sum(over.values()) / len(over),
         "startup_over_local_most_seconds": max(over.values()),
         "first_cell_over_local_seconds": first["around"] - alone["base"]["around"],
-        "same_losses": all(abs(run[m]["loss"] - alone[m]["loss"]) < 1e-4 for run in (beside, together) for m in rest),
+        "same_losses": all(
+            abs(run[m]["loss"] - alone[m]["loss"]) < 1e-4 for run in (side_by_side, together) for m in rest
+        ),
     }
 
 

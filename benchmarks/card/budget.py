@@ -63,11 +63,15 @@ def _start(limit: int, seconds: float) -> dict[str, Any]:
     """Start CUDA in a separate process under a limit on private memory in bytes (0: none). Returns how it
     ended, and its memory."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", START, str(limit)],
             env=child_environment(), capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"code": -9, "said": "", "ended": f"it hung for {seconds:.0f} s"}
-    last = (done.stderr.strip().splitlines() or [""])[-1][:200]
-    return {"code": done.returncode, "said": done.stdout.strip(), "ended": f"exit code {done.returncode}: {last}"}
+    last = (process.stderr.strip().splitlines() or [""])[-1][:200]
+    return {
+        "code": process.returncode,
+        "said": process.stdout.strip(),
+        "ended": f"exit code {process.returncode}: {last}",
+    }

@@ -37,9 +37,9 @@ def check(bench: Bench) -> Iterator[Line]:
                 yield {"head": trained, "rows": size, "detail": "not run: its logits would not fit"}
                 continue
             work = partial(_both_ways, bench, hidden, weight, targets, size)
-            made = [one.float() for one in work()]
-            expected = expected or made
-            difference = max(difference, *(_distance(a, b) for a, b in zip(made, expected, strict=True)))
+            results = [one.float() for one in work()]
+            expected = expected or results
+            difference = max(difference, *(_distance(a, b) for a, b in zip(results, expected, strict=True)))
             seconds[trained, size] = bench.seconds_of(work, rounds=3)
             yield {
                 "head": trained,

@@ -19,13 +19,13 @@ METHODS = ("full", "lora-r8")
 
 
 def check(bench: Bench) -> Iterator[Line]:
-    apart, points = 0.0, 1.0
+    difference, cosine = 0.0, 1.0
     for method in METHODS:
         line = _precisions(bench, method)
         yield line
-        apart, points = max(apart, line["loss_differs_by"]), min(points, line["least_cosine"])
-    yield finding("loss", f"they differ by at most {apart:.3%}", apart <= LOSS)
-    yield finding("gradients", f"the least cosine is {points:.4f}", points >= POINTS)
+        difference, cosine = max(difference, line["loss_differs_by"]), min(cosine, line["least_cosine"])
+    yield finding("loss", f"they differ by at most {difference:.3%}", difference <= LOSS)
+    yield finding("gradients", f"the least cosine is {cosine:.4f}", cosine >= POINTS)
     if bench.dry:
         yield finding("variable length", "flash attention is for cards", None)
         yield finding("four bits", "there is no card to pack them on", None)

@@ -58,8 +58,8 @@ def _step(bench: Bench, name: str) -> Line:
             step(groups)
         waits = _waits(bench, step, groups)
         seconds = bench.seconds_of(lambda: step(groups), rounds=2)
-        spent, kernels = _profiled(bench, step, groups)
-    total = sum(spent.values())
+        seconds_by_group, kernels = _profiled(bench, step, groups)
+    total = sum(seconds_by_group.values())
     tokens = sum(map(len, cell.examples))
     line = {
         "micro_batches": len(groups),
@@ -67,7 +67,7 @@ def _step(bench: Bench, name: str) -> Line:
         "step_seconds": seconds,
         "kernels": kernels,
         "busy_share": None if bench.dry else total / seconds,
-        "groups": {group: part / total for group, part in sorted(spent.items(), key=lambda one: -one[1])},
+        "groups": {group: part / total for group, part in sorted(seconds_by_group.items(), key=lambda one: -one[1])},
         "waits": waits,
         # The trainer's own setting
         "cudnn_sdp": torch.backends.cuda.cudnn_sdp_enabled(),
@@ -110,12 +110,12 @@ def _seconds(bench: Bench, event: Any) -> float:
 
 def by_group(events: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
     """Seconds by group of `events` (name, seconds, count), and the number of events that took any time."""
-    spent: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
     count = 0
     for name, seconds, times in events:
         if not seconds:
             continue
         lower = name.lower()
-        spent[next((group for group, parts in GROUPS.items() if any(p in lower for p in parts)), "other")] += seconds
+        totals[next((group for group, parts in GROUPS.items() if any(p in lower for p in parts)), "other")] += seconds
         count += times
-    return dict(spent), count
+    return dict(totals), count

@@ -37,16 +37,16 @@ def _generation(bench: Bench) -> Iterator[Line]:
     options: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True}
     model.config.use_cache = True
     with torch.no_grad():
-        spent = bench.seconds_of(
+        seconds = bench.seconds_of(
             lambda: model.generate(ids, **options, min_new_tokens=new_tokens, max_new_tokens=new_tokens), rounds=1
         )
-        yield {"generated": f"{rows} × {new_tokens} tokens", "tokens_per_second": rows * new_tokens / spent}
+        yield {"generated": f"{rows} × {new_tokens} tokens", "tokens_per_second": rows * new_tokens / seconds}
         few = model.generate(
             ids, **options, min_new_tokens=4, max_new_tokens=4, return_dict_in_generate=True, output_logits=True
         )
-        whole = model(input_ids=few.sequences).logits[:, prompt_length - 1 : -1].float()
+        one_pass = model(input_ids=few.sequences).logits[:, prompt_length - 1 : -1].float()
     decoded = torch.stack(few.logits, dim=1).float()
-    alike = functional.cosine_similarity(decoded, whole, dim=-1).min().item()
+    alike = functional.cosine_similarity(decoded, one_pass, dim=-1).min().item()
     yield finding("decoding", f"cosine at least {alike:.4f}", alike >= ALIKE)
 
 

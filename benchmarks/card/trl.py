@@ -50,8 +50,8 @@ def python_with_trl() -> str | None:
 def extras_of(python: str) -> list[str]:
     """The packages of that interpreter that make TRL faster."""
     program = f"from importlib.util import find_spec; print(*filter(find_spec, {EXTRAS!r}))"
-    done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False, timeout=600)
-    return done.stdout.split()
+    process = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False, timeout=600)
+    return process.stdout.split()
 
 
 def settings(per_step: int, *, extras: Sequence[str], on_card: bool) -> list[Line]:
@@ -91,14 +91,14 @@ def _run(cell: Cell, python: str, chosen: Line) -> Line:
         "train": plain, "eval": plain[:8],
     }  # fmt: skip
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [python, str(Path(peers.__file__).with_name("peer_trl.py"))], input=json.dumps(request),
             env=peers.peer_environment(), capture_output=True, text=True, check=False, timeout=cell.bench.left() - 2,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"detail": "killed: it took too long"}
-    answer = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    answer = next((line for line in process.stdout.splitlines() if line.startswith("RESULT ")), None)
     if answer is None:
-        return {"detail": f"exit code {done.returncode}: {done.stderr[-300:]}"}
+        return {"detail": f"exit code {process.returncode}: {process.stderr[-300:]}"}
     result = json.loads(answer.removeprefix("RESULT "))
     return {**result, "tokens_per_second": sum(map(len, cell.examples)) / result["seconds"]}
