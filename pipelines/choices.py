@@ -60,11 +60,11 @@ def with_max_examples(project: Project, model_method: tuple[str, str], count: in
     method = project.experiments.method(name)
     if not method.traits.trains:
         return project
-    before = method.data or DataChoice()
-    least = min(count, before.max_examples or count)
-    chosen = method.model_copy(update={"data": before.model_copy(update={"max_examples": least})})
-    methods = {**project.experiments.methods, name: chosen}
-    return _with(project, project.experiments.model_copy(update={"methods": methods}))
+    data = method.data or DataChoice()
+    least = min(count, data.max_examples or count)
+    narrowed = method.model_copy(update={"data": data.model_copy(update={"max_examples": least})})
+    methods = {**project.experiments.methods, name: narrowed}
+    return _with_experiments(project, project.experiments.model_copy(update={"methods": methods}))
 
 
 def with_budget(project: Project, model_method: tuple[str, str], dollars: float) -> Project:
@@ -83,13 +83,13 @@ def with_budget(project: Project, model_method: tuple[str, str], dollars: float)
     limit = project.experiments.training_for(project.profile, model_name, method).time_limit_minutes
     minutes = max(min(limit, dollars / price * 60), 1 / 60)
     model = project.experiments.model(model_name)
-    own = model.overrides.get(method, TrainingOverrides()).model_copy(update={"time_limit_minutes": minutes})
-    changed = model.model_copy(update={"overrides": {**model.overrides, method: own}})
-    models = {**project.experiments.models, model_name: changed}
-    return _with(project, project.experiments.model_copy(update={"models": models}))
+    overrides = model.overrides.get(method, TrainingOverrides()).model_copy(update={"time_limit_minutes": minutes})
+    capped = model.model_copy(update={"overrides": {**model.overrides, method: overrides}})
+    models = {**project.experiments.models, model_name: capped}
+    return _with_experiments(project, project.experiments.model_copy(update={"models": models}))
 
 
-def _with(project: Project, experiments: Experiments) -> Project:
+def _with_experiments(project: Project, experiments: Experiments) -> Project:
     return Project(project.data, experiments, project.profile)
 
 
@@ -99,7 +99,7 @@ def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | N
     for attempt in cells.all_attempts(data):
         if model_method and (attempt.key.model, attempt.key.method) != model_method:
             continue
-        for result in (attempt.result, *(found.result for found in attempt.evaluations())):
+        for result in (attempt.result, *(evaluation.result for evaluation in attempt.evaluations())):
             if (result.started_at or "") >= since:
                 seconds += _seconds(result)
     return seconds / 3600

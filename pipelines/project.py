@@ -185,7 +185,7 @@ class Resolved:
     def _plan(self, model: str, method: str) -> CellPlan:
         project = self.project
         recipe, placement = project.recipe_of(model, method), project.placement_of(method)
-        selected = self._for(method)
+        selected = self._examples_of(method)
         untouched = not traits_of(recipe).trains and not shows_examples(recipe)
         content = self._content(model)
         fingerprints = {
@@ -200,8 +200,8 @@ class Resolved:
 
     def _content(self, model: str, say: Callable[[str], None] = announce) -> str | None:
         if model not in self._contents:
-            known = self.experiments.model(model)
-            self._contents[model] = store.content(self.data, model, known, say=say)
+            spec = self.experiments.model(model)
+            self._contents[model] = store.content(self.data, model, spec, say=say)
         return self._contents[model]
 
     def weights_now(self, model: str, say: Callable[[str], None] = announce) -> str | None:
@@ -229,7 +229,7 @@ class Resolved:
         revision = attempt.result.weights_revision
         if revision and first.revision:
             return first.content if revision == first.revision else f"revision {revision}"
-        return first.content if _started(attempt) >= first.written else None
+        return first.content if _start_seconds(attempt) >= first.written else None
 
     def _first_seen(self, model: str, source: str) -> store.FirstSeen | None:
         if self._first.get((model, source)) is None:
@@ -256,16 +256,16 @@ class Resolved:
         """The names of the attempt's fingerprints that no longer match: data, recipe (other weights count as another recipe), code,
         machine."""
         plan, recorded = self.plan(attempt.key), attempt.result.fingerprints or attempt.spec.fingerprints
-        different = {name for name in COMPARED if recorded.get(name) != plan.fingerprints[name]} - {"recipe"}
+        names = {name for name in COMPARED if recorded.get(name) != plan.fingerprints[name]} - {"recipe"}
         if self._other_recipe(attempt, plan):
-            different.add("recipe")
-        return [name for name in COMPARED if name in different]
+            names.add("recipe")
+        return [name for name in COMPARED if name in names]
 
     def over_budget(self, attempt: Attempt) -> float | None:
         """The attempt's peak in GB, where it was allowed more than the cell's `memory_budget_gb` is now and used more; else None.
         An attempt under that budget or a smaller one has shown that it fits."""
-        had, now = attempt.spec.memory_budget_gb, self.plan(attempt.key).settings.memory_budget_gb
-        if now is None or (had is not None and had <= now):
+        budget, now = attempt.spec.memory_budget_gb, self.plan(attempt.key).settings.memory_budget_gb
+        if now is None or (budget is not None and budget <= now):
             return None
         measured = attempt.result.measured
         peak = max((measured[name] for name in UNDER_BUDGET if measured.get(name)), default=0.0)
@@ -293,15 +293,15 @@ class Resolved:
             self._codes[divided] = self.project.code_of(method)
         return self._codes[divided]
 
-    def _for(self, method: str) -> Selected:
+    def _examples_of(self, method: str) -> Selected:
         """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""
         selection = self.project.selection_of(method)
         if selection == self.project.selection:
             return self.selected
-        wanted = replace(selection, languages=None)  # which are the profile's, and a list does not hash
-        if wanted not in self._narrowed:
-            self._narrowed[wanted] = self.selected.narrowed(selection.provider, selection.max_train)
-        return self._narrowed[wanted]
+        key = replace(selection, languages=None)  # which are the profile's, and a list does not hash
+        if key not in self._narrowed:
+            self._narrowed[key] = self.selected.narrowed(selection.provider, selection.max_train)
+        return self._narrowed[key]
 
 
 def recipe_fingerprint(recipe: Mapping[str, Any], content: str | None) -> str:
@@ -309,7 +309,7 @@ def recipe_fingerprint(recipe: Mapping[str, Any], content: str | None) -> str:
     return stable_hash({**recipe, "source": content} if content else dict(recipe))
 
 
-def _started(attempt: Attempt) -> float:
+def _start_seconds(attempt: Attempt) -> float:
     """When the attempt began, in seconds since the epoch; 0 where it does not say."""
     began = attempt.result.started_at
     return datetime.fromisoformat(began).timestamp() if began else 0.0

@@ -21,9 +21,9 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
     """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
     model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
-    decided = _untouched(method, settings)
+    decided = _base_recipe(method, settings)
     if method.traits.trains:
-        decided = _trained(experiments, model_name, method, settings)
+        decided = _trained_recipe(experiments, model_name, method, settings)
     return {
         "model": model_name,
         "source": store.source_id(model),
@@ -35,7 +35,7 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
     }
 
 
-def _of_other_searches(settings: TrainingSettings) -> tuple[str, ...]:
+def _unused_search_settings(settings: TrainingSettings) -> tuple[str, ...]:
     """Settings that have no part in how the cell's learning rate is found: given, the best of a list, or of those of auto."""
     if settings.learning_rate_default is not None:
         return ("search_share",)
@@ -44,7 +44,7 @@ def _of_other_searches(settings: TrainingSettings) -> tuple[str, ...]:
     return ("search_share", "search_cap", "learning_rate_default")
 
 
-def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
+def _base_recipe(method: Method, settings: TrainingSettings) -> dict[str, Any]:
     plain = {name: getattr(settings, name) for name in ("precision", "attention", "max_length")}
     shots: dict[str, Any] = {"shots": method.shots} if method.shots else {}
     if method.retrieval:
@@ -54,12 +54,12 @@ def _untouched(method: Method, settings: TrainingSettings) -> dict[str, Any]:
 
 def looked_up(retrieval: Retrieval) -> dict[str, Any]:
     """What decides which records or passages stand in a prompt, but for what they and the embedding model hold."""
-    given: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
+    settings: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
     if retrieval.rewrites:
-        given["ranked_by"] = retrieval.ranker
+        settings["ranked_by"] = retrieval.ranker
     if retrieval.documents:
-        return {"from": "documents", **given, "passage_chars": retrieval.passage_chars}
-    return {"from": "train", **given}
+        return {"from": "documents", **settings, "passage_chars": retrieval.passage_chars}
+    return {"from": "train", **settings}
 
 
 def shows_examples(recipe: Mapping[str, Any]) -> bool:
@@ -67,9 +67,9 @@ def shows_examples(recipe: Mapping[str, Any]) -> bool:
     return bool(recipe.get("shots")) or (recipe.get("retrieval") or {}).get("from") == "train"
 
 
-def _trained(experiments: Experiments, model: str, method: Method, settings: TrainingSettings) -> dict[str, Any]:
+def _trained_recipe(experiments: Experiments, model: str, method: Method, settings: TrainingSettings) -> dict[str, Any]:
     decided = {k: v for k, v in settings.model_dump().items() if k not in OUTSIDE_RECIPE}
-    for name in _of_other_searches(settings):
+    for name in _unused_search_settings(settings):
         del decided[name]
     if not settings.fit_micro_batch:
         del decided["fit_micro_batch"]
@@ -81,10 +81,10 @@ def _trained(experiments: Experiments, model: str, method: Method, settings: Tra
     decided["targets"] = None
     if traits.has_adapter and not traits.chooses_modules:
         decided["targets"] = experiments.targets_for(model, settings)
-    own: dict[str, Any] = (
+    adapter: dict[str, Any] = (
         {"peft": dict(traits.peft)} if method.peft is not None else {name: getattr(method, name) for name in SHORT_FORM}
     )
     if method.loraplus_lr_ratio:
-        own["loraplus_lr_ratio"] = method.loraplus_lr_ratio
+        adapter["loraplus_lr_ratio"] = method.loraplus_lr_ratio
     double = method.quantization in FOUR_BITS and method.double_quantization is not False
-    return {**decided, **own, "quantization": method.quantization, "double_quantization": double}
+    return {**decided, **adapter, "quantization": method.quantization, "double_quantization": double}

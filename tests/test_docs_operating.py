@@ -154,7 +154,7 @@ def test_kept_news_is_bounded_and_a_killed_sender_or_a_refused_message_holds_up_
     monkeypatch.setattr(news, "MOST", 8)
     monkeypatch.setattr(news, "AT_ONCE", 4)
     data = DataRoot(tmp_path)
-    texts = [f"night {number:03}" for number in range(news.MOST + 5)]
+    texts = [f"night {number:03}" for number in range(news.MAX_MESSAGES + 5)]
     DOWN.update(texts)
     for number, text in enumerate(texts):
         write_json(data.lake / "news" / f"{number:03}.json", {"text": text})

@@ -173,7 +173,7 @@ def _model(project: TinyProject, drop: Any, name: str = "short") -> Model:
 
 def test_it_belongs_to_a_model_that_is_made_from_another(project: TinyProject) -> None:
     project.change(models={"short": {"source": {"hub": "a/b", "drop_layers": 1}, "prompt": "chat"}})
-    with pytest.raises(UsageError, match="layers are left out of another model"):
+    with pytest.raises(UsageError, match="drop_layers needs from"):
         configuration.load(project.experiments)
 
 

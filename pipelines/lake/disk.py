@@ -23,9 +23,9 @@ class DiskFullError(WorkError):
 
     def __init__(self, what: str, folder: Path, needed: int | None) -> None:
         self.needed, self.available = needed, free_bytes(folder)
-        wanted = f"{megabytes(needed)} are needed" if needed is not None else "no more could be written"
+        need = f"{megabytes(needed)} are needed" if needed is not None else "no more could be written"
         free = f"{megabytes(self.available)} are free in {folder}"
-        super().__init__(f"too little disk for {what}: {wanted}, {free}. {ADVICE}")
+        super().__init__(f"too little disk for {what}: {need}, {free}. {ADVICE}")
 
 
 def megabytes(size: int) -> str:
@@ -35,8 +35,8 @@ def megabytes(size: int) -> str:
 
 def free_bytes(folder: Path) -> int:
     """Where `folder` lies, or will."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def require(folder: Path, needed: int, what: str) -> None:
@@ -64,23 +64,24 @@ def explained(error: BaseException, root: Path) -> str | None:
     open files. None for any other error. `root`: the data root."""
     number = error.errno if isinstance(error, OSError) else None
     if is_full(error):
-        said = str(error).splitlines()[0]
-        return f"the disk is full: {megabytes(free_bytes(root))} are free in {root}, and more is needed ({said}). {ADVICE}."
+        message = str(error).splitlines()[0]
+        return f"the disk is full: {megabytes(free_bytes(root))} are free in {root}, and more is needed ({message}). {ADVICE}."
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error):
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return f"too many open files: {most} are allowed; allow more (`ulimit -n {max(4096, 2 * most)}`), then run the same again."
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        more = max(4096, 2 * limit)
+        return f"too many open files: {limit} are allowed; allow more (`ulimit -n {more}`), then run the same again."
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         assert isinstance(error, OSError)
         return f"cannot write {error.filename or root}: {error.strerror}; make it writable, then run the same again."
     return None
 
 
-def keep_room(folder: Path) -> None:
+def reserve_space(folder: Path) -> None:
     """Raises OSError where not even that much can be written."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ROOM).write_bytes(b"\x01" * ROOM_BYTES)  # not zeros, which some file systems do not store
 
 
-def give_room_back(folder: Path) -> None:
+def release_space(folder: Path) -> None:
     with suppress(OSError):
         (folder / ROOM).unlink(missing_ok=True)

@@ -43,8 +43,10 @@ def is_private(path: Path) -> bool:
 
 
 def _lake_of(path: Path) -> Path | None:
-    rooms = [path, *path.parents]
-    return next((outer for inner, outer in pairwise(rooms) if outer.name == "lake" and inner.name in LAKE_ROOMS), None)
+    folders = [path, *path.parents]
+    return next(
+        (outer for inner, outer in pairwise(folders) if outer.name == "lake" and inner.name in LAKE_ROOMS), None
+    )
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise WorkError(
-            f"cannot write {path}: {error.strerror or error}{_free(path, error)}. What was there before is untouched; "
+            f"cannot write {path}: {error.strerror or error}{_free_note(path, error)}. What was there before is untouched; "
             "free disk space or make the folder writable, then run the same command again."
         ) from error
     finally:
@@ -75,12 +77,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _free(path: Path, error: OSError) -> str:
+def _free_note(path: Path, error: OSError) -> str:
     """What is free where `path` was to be, where `error` says that it was too little."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
-    there = next(folder for folder in path.parents if folder.exists())
-    return f" ({shutil.disk_usage(there).free / 1e6:,.3f} MB are free, more is needed)"
+    existing = next(folder for folder in path.parents if folder.exists())
+    return f" ({shutil.disk_usage(existing).free / 1e6:,.3f} MB are free, more is needed)"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,8 +123,8 @@ def read_json(path: Path) -> Any | None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in `path`; empty where there is none, or something else. Raises as `read_json`."""
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -169,7 +171,7 @@ def locked(
         handle = _lock_file(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(path, handle):
+            if _is_same_file(path, handle):
                 break
             handle.close()  # somebody tidied the file away between opening and locking it
         except BlockingIOError:
@@ -189,7 +191,7 @@ def locked(
         yield handle
 
 
-def _is_still(path: Path, handle: IO[str]) -> bool:
+def _is_same_file(path: Path, handle: IO[str]) -> bool:
     """Whether `path` names the open file: else others lock another one."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle.fileno()))

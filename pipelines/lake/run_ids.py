@@ -11,12 +11,12 @@ _ID = re.compile(r"\d{8}T\d{9}-")
 
 def new_run_id(folder: Path | None = None) -> str:
     """An id that sorts by time, and above every name in `folder`, also where the clock was ahead when those were made."""
-    made = f"{datetime.now(UTC):{STAMP}}"[:-3]
-    newest = max((name[: len(made)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
-    if made <= newest:
+    stamp = f"{datetime.now(UTC):{STAMP}}"[:-3]
+    newest = max((name[: len(stamp)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
+    if stamp <= newest:
         later = datetime.strptime(newest + "000", STAMP) + timedelta(milliseconds=1)
-        made = f"{later:{STAMP}}"[:-3]
-    return f"{made}-{secrets.token_hex(3)}"
+        stamp = f"{later:{STAMP}}"[:-3]
+    return f"{stamp}-{secrets.token_hex(3)}"
 
 
 def _entries(folder: Path | None) -> list[Path]:

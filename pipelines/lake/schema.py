@@ -75,19 +75,19 @@ class Table:
         Raises:
             ValueError: a column would stand in it twice; SQL takes `a` and `A` for one name.
         """
-        known = {column.name.lower() for column in self.columns}
+        names = {column.name.lower() for column in self.columns}
         for column in more:
-            if column.name.lower() in known:
+            if column.name.lower() in names:
                 raise ValueError(f"table {self.name} has a column {column.name!r} already")
-            known.add(column.name.lower())
+            names.add(column.name.lower())
         return replace(self, columns=(*self.columns, *more))
 
     def groups(self) -> dict[str, list[Column]]:
         """The columns by group, groups in the order of their first column."""
-        found: dict[str, list[Column]] = {}
+        groups: dict[str, list[Column]] = {}
         for column in self.columns:
-            found.setdefault(column.group, []).append(column)
-        return found
+            groups.setdefault(column.group, []).append(column)
+        return groups
 
     def measured_by(self, source: Source) -> tuple[str, ...]:
         """The names of the columns that come from `source`."""
@@ -103,10 +103,10 @@ class Table:
 
     def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Raises ValueError where a row of ours has a name that is no column: a typo would otherwise become NULL."""
-        known = self.by_name.keys()
+        names = self.by_name.keys()
         for row in rows:
-            if not row.keys() <= known:
-                raise ValueError(self._unknown(min(row.keys() - known)))
+            if not row.keys() <= names:
+                raise ValueError(self._unknown(min(row.keys() - names)))
 
     def _unknown(self, name: str) -> str:
         nearest = difflib.get_close_matches(name, self.by_name, n=1, cutoff=0.0)

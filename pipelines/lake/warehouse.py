@@ -47,8 +47,10 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
 
 def with_comment(table: pa.Table, text: str) -> pa.Table:
     """The table with `text` behind its own comment."""
-    known = table.schema.metadata or {}
-    return table.replace_schema_metadata({**known, COMMENT: (known.get(COMMENT, b"").decode() + " " + text).strip()})
+    metadata = table.schema.metadata or {}
+    return table.replace_schema_metadata(
+        {**metadata, COMMENT: (metadata.get(COMMENT, b"").decode() + " " + text).strip()}
+    )
 
 
 def _value(value: Any, kind: str) -> Any:
@@ -103,8 +105,8 @@ def _write(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View])
         for view in views:
             columns = ", ".join(_name(one.name) for one in view.columns)
             db.execute(f"CREATE VIEW {_name(view.name)} AS SELECT {columns} FROM {_name(view.table.name)}")
-            described = {one.name: one.description.encode() for one in view.columns}
-            _comment(db, "VIEW", view.name, view.meaning.encode(), described)
+            comments = {one.name: one.description.encode() for one in view.columns}
+            _comment(db, "VIEW", view.name, view.meaning.encode(), comments)
         db.execute("USE memory")
         db.execute("CHECKPOINT warehouse")
         db.execute("DETACH warehouse")
@@ -115,21 +117,21 @@ def _comment(
 ) -> None:
     """Put comments on a table or view, and on its columns."""
     target = f"warehouse.{_name(name)}"
-    described = {
+    comments = {
         f"{kind} {target}": meaning,
-        **{f"COLUMN {target}.{_name(one)}": said for one, said in columns.items()},
+        **{f"COLUMN {target}.{_name(one)}": comment for one, comment in columns.items()},
     }
-    for what, said in described.items():
-        if said:
-            db.execute(f"COMMENT ON {what} IS {_text(said.decode())}")
+    for item, comment in comments.items():
+        if comment:
+            db.execute(f"COMMENT ON {item} IS {_text(comment.decode())}")
 
 
 def _check(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View]) -> None:
     with duckdb.connect(str(version), read_only=True) as db:
         for name, table in tables.items():
-            found = db.execute(f"SELECT count(*) FROM {_name(name)}").fetchone()
-            if found != (table.num_rows,):
-                raise OSError(f"{name} reads back {found} rows of {table.num_rows}")
+            count = db.execute(f"SELECT count(*) FROM {_name(name)}").fetchone()
+            if count != (table.num_rows,):
+                raise OSError(f"{name} reads back {count} rows of {table.num_rows}")
         for view in views:
             db.execute(f"FROM {_name(view.name)} LIMIT 0")
 

@@ -28,8 +28,8 @@ def revision_of(folder: Path) -> str | None:
     return record.get("commit") or ", ".join(listed(record.get("source", {}).get("wheel"))) or None
 
 
-def listed(named: Several) -> list[str]:
-    return [] if named is None else [named] if isinstance(named, str) else list(named)
+def listed(names: Several) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
 def packages(wheel: Several, file: Several) -> list[tuple[str, str]]:

@@ -47,15 +47,15 @@ def due_cells(resolved: Resolved) -> list[Due]:
     """The profile's cells that are due, the untouched models first, since the others are compared with them. Those that are due
     for their speed alone come last."""
     by, profile, base = evaluated_by(resolved), resolved.project.settings, base_method(resolved.project)
-    found, disturbed_ones = [], []
+    due, retimed = [], []
     for model in profile.models:
         for method in sorted(profile.methods, key=lambda method: method != base):
             keys = resolved.cell(model, method).keys
             if because := {key: why for key in keys if (why := why_due(resolved, key, by))}:
-                found.append(_due(resolved, because))
+                due.append(_due(resolved, because))
             elif because := retimings(resolved, keys, by):
-                disturbed_ones.append(_due(resolved, because, retimes=True))
-    return found + disturbed_ones
+                retimed.append(_due(resolved, because, retimes=True))
+    return due + retimed
 
 
 def _due(resolved: Resolved, because: dict[CellKey, str], *, retimes: bool = False) -> Due:
@@ -103,37 +103,37 @@ def _has_rested(resolved: Resolved, key: CellKey, days: float) -> bool:
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
     """Why the cell is due, in words; None where there is nothing to do or nothing would come of it. A good row is due for what
     `nightly.rerun_for` names alone; where there is none to lose, any change is worth a try."""
-    made, plan = cells.attempts(resolved.data, key), resolved.plan(key)
-    if made and made[-1].status in ("queued", "running"):
+    attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
+    if attempts and attempts[-1].status in ("queued", "running"):
         return None
-    tries = [attempt for attempt in made if attempt.counts]
+    tries = [attempt for attempt in attempts if attempt.counts]
     if not tries:
         return "missing"
     newest = tries[-1]
-    different = resolved.changed(newest)
+    changes = resolved.changed(newest)
     match newest.status:
         case "ok":
-            return _good_is_due(resolved, plan, newest, different, by)
+            return _good_is_due(resolved, plan, newest, changes, by)
         case "out_of_memory":
-            return _memory_changed(plan, newest.spec.memory_budget_gb, different)
+            return _memory_changed(plan, newest.spec.memory_budget_gb, changes)
         case "unavailable":
             return _is_available_now(resolved, tries)
         case status:
-            return _stale(different) or _passing(status, [_state(attempt) for attempt in tries])
+            return _stale(changes) or _worth_another_try(status, [_state(attempt) for attempt in tries])
 
 
 def _good_is_due(
-    resolved: Resolved, plan: CellPlan, newest: Attempt, different: Sequence[str], by: EvaluatedBy
+    resolved: Resolved, plan: CellPlan, newest: Attempt, changed: Sequence[str], by: EvaluatedBy
 ) -> str | None:
     rerun_for = resolved.experiments.nightly.rerun_for
-    wanted = different if set(different) & set(rerun_for) else []
-    if not wanted and not resolved.fits(newest):
+    changes = changed if set(changed) & set(rerun_for) else []
+    if not changes and not resolved.fits(newest):
         return None  # it can be measured on its own weights alone
-    return _stale(wanted) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
+    return _stale(changes) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
 
 
-def _stale(different: Sequence[str]) -> str | None:
-    return f"stale: {', '.join(different)}" if different else None
+def _stale(changes: Sequence[str]) -> str | None:
+    return f"stale: {', '.join(changes)}" if changes else None
 
 
 def _too_large(resolved: Resolved, attempt: Attempt) -> str | None:
@@ -143,10 +143,10 @@ def _too_large(resolved: Resolved, attempt: Attempt) -> str | None:
     return f"{MEMORY_BUDGET} is {resolved.plan(attempt.key).settings.memory_budget_gb:g} GB now, it used {peak:.2f}"
 
 
-def _memory_changed(plan: CellPlan, had: float | None, different: Sequence[str]) -> str | None:
+def _memory_changed(plan: CellPlan, budget: float | None, changes: Sequence[str]) -> str | None:
     """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
-    reasons = [name for name in different if name in DECIDES_MEMORY]
-    if had != plan.settings.memory_budget_gb:
+    reasons = [name for name in changes if name in DECIDES_MEMORY]
+    if budget != plan.settings.memory_budget_gb:
         reasons.append(MEMORY_BUDGET)
     return f"out_of_memory, but another {', '.join(reasons)} now" if reasons else None
 
@@ -154,8 +154,8 @@ def _memory_changed(plan: CellPlan, had: float | None, different: Sequence[str])
 def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | None:
     """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
     although it could be reached, is not asked for every night."""
-    key, said = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
-    repeated = len(said) == 2 and said[0] == said[1] and tries[-2].status == "unavailable"
+    key, details = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
+    repeated = len(details) == 2 and details[0] == details[1] and tries[-2].status == "unavailable"
     if store.out_of_reach(resolved.data, resolved.experiments, key.model):
         return None
     if sources.out_of_reach(resolved.data, resolved.experiments, key.method):
@@ -175,25 +175,25 @@ def _state(attempt: Attempt) -> State:
     return attempt.status, attempt.spec.fingerprints, step
 
 
-def _passing(status: str, states: Sequence[State]) -> str | None:
+def _worth_another_try(status: str, states: Sequence[State]) -> str | None:
     """Killed, lost, timed out or failed: worth another try, unless it has ended so often, the same way and no further on."""
-    in_a_row = 1
+    tries = 1
     for earlier, later in zip(reversed(states[:-1]), reversed(states[1:]), strict=True):
         if earlier[:2] != later[:2] or later[2] > earlier[2]:
             break
-        in_a_row += 1
-    return f"{status} before, tried {in_a_row} of {TRIES[status]} times" if in_a_row < TRIES.get(status, 0) else None
+        tries += 1
+    return f"{status} before, tried {tries} of {TRIES[status]} times" if tries < TRIES.get(status, 0) else None
 
 
 def _evaluation_due(plan: CellPlan, attempt: Attempt, by: EvaluatedBy, rerun_for: Collection[str]) -> str | None:
     if reusable(attempt, by, rerun_for):
         return None
-    same = [found for found in attempt.evaluations() if found.fingerprint == by.fingerprint]
-    if not same:
+    evaluations = [evaluation for evaluation in attempt.evaluations() if evaluation.fingerprint == by.fingerprint]
+    if not evaluations:
         return "evaluation is missing" if not attempt.evaluations() else "stale: evaluation"
-    last = same[-1].result
+    last = evaluations[-1].result
     if last.status in ("queued", "running"):
         return None
     if last.status == "out_of_memory":
         return _memory_changed(plan, last.memory_budget_gb, [])
-    return _passing(last.status, [(found.result.status, None, 0) for found in same])
+    return _worth_another_try(last.status, [(evaluation.result.status, None, 0) for evaluation in evaluations])

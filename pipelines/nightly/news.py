@@ -2,7 +2,7 @@
 
 `data/lake/news/` holds a file for each message, in order. A message gets another name before it is sent, and its own back where
 the webhook did not take it. So each is sent once, also where the sender is killed in between. Nobody waits: one try is made
-with each new message, and one every RETRY_SECONDS after. The newest MOST messages are kept.
+with each new message, and one every RETRY_SECONDS after. The newest MAX_MESSAGES messages are kept.
 """
 
 import time
@@ -14,7 +14,7 @@ from pipelines.lake.paths import DataRoot
 from pipelines.lake.run_ids import new_run_id
 from pipelines.nightly import alert
 
-MOST = 100
+MAX_MESSAGES = 100
 AT_ONCE = 5  # messages of one try: five answers that take ten seconds each end within a sensor's minute
 RETRY_SECONDS = 300.0
 SENDING = ".sending"
@@ -39,31 +39,34 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
     nothing is tried within RETRY_SECONDS of the last try."""
     if not alert.is_configured() or not (waiting := _waiting(data)):
         return None
-    tried = _folder(data) / ".tried"
+    last_try = _folder(data) / ".tried"
     try:
-        if not now and tried.exists() and abs(time.time() - tried.stat().st_mtime) < RETRY_SECONDS:
+        if not now and last_try.exists() and abs(time.time() - last_try.stat().st_mtime) < RETRY_SECONDS:
             return None
         with locked(data.locks / "news.lock", "news", wait=False):
-            tried.touch()
-            for file in (*waiting[:-MOST], *_folder(data).glob(f"*{SENDING}")):  # too old, or its sender was killed
+            last_try.touch()
+            for file in (
+                *waiting[:-MAX_MESSAGES],
+                *_folder(data).glob(f"*{SENDING}"),
+            ):  # too old, or its sender was killed
                 file.unlink(missing_ok=True)
-            return next(filter(None, map(_sent, _waiting(data)[:AT_ONCE])), None)
+            return next(filter(None, map(_send, _waiting(data)[:AT_ONCE])), None)
     except InUseError:
         return None  # somebody else is sending
     except (OSError, WorkError) as error:
         return f"{alert.WEBHOOK}: news that is kept cannot be sent now: {error}"
 
 
-def _sent(file: Path) -> str | None:
+def _send(file: Path) -> str | None:
     """Send one message; returns why it was not taken, and then it is kept."""
-    under_way = file.with_suffix(SENDING)
-    file.rename(under_way)
-    told = read_json(under_way)
-    problem = alert.post(told["text"]) if told else None
+    sending = file.with_suffix(SENDING)
+    file.rename(sending)
+    message = read_json(sending)
+    problem = alert.post(message["text"]) if message else None
     if problem and not problem.endswith(REFUSED):
-        under_way.rename(file)
+        sending.rename(file)
     else:
-        under_way.unlink()
+        sending.unlink()
     return problem
 
 

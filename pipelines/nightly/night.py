@@ -48,8 +48,8 @@ class Step:
 def begin(data: DataRoot, night: str) -> dict[str, Any]:
     """The night's record, made now if it is new."""
     path = _file(data, night)
-    if found := read_json(path):
-        return found
+    if record := read_json(path):
+        return record
     record = {"night": night, "started_at": now(), "ended_at": None, "rounds": []}
     write_json(path, record)
     return record
@@ -73,12 +73,12 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
         if len(done.data) < TRIES:
             return Step("data")
         return Step("end", why=f"{NO_DATA}: no cell was run on what was there before")
-    over = limit_reached(project, nightly, record["started_at"])
+    limit = limit_reached(project, nightly, record["started_at"])
     due = [cell for cell in due_cells(project.resolve()) if cell.name not in done.asked]
-    if due and not over:
+    if due and not limit:
         return Step("cells", [cell for cell in due if not cell.retimes] or due)
     left = f"; {len(due)} cells are left for the next night" if due else ""
-    why = f"{over or 'all that was due is done'}{left}"
+    why = f"{limit or 'all that was due is done'}{left}"
     return Step("publish" if not any(done.publish) and len(done.publish) < TRIES else "end", why=why)
 
 
@@ -119,10 +119,10 @@ def _costs(project: Project) -> bool:
 def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
     """Add to the record which cells were asked for, and why."""
     record = begin(data, night)
-    asked = [{**asdict(cell), "because": {str(k): v for k, v in cell.because.items()}} for cell in due]
-    for cell in asked:
+    entries = [{**asdict(cell), "because": {str(k): v for k, v in cell.because.items()}} for cell in due]
+    for cell in entries:
         cell["seen"] = {str(seed): run for seed, run in cell["seen"].items()}
-    rounds = [*record["rounds"], {"at": now(), "cells": asked}]
+    rounds = [*record["rounds"], {"at": now(), "cells": entries}]
     write_json(_file(data, night), {**record, "rounds": rounds})
 
 
@@ -159,12 +159,14 @@ def asked_cells(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _statuses(project: Project, model: str, method: str) -> list[str]:
     """How each seed of the cell stands now, its evaluation included, and what became of measuring its speed again."""
     keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
-    found = [
+    attempts = [
         (attempt, cells.failed_retiming(project.data, key))
         for key in keys
         if (attempt := cells.latest(project.data, key))
     ]
-    return [f"{_status(one)} (not timed again: {failed.status})" if failed else _status(one) for one, failed in found]
+    return [
+        f"{_status(one)} (not timed again: {failed.status})" if failed else _status(one) for one, failed in attempts
+    ]
 
 
 def _status(attempt: cells.Attempt) -> str:
@@ -176,10 +178,10 @@ def _status(attempt: cells.Attempt) -> str:
 
 def in_words(record: dict[str, Any]) -> str:
     """The night in one sentence."""
-    bad = [f"{cell} {status}" for cell, found in record["outcome"].items() for status in found if status != "ok"]
-    ran = f"{len(record['outcome'])} cells were due" if record["outcome"] else "no cell was due"
+    bad = [f"{cell} {status}" for cell, statuses in record["outcome"].items() for status in statuses if status != "ok"]
+    count = f"{len(record['outcome'])} cells were due" if record["outcome"] else "no cell was due"
     ends = f"; not ok: {', '.join(bad)}" if bad else ""
-    return f"night {record['night']}: {ran}, ${record['spent_usd']:.4f} spent{ends}; {record['why']}"
+    return f"night {record['night']}: {count}, ${record['spent_usd']:.4f} spent{ends}; {record['why']}"
 
 
 def _file(data: DataRoot, night: str) -> Path:

@@ -41,8 +41,8 @@ class Changes:
 def _read(text: str | None) -> Changes | None:
     """What `text` says; None where it is no such text."""
     try:
-        told = Changes(**json.loads(text or ""))
-        moments = [datetime.fromisoformat(moment) for moment in (told.since, told.at)]
+        changes = Changes(**json.loads(text or ""))
+        moments = [datetime.fromisoformat(moment) for moment in (changes.since, changes.at)]
     except (TypeError, ValueError):
         return None
-    return told if all(moment.tzinfo for moment in moments) and moments[0] <= moments[1] else None
+    return changes if all(moment.tzinfo for moment in moments) and moments[0] <= moments[1] else None

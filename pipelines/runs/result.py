@@ -157,7 +157,7 @@ def write_result(
         finished_at=now(),
         seconds=ending.seconds if ending else None,
     )  # fmt: skip
-    disk.give_room_back(folder)
+    disk.release_space(folder)
     write_json(folder / FILE, result.to_json())
     return result
 

@@ -193,7 +193,7 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
     """
     existed = folder.exists()
     try:
-        disk.keep_room(folder)
+        disk.reserve_space(folder)
         spec.write(folder)
         note_state(folder, "queued", phase)
     except (OSError, WorkError) as error:

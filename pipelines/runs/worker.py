@@ -166,7 +166,7 @@ class Worker:
         try:
             self.save()
         except WorkError:
-            disk.give_room_back(self.folder)
+            disk.release_space(self.folder)
             with suppress(WorkError):
                 self.save()
                 return True

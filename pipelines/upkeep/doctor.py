@@ -27,7 +27,7 @@ from pipelines.weights import store
 CARD_REPORT = "pipelines.train.trainer.devices.card_report"  # the module of the process that examines a card
 
 
-def _asked(provider: Provider, local: bool) -> str:
+def _provider_state(provider: Provider, local: bool) -> str:
     if provider.kind == "local":
         return "asked on this machine" if local else "not asked (sources.local_generator)"
     if not provider.enabled:
@@ -36,20 +36,20 @@ def _asked(provider: Provider, local: bool) -> str:
     return missing_key(provider) or f"asked over its API, {budget}"
 
 
-def _started(profile: Profile) -> str:
+def _launcher_state(profile: Profile) -> str:
     """Who starts the profile's cells, and what that lacks."""
-    said = profile.launcher
+    line = profile.launcher
     if profile.devices > 1:
-        said += f", {profile.devices} devices by {profile.sharding}"
+        line += f", {profile.devices} devices by {profile.sharding}"
     try:
         launcher = launcher_for(profile)
         launcher.require(Placement(profile.devices, profile.sharding))
-        if stands := launcher.stands():
-            return f"{said}: {stands}"
+        if state := launcher.stands():
+            return f"{line}: {state}"
     except UnavailableError as error:
-        return f"{said}: {error}"
+        return f"{line}: {error}"
     cards = machine.cuda_count()
-    return f"{said}: this machine has {cards} CUDA device(s)" if 0 < cards < profile.devices else said
+    return f"{line}: this machine has {cards} CUDA device(s)" if 0 < cards < profile.devices else line
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:
@@ -69,37 +69,37 @@ def _gpu() -> Iterator[str]:
     listed, name = cuda_devices.listed(), machine.cuda_name()
     if name:
         yield f"GPU        {name}"
-        yield from _in_a_child()
+        yield from _card_report()
     elif listed:
-        told = os.environ.get(cuda_devices.VISIBLE)
+        visible = os.environ.get(cuda_devices.VISIBLE)
         names = ", ".join(card.name for card in listed)
-        yield f"GPU        none visible of {names}: {_why_hidden(told)}"
+        yield f"GPU        none visible of {names}: {_why_hidden(visible)}"
     else:
         trouble = cuda_devices.trouble()
         yield f"GPU        none: {f'nvidia-smi says: {trouble}' if trouble else 'profile gpu needs a CUDA device'}"
 
 
-def _why_hidden(told: str | None) -> str:
-    if told is None:
+def _why_hidden(visible: str | None) -> str:
+    if visible is None:
         return "it is divided by MIG and has no slice yet; `nvidia-smi mig -cgi … -C` makes one"
-    return f"{cuda_devices.VISIBLE}={told} names none of them; unset it, or name one by its number or UUID (`nvidia-smi -L`)"
+    return f"{cuda_devices.VISIBLE}={visible} names none of them; unset it, or name one by its number or UUID (`nvidia-smi -L`)"
 
 
-def _in_a_child() -> Iterator[str]:
+def _card_report() -> Iterator[str]:
     """The lines of a process that imports torch."""
     command = [sys.executable, "-m", CARD_REPORT]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=child_environment(), capture_output=True, encoding="utf-8", errors="replace",
             timeout=cuda_devices.DRIVER_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         yield f"  {'problem':<13} no answer of `{' '.join(command)}` within {error.timeout} s"
         return
-    yield from (f"  {line}" for line in done.stdout.splitlines())
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        yield f"  {'problem':<13} `{' '.join(command)}` ended with exit code {done.returncode}: {last}"
+    yield from (f"  {line}" for line in process.stdout.splitlines())
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        yield f"  {'problem':<13} `{' '.join(command)}` ended with exit code {process.returncode}: {last}"
 
 
 def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
@@ -113,10 +113,10 @@ def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
     yield from _gpu()
     yield f"{'HF_TOKEN':<10} {'set' if os.environ.get('HF_TOKEN') else 'not set: only gated models need it'}"
     for name, provider in experiments.providers.items():
-        yield f"provider {name}: {provider.model}, {_asked(provider, experiments.sources.uses_local_generator)}"
+        yield f"provider {name}: {provider.model}, {_provider_state(provider, experiments.sources.uses_local_generator)}"
     yield from left_out(experiments)
     for name, profile in experiments.profiles.items():
-        yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods, {_started(profile)}"
+        yield f"profile {name}: {len(profile.models)} models × {len(profile.methods)} methods, {_launcher_state(profile)}"
         yield from _benchmarks(profile)
         for model in profile.models:
             present = store.is_present(data, model, experiments.model(model))

@@ -62,27 +62,27 @@ def leftovers(project: Project) -> list[Leftover]:
     ]
 
 
-def by_kind(found: Iterable[Leftover]) -> dict[str, list[Leftover]]:
+def by_kind(leftovers: Iterable[Leftover]) -> dict[str, list[Leftover]]:
     """What is listed, by why it may go."""
     kinds: dict[str, list[Leftover]] = {}
-    for leftover in found:
+    for leftover in leftovers:
         kinds.setdefault(leftover.why, []).append(leftover)
     return kinds
 
 
-def listing(found: Sequence[Leftover], data: DataRoot, *, every: bool = False) -> Iterator[str]:
+def listing(leftovers: Sequence[Leftover], data: DataRoot, *, every: bool = False) -> Iterator[str]:
     """A line for each kind with its size and number, below it its paths in the data root: `SHOWN` of them, or `every` one."""
-    for why, leftovers in by_kind(found).items():
-        places = "place" if len(leftovers) == 1 else "places"
-        yield f"{megabytes(leftovers)}  {len(leftovers):4} {places:6}  {why}"
-        shown = leftovers if every else leftovers[:SHOWN]
-        yield from (f"{' ' * 16}{_in(data, leftover.path)}" for leftover in shown)
-        if more := len(leftovers) - len(shown):
+    for why, group in by_kind(leftovers).items():
+        places = "place" if len(group) == 1 else "places"
+        yield f"{megabytes(group)}  {len(group):4} {places:6}  {why}"
+        listed = group if every else group[:SHOWN]
+        yield from (f"{' ' * 16}{_in(data, leftover.path)}" for leftover in listed)
+        if more := len(group) - len(listed):
             yield f"{' ' * 16}… and {more:,} more"
 
 
-def megabytes(found: Iterable[Leftover]) -> str:
-    return f"{sum(leftover.bytes for leftover in found) / 1e6:10,.1f} MB"
+def megabytes(leftovers: Iterable[Leftover]) -> str:
+    return f"{sum(leftover.bytes for leftover in leftovers) / 1e6:10,.1f} MB"
 
 
 def _in(data: DataRoot, path: Path) -> Path:
@@ -92,17 +92,17 @@ def _in(data: DataRoot, path: Path) -> Path:
 def superseded_exports(data: DataRoot) -> list[Leftover]:
     """Exports whose cell has a newer good result; whoever made them removes them, `remove` is not given them."""
     attempts = list(cells.all_attempts(data))
-    there, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
+    run_ids, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
     return [
         Leftover(folder, "exports of replaced results; they stay, since somebody asked for them")
         for key, folder in _exports(data)
-        if folder.name in there and newest.get(key, folder.name) != folder.name
+        if folder.name in run_ids and newest.get(key, folder.name) != folder.name
     ]
 
 
-def remove(found: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
+def remove(leftovers: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
     """Remove each; yields it with why it stays where somebody is at work on it or it cannot be removed."""
-    for leftover in found:
+    for leftover in leftovers:
         try:
             if leftover.lock:
                 with locked(leftover.lock, "prune", wait=False):
@@ -124,12 +124,12 @@ def _delete(path: Path) -> None:
 
 def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
     current = current_examples(data)
-    named = {current.folder.name} if current else set()
+    names = {current.folder.name} if current else set()
     for attempt in attempts:
-        specs = [attempt.spec, *(found.spec for found in attempt.evaluations())]
-        named |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
+        specs = [attempt.spec, *(evaluation.spec for evaluation in attempt.evaluations())]
+        names |= {Path(spec.examples).parent.name for spec in specs if spec.examples}
     for folder in sorted(data.clean.glob("*/")):
-        if folder.name not in named and not folder.name.startswith("."):
+        if folder.name not in names and not folder.name.startswith("."):
             yield Leftover(folder, "examples that newer ones have replaced and no attempt was trained on")
     if data.tried.root.exists():
         yield Leftover(data.tried.root, "what `clean --try` showed", data.tried.locks / "clean.lock")
@@ -138,38 +138,38 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
     """Predictions that neither an attempt nor a configured cell, of any profile's settings, would read."""
     files = sorted((project.data.lake / "estimates").glob("*.json"))
-    named = {
+    names = {
         answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
         for a in attempts
         for own in (True, False)
         for prints in [a.spec.fingerprints]
     }
-    held = [read_json(file) or {} for file in files]
-    cells_in_files = {(one.get("model"), one.get("method")) for one in held}
+    contents = [read_json(file) or {} for file in files]
+    cells_in_files = {(one.get("model"), one.get("method")) for one in contents}
     configured = [cell for cell in project.experiments.cells if cell in cells_in_files]
     for name, profile in project.experiments.profiles.items():
         under = Project(project.data, project.experiments, name)
-        named |= {question.file.name for question in questions(under, configured, profile.seeds)}
+        names |= {question.file.name for question in questions(under, configured, profile.seeds)}
     for file in files:
-        if file.name not in named:
+        if file.name not in names:
             yield Leftover(file, "predictions of memory for what is no longer configured")
 
 
 def _studies(project: Project) -> Iterator[Leftover]:
     """Searches of `featherweight tune` that no configured cell goes on with."""
     folders = sorted((project.data.lake / "tune").glob("*/*/*/"))
-    goes_on: set[Path] = set()
+    resumable: set[Path] = set()
     for name in project.experiments.profiles if folders else ():
         with suppress(UsageError):  # nothing was cleaned, or nothing of the profile's languages
             resolved = Project(project.data, project.experiments, name).resolve()
-            goes_on |= {folder for folder in folders if _goes_on(folder, resolved)}
+            resumable |= {folder for folder in folders if _can_resume(folder, resolved)}
     for folder in folders:
-        if folder not in goes_on:
+        if folder not in resumable:
             why = "searches for a learning rate that no configured cell goes on with"
             yield Leftover(folder, why, folder / LOCK)
 
 
-def _goes_on(folder: Path, resolved: Resolved) -> bool:
+def _can_resume(folder: Path, resolved: Resolved) -> bool:
     """Whether `tune` would go on with the study in `folder`; so it may where the model's weights are not here to tell."""
     model, method = folder.parts[-3:-1]
     spec = next((read_json(file) for file in folder.glob("*/*/spec.json")), None)
@@ -209,11 +209,11 @@ def _is_written(attempt: Attempt) -> bool:
 def _half_written_of(attempt: Attempt, *, with_checkpoints: bool) -> Iterator[Path]:
     """The temporary names in an attempt's folder, but for those inside another one, or in checkpoints that go as a whole. A
     cluster may go on writing where nobody can ask it: there they are a day old."""
-    elsewhere = attempt.status == "lost" and not launcher_class(attempt.spec.launcher).holds_device
+    on_cluster = attempt.status == "lost" and not launcher_class(attempt.spec.launcher).holds_device
     for path in sorted(attempt.folder.rglob(".*.partial")):
-        inside = [part for part in path.relative_to(attempt.folder).parts[:-1] if part.endswith(".partial")]
-        goes_as_a_whole = not with_checkpoints and attempt.folder / checkpoints.FOLDER in path.parents
-        if not inside and not goes_as_a_whole and not (elsewhere and _is_young(path)):
+        parents = [part for part in path.relative_to(attempt.folder).parts[:-1] if part.endswith(".partial")]
+        removed_with_folder = not with_checkpoints and attempt.folder / checkpoints.FOLDER in path.parents
+        if not parents and not removed_with_folder and not (on_cluster and _is_young(path)):
             yield path
 
 
@@ -230,9 +230,9 @@ def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
 
 
 def _exports_of_nothing(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
-    there = {(attempt.key, attempt.run_id) for attempt in attempts}
+    existing = {(attempt.key, attempt.run_id) for attempt in attempts}
     for key, folder in _exports(data):
-        if (key, folder.name) not in there:
+        if (key, folder.name) not in existing:
             home = key.folder(data)
             lock = home / "export.lock" if home.exists() else None
             yield Leftover(folder, "exports of attempts that were removed", lock)

@@ -38,14 +38,14 @@ def noticed(project: Project) -> Outdated | None:
         return None
     file, now = project.data.lake / "code.json", [code_fingerprint(TRAINS), code_fingerprint(EVALUATES)]
     try:
-        seen = read_json(file) or {}
-        if seen.get(project.profile) == now:
+        codes = read_json(file) or {}
+        if codes.get(project.profile) == now:
             return None
-        found = outdated(project, now[1])
-        write_json(file, {**seen, project.profile: now})
+        result = outdated(project, now[1])
+        write_json(file, {**codes, project.profile: now})
     except (WorkError, OSError):
         return None
-    return found if found.stale else None
+    return result if result.stale else None
 
 
 def outdated(project: Project, evaluates: str) -> Outdated:

@@ -101,7 +101,7 @@ def run(order: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) ->
 
 def write_ended(folder: Path, order: Json, ending: Ending) -> None:
     where = {"device": machine.device_class(order["devices"], order["sharding"]), "host": socket.gethostname()}
-    disk.give_room_back(folder)
+    disk.release_space(folder)
     write_json(folder / ENDED, {**asdict(ending), **where})
 
 

@@ -66,7 +66,7 @@ def from_storage(url: str, job: str) -> int:
         bytes_read = unpack(order["inputs"], root, scratch / "blobs", store)
         print(f"{bytes_read / 1e6:.0f} MB read from {url} in {time.monotonic() - began:.1f} s", flush=True)
         write_json(folder / "spec.json", {**order["spec"], "root": str(root)})
-        disk.keep_room(folder)
+        disk.reserve_space(folder)
         signals = Signals(folder)
         with sending(Outbox(store, job, folder), signals):
             return run(order, folder, signals, code=own_code())
