@@ -1,1 +1,1 @@
-"""What happens to the data: generate → clean → train → evaluate → compare, in plain Python."""
+"""The pipeline of the data: generate → clean → train → evaluate → compare, in plain Python."""

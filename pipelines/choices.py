@@ -1,5 +1,7 @@
-"""What somebody asks of one run of a cell beyond the configuration: fewer examples, a cap in dollars. They are plain changes to
-the settings, so that the spec, the fingerprints and the row tell what was really done."""
+"""The choices for one run of a cell beyond the configuration: fewer examples, a cap in dollars.
+
+They are plain changes of the settings, so that the spec, the fingerprints and the row show what really happened.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ from pipelines.settings.training import TrainingOverrides
 
 @dataclass(frozen=True)
 class Choices:
-    """What one run of a cell, started in the UI or by a command, changes: at most so many training examples, and a cap in dollars
-    for all of its seeds and evaluations together. None: as configured."""
+    """The choices for one run of a cell, from the UI or a command. None means as configured.
+
+    `max_examples` limits the training examples. `budget_usd` caps the dollars of all seeds and evaluations together.
+    """
 
     max_examples: int | None = None
     budget_usd: float | None = None
@@ -27,11 +31,12 @@ class Choices:
     def applied(
         self, resolved: Resolved, model_method: tuple[str, str], began: str, *, other_caps: Sequence[float] = ()
     ) -> Resolved:
-        """With what the next seed, or evaluation, of a run that `began` then may use. `other_caps` are dollars that are left to
-        it for other reasons, such as a night's.
+        """`resolved` with these choices, for the next seed or evaluation of a run that began at `began`.
+
+        `other_caps` are remaining dollars for other reasons, such as a night's budget.
 
         Raises:
-            UsageError: a number that cannot be, or an unknown model or method.
+            UsageError: an impossible number, or an unknown model or method.
         """
         project, caps = resolved.project, list(other_caps)
         if self.budget_usd is not None:
@@ -42,7 +47,7 @@ class Choices:
         return resolved.under(with_budget(project, model_method, min(caps)) if caps else project)
 
     def no_cap(self, project: Project) -> str | None:
-        """Why the cap in dollars caps nothing; None where it does, or where there is none."""
+        """Why the cap in dollars has no effect; None if it has one, or if there is no cap."""
         if self.budget_usd is None or project.settings.price_per_hour:
             return None
         return f"budget_usd caps nothing: profile {project.profile} has no price_per_hour"
@@ -68,13 +73,15 @@ def with_max_examples(project: Project, model_method: tuple[str, str], count: in
 
 
 def with_budget(project: Project, model_method: tuple[str, str], dollars: float) -> Project:
-    """The project in which the cell is stopped (`timed_out`, with a checkpoint) once it has cost `dollars` at the profile's
-    price_per_hour. Where that is not known, or 0, no time costs anything and nothing changes.
+    """The project in which the cell stops (`timed_out`, with a checkpoint) at a cost of `dollars`.
+
+    The cost comes from the profile's price_per_hour. If that is unknown or 0, nothing changes.
 
     Raises:
         UsageError: `dollars` is negative.
     """
-    if not dollars >= 0:  # NaN too
+    # Also refuses NaN.
+    if not dollars >= 0:
         raise UsageError(f"budget_usd is {dollars:g}; expected dollars from 0, or nothing for no cap")
     price = project.settings.price_per_hour
     if not price:
@@ -94,7 +101,7 @@ def _with_experiments(project: Project, experiments: Experiments) -> Project:
 
 
 def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | None = None) -> float:
-    """Hours of training and evaluation that began at `since` or later, of all cells or of one."""
+    """Hours of training and evaluation that started at `since` or later, for all cells or for one."""
     seconds = 0.0
     for attempt in cells.all_attempts(data):
         if model_method and (attempt.key.model, attempt.key.method) != model_method:
@@ -106,7 +113,7 @@ def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | N
 
 
 def _seconds(result: RunResult) -> float:
-    """How long it ran; of one without a last word, from its start until now."""
+    """The duration of the run; without a result, from its start until now."""
     if result.seconds is not None:
         return result.seconds
     until = datetime.fromisoformat(result.finished_at or now())

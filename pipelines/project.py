@@ -1,4 +1,4 @@
-"""What one works on, and what every cell of it is made of, worked out once a command."""
+"""The project that a command works on, and the plan of each of its cells, computed once per command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,17 +27,17 @@ from pipelines.weights import store
 
 ANY: tuple[str, ...] = get_args(Fingerprint)
 COMPARED = ("data", "recipe", "code", "machine")
-MEMORY_BUDGET = (
-    "memory budget"  # what else may have changed: it is no fingerprint, since it changes no result that fits
-)
-# Peaks that a budget holds down: the process's on a processor, the card's on CUDA
+# Another possible change. It is no fingerprint, because it does not change a result that fits.
+MEMORY_BUDGET = "memory budget"
+# Peaks that a budget limits: those of the process on a CPU, those of the GPU on CUDA.
 UNDER_BUDGET = ("peak_memory_gb", "load_peak_memory_gb", "gpu_reserved_peak_gb", "gpu_device_peak_gb")
-TRAINS = "pipelines.train.trainer.child"  # the module of the process that trains a cell
+# The module of the process that trains a cell.
+TRAINS = "pipelines.train.trainer.child"
 
 
 @dataclass(frozen=True)
 class Project:
-    """Where one works: the data root, the checked configuration and the profile's name."""
+    """The data root, the checked configuration, and the name of the profile."""
 
     data: DataRoot
     experiments: Experiments
@@ -45,7 +45,7 @@ class Project:
 
     @property
     def settings(self) -> Profile:
-        """What the profile says."""
+        """The settings of the profile."""
         return self.experiments.profile(self.profile)
 
     @property
@@ -59,14 +59,14 @@ class Project:
         return Selection(profile.languages, profile.max_train_examples, profile.max_eval_examples)
 
     def selection_of(self, method: str) -> Selection:
-        """The profile's selection, but for what the method says of its data."""
+        """The profile's selection, with the method's own settings for its data."""
         data = self.experiments.method(method).data
         if data is None:
             return self.selection
         return replace(self.selection, provider=data.provider, max_train=data.max_examples or self.selection.max_train)
 
     def placement_of(self, method: str) -> Placement:
-        """On what the method's cells are put; what trains nothing is one process on one device."""
+        """The placement of the method's cells. A method without training runs as one process on one device."""
         profile = self.settings
         if not self.experiments.method(method).traits.trains:
             return Placement(tuning=profile.deepspeed)
@@ -83,7 +83,7 @@ class Project:
         return self.experiments.training_for(self.profile, model, method)
 
     def code_of(self, method: str) -> str:
-        """Fingerprint of what the method's cells run of this project's own code."""
+        """The fingerprint of this project's code that the method's cells run."""
         runs = self.launcher().runs if self.placement_of(method).devices > 1 else ()
         return code_fingerprint(TRAINS, *runs)
 
@@ -91,14 +91,14 @@ class Project:
         return launcher_for(self.settings, say=say)
 
     def site(self, hooks: RunHooks) -> Site:
-        """Where the profile's cells are run."""
+        """The site at which the profile's cells run."""
         return Site(self.launcher(hooks.say), hooks)
 
     def resolve(self) -> "Resolved":
         """The project with its examples, read once, and the plan of each cell.
 
         Raises:
-            UsageError: nothing was cleaned yet, or the profile's languages leave nothing on one side.
+            UsageError: there is no cleaned data yet, or the profile's languages leave no records on one side.
         """
         cleaned = current_examples(self.data)
         if cleaned is None:
@@ -115,10 +115,13 @@ class Project:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What one cell is made of. `recipe` is all that decides its weights and measurements apart from data, seed, machine and code;
-    `selected` what it trains and is evaluated on; `fingerprints` those of data, recipe, code and machine, and of the weights where
-    they are here: then the recipe's names the source by them. `base` trains on nothing, so its data fingerprint is None; examples
-    in a prompt are data."""
+    """The plan of one cell.
+
+    `recipe` is everything that decides its weights and measurements, except data, seed, machine and code. `selected` are its
+    train and evaluation records. `fingerprints` has those of data, recipe, code and machine, and of the weights if they are
+    on this machine. In that case the recipe's fingerprint uses their content instead of their source. `base` trains on
+    nothing, so its data fingerprint is None; but examples in a prompt are data.
+    """
 
     model: str
     method: str
@@ -139,15 +142,17 @@ class CellPlan:
 
 
 class Resolved:
-    """A project with its examples. Plans are made when they are first asked for, and once."""
+    """A project with its examples. Each plan is made once, on first use."""
 
     def __init__(self, project: Project, selected: Selected, narrowed: dict[Selection, Selected] | None = None) -> None:
         self.project = project
         self.selected = selected
         self._narrowed = narrowed if narrowed is not None else {}
         self._plans: dict[tuple[str, str], CellPlan] = {}
-        self._codes: dict[bool, str] = {}  # of cells on one device, on several
-        self._contents: dict[str, str | None] = {}  # of each model's folder
+        # The code fingerprint of cells on several devices (True) and on one (False).
+        self._codes: dict[bool, str] = {}
+        # The content hash of each model's folder.
+        self._contents: dict[str, str | None] = {}
         self._first: dict[tuple[str, str], store.FirstSeen | None] = {}
 
     @property
@@ -170,7 +175,7 @@ class Resolved:
         return Resolved(project, self.selected, self._narrowed)
 
     def cell(self, model: str, method: str) -> CellPlan:
-        """The plan of a cell, of the profile or not.
+        """The plan of any cell, in the profile or not.
 
         Raises:
             UsageError: an unknown model or method.
@@ -205,7 +210,7 @@ class Resolved:
         return self._contents[model]
 
     def weights_now(self, model: str, say: Callable[[str], None] = announce) -> str | None:
-        """The content of the model's folder as it is at this moment; plans that were made of another are made anew."""
+        """The current content of the model's folder. If it has changed, the plans of the model are made again."""
         before = self._contents.pop(model, None)
         now = self._content(model, say)
         if now != before:
@@ -213,9 +218,11 @@ class Resolved:
         return now
 
     def weights_of(self, attempt: Attempt) -> str | None:
-        """The content of the weights that the attempt was made with. Code before November 2026 did not record it: then it is what
-        lay in the folder when that was first hashed, unless it is known to be something else (of another source or revision, which
-        is named instead). None where nobody can tell."""
+        """The content hash of the attempt's weights, or None if it is unknown.
+
+        Code before November 2026 did not record it. Then it is the first hash of the folder, unless the weights are known to
+        be of another source or revision, which is returned instead.
+        """
         if recorded := attempt.spec.fingerprints.get("weights"):
             return recorded
         source = attempt.spec.recipe.get("source")
@@ -237,12 +244,12 @@ class Resolved:
         return self._first[model, source]
 
     def fits(self, attempt: Attempt) -> bool:
-        """Whether the weights in the model's folder are those that the attempt was made with, as far as that is known."""
+        """Whether the model's folder has the attempt's weights, as far as that is known."""
         then, now = self.weights_of(attempt), self._content(attempt.key.model)
         return then is None or now is None or then == now
 
     def require_same_weights(self, attempt: Attempt, say: Callable[[str], None] = announce) -> None:
-        """Raises UsageError where the model's folder holds other weights by now than the attempt was made with."""
+        """Raises UsageError if the model's folder now has other weights than the attempt used."""
         key, now = attempt.key, self.weights_now(attempt.key.model, say)
         if self.fits(attempt):
             return
@@ -253,8 +260,10 @@ class Resolved:
         )
 
     def changed(self, attempt: Attempt) -> list[str]:
-        """The names of the attempt's fingerprints that no longer match: data, recipe (other weights count as another recipe), code,
-        machine."""
+        """The names of the attempt's fingerprints that no longer match: data, recipe, code, machine.
+
+        Other weights count as another recipe.
+        """
         plan, recorded = self.plan(attempt.key), attempt.result.fingerprints or attempt.spec.fingerprints
         names = {name for name in COMPARED if recorded.get(name) != plan.fingerprints[name]} - {"recipe"}
         if self._other_recipe(attempt, plan):
@@ -262,8 +271,10 @@ class Resolved:
         return [name for name in COMPARED if name in names]
 
     def over_budget(self, attempt: Attempt) -> float | None:
-        """The attempt's peak in GB, where it was allowed more than the cell's `memory_budget_gb` is now and used more; else None.
-        An attempt under that budget or a smaller one has shown that it fits."""
+        """The attempt's peak in GB, if it had a larger budget than the cell's current `memory_budget_gb` and used more; else None.
+
+        An attempt with the current budget or a smaller one has shown that it fits.
+        """
         budget, now = attempt.spec.memory_budget_gb, self.plan(attempt.key).settings.memory_budget_gb
         if now is None or (budget is not None and budget <= now):
             return None
@@ -278,7 +289,7 @@ class Resolved:
             return True
         if bool(recorded.get("weights")) == bool(now):
             return recorded.get("recipe") != plan.fingerprints["recipe"]
-        # One of the two does not know its weights, so the configured sources are compared
+        # One of the two does not know its weights, so compare the configured sources.
         configured = stable_hash(spec.recipe)
         if recorded.get("weights"):
             return configured != stable_hash(plan.recipe)
@@ -294,22 +305,23 @@ class Resolved:
         return self._codes[divided]
 
     def _examples_of(self, method: str) -> Selected:
-        """What of the profile's examples the method trains on: `data` in experiments.yaml, else all."""
+        """The profile's examples that the method trains on: those of `data` in experiments.yaml, else all."""
         selection = self.project.selection_of(method)
         if selection == self.project.selection:
             return self.selected
-        key = replace(selection, languages=None)  # which are the profile's, and a list does not hash
+        # The languages are the same for the whole profile, and their list is not hashable.
+        key = replace(selection, languages=None)
         if key not in self._narrowed:
             self._narrowed[key] = self.selected.narrowed(selection.provider, selection.max_train)
         return self._narrowed[key]
 
 
 def recipe_fingerprint(recipe: Mapping[str, Any], content: str | None) -> str:
-    """Of a recipe whose weights are here: what they are counts, not where they came from."""
+    """The fingerprint of a recipe. If the weights are here, their content counts instead of their source."""
     return stable_hash({**recipe, "source": content} if content else dict(recipe))
 
 
 def _start_seconds(attempt: Attempt) -> float:
-    """When the attempt began, in seconds since the epoch; 0 where it does not say."""
+    """The start of the attempt in seconds since the epoch; 0 if unknown."""
     began = attempt.result.started_at
     return datetime.fromisoformat(began).timestamp() if began else 0.0

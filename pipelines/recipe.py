@@ -1,4 +1,4 @@
-"""What decides a cell's weights and measurements, taken together from every level of experiments.yaml."""
+"""The recipe: everything that decides a cell's weights and measurements, from all levels of experiments.yaml."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from pipelines.settings.retrieval import Retrieval
 from pipelines.settings.training import TrainingSettings
 from pipelines.weights import store
 
-# What is asked of a run but does not change its weights or what is measured of them stays out of the recipe.
+# Settings that change neither the weights nor their measurements are not part of the recipe.
 OUTSIDE_RECIPE = (
     "eval_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes", "time_limit_minutes", "memory_budget_gb",
     "learning_rate_source", "target_loss", "report_to",
@@ -18,7 +18,7 @@ OUTSIDE_RECIPE = (
 
 
 def recipe_of(experiments: Experiments, profile: str, model_name: str, method_name: str) -> dict[str, Any]:
-    """All that decides a cell's weights and measurements, apart from data, seed, machine and the trainer's code."""
+    """Everything that decides a cell's weights and measurements, except data, seed, machine and the trainer's code."""
     model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
     decided = _base_recipe(method, settings)
@@ -36,7 +36,7 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
 
 
 def _unused_search_settings(settings: TrainingSettings) -> tuple[str, ...]:
-    """Settings that have no part in how the cell's learning rate is found: given, the best of a list, or of those of auto."""
+    """Search settings without effect on the cell's learning rate, which is fixed, or the best of a list, or from `auto`."""
     if settings.learning_rate_default is not None:
         return ("search_share",)
     if isinstance(settings.learning_rate, list):
@@ -53,7 +53,7 @@ def _base_recipe(method: Method, settings: TrainingSettings) -> dict[str, Any]:
 
 
 def looked_up(retrieval: Retrieval) -> dict[str, Any]:
-    """What decides which records or passages stand in a prompt, but for what they and the embedding model hold."""
+    """The settings that decide which records or passages a prompt gets, without the content of those and of the embedding model."""
     settings: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
     if retrieval.rewrites:
         settings["ranked_by"] = retrieval.ranker
@@ -63,7 +63,7 @@ def looked_up(retrieval: Retrieval) -> dict[str, Any]:
 
 
 def shows_examples(recipe: Mapping[str, Any]) -> bool:
-    """Whether train records stand in the prompts of a model that trains on none."""
+    """Whether the prompts of an untrained model contain train records."""
     return bool(recipe.get("shots")) or (recipe.get("retrieval") or {}).get("from") == "train"
 
 
@@ -75,7 +75,8 @@ def _trained_recipe(experiments: Experiments, model: str, method: Method, settin
         del decided["fit_micro_batch"]
     if settings.turns == "all":
         del decided["turns"]
-    if settings.early_stop_patience:  # evaluations then decide when training ends
+    # With early stopping the evaluations decide when training ends.
+    if settings.early_stop_patience:
         decided["eval_every_steps"] = settings.eval_every_steps
     traits = method.traits
     decided["targets"] = None

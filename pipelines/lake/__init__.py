@@ -1,1 +1,1 @@
-"""Where things lie and how they are written: folders, files, free space, the warehouse."""
+"""Storage: folders, files, free space, the warehouse."""

@@ -1,6 +1,6 @@
-"""Room on disk: asked for before a run needs it, and a full disk told apart from every other error.
+"""Disk space: checks before a run needs it, and the distinction of a full disk from other errors.
 
-An attempt keeps a small file of its own from the start, so that its last word can be written when the disk is full.
+An attempt reserves space with a small file from the start, so that its result can be written even on a full disk.
 """
 
 import errno
@@ -11,15 +11,17 @@ from pathlib import Path
 
 from pipelines.errors import WorkError
 
-# as libraries say it that raise errors of their own: safetensors and DuckDB, SQLite (two ways), all of a quota
+# Messages of libraries with their own errors: safetensors and DuckDB, SQLite, and all of them for a quota.
 FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded")
-ROOM, ROOM_BYTES = ".room", 256 * 1024  # given back just before the last word is written
-EXIT_CODE = 28  # of a child that could not even write its own report: ENOSPC
+# The file that reserves space until just before the result is written.
+ROOM, ROOM_BYTES = ".room", 256 * 1024
+# Exit code of a child that could not write its own report: ENOSPC.
+EXIT_CODE = 28
 ADVICE = "Free some (old attempts' model/ folders, other files) or set FEATHERWEIGHT_DATA to a larger disk; then run the same again"
 
 
 class DiskFullError(WorkError):
-    """Too little disk for what comes next; sizes in bytes, `needed` None where a write failed half way."""
+    """Too little disk space for the next step. Sizes are in bytes; `needed` is None if a write failed halfway."""
 
     def __init__(self, what: str, folder: Path, needed: int | None) -> None:
         self.needed, self.available = needed, free_bytes(folder)
@@ -29,25 +31,27 @@ class DiskFullError(WorkError):
 
 
 def megabytes(size: int) -> str:
-    """`size` in MB, of little in steps of a kilobyte."""
+    """`size` in MB, below 1 MB with three decimals."""
     return f"{size / 1e6:,.{3 if size < 1e6 else 0}f} MB"
 
 
 def free_bytes(folder: Path) -> int:
-    """Where `folder` lies, or will."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def require(folder: Path, needed: int, what: str) -> None:
-    """Raises DiskFullError unless `needed` bytes are free where `folder` lies."""
+    """Raises DiskFullError unless `needed` bytes are free on the disk of `folder`."""
     if needed > free_bytes(folder):
         raise DiskFullError(what, folder, needed)
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, says that the disk (or a quota on it) is full. safetensors raises an error of its
-    own that only its words tell, as DuckDB and SQLite do."""
+    """Whether `error` or one of its causes means that the disk (or a quota) is full.
+
+    For safetensors, DuckDB and SQLite only the message of the error shows it.
+    """
     while error is not None:
         if isinstance(error, DiskFullError) or (
             isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -60,8 +64,10 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def explained(error: BaseException, root: Path) -> str | None:
-    """A sentence on an error of the machine's rather than of ours: a full disk or quota, a folder that cannot be written, too many
-    open files. None for any other error. `root`: the data root."""
+    """A sentence on an error of the machine: a full disk or quota, an unwritable folder, too many open files.
+
+    None for any other error. `root` is the data root.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if is_full(error):
         message = str(error).splitlines()[0]
@@ -77,11 +83,13 @@ def explained(error: BaseException, root: Path) -> str | None:
 
 
 def reserve_space(folder: Path) -> None:
-    """Raises OSError where not even that much can be written."""
+    """Write the file that reserves space in `folder`. Raises OSError if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ROOM).write_bytes(b"\x01" * ROOM_BYTES)  # not zeros, which some file systems do not store
+    # Some file systems do not store zeros.
+    (folder / ROOM).write_bytes(b"\x01" * ROOM_BYTES)
 
 
 def release_space(folder: Path) -> None:
+    """Remove the file that reserves space in `folder`."""
     with suppress(OSError):
         (folder / ROOM).unlink(missing_ok=True)

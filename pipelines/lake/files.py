@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, locks that die with their holder, and stable hashes."""
+"""Files that are either complete or absent, locks that end with their holder, and stable hashes."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from pipelines.errors import InUseError, WorkError
 
-# What the lake holds; a folder `lake` that is made for one of these is the lake, and not a data root of that name
+# Entries of the lake. A parent folder `lake` of one of them is the lake, not a data root with that name.
 LAKE_ROOMS = (
     "bit_widths", "cells", "clean", "code.json", "estimates", "hashes.json", "journal.sqlite", "locks", "news", "nights",
     "preferences.jsonl", "raw", "tune", "work",
@@ -25,10 +25,10 @@ LAKE_ROOMS = (
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
-    """Make `folder` and those that it lies in. What is new in the lake is for its owner alone.
+    """Create `folder` and its parents. New folders in the lake are private to their owner.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     if lake := _lake_of(folder):
         lake.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -36,8 +36,11 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether `path` lies in a lake that nobody else may read: it holds prompts, answers and records. A lake that its group may
-    write is shared on purpose; there the umask decides, as it does outside the lake, where everything is published."""
+    """Whether `path` is in a private lake. A lake has prompts, answers and records, so by default only its owner may read it.
+
+    A lake that its group may write is shared on purpose; there the umask decides. It also decides outside the lake, where
+    everything is published.
+    """
     lake = _lake_of(path)
     return lake is not None and not (lake.exists() and lake.stat().st_mode & stat.S_IWGRP)
 
@@ -51,7 +54,7 @@ def _lake_of(path: Path) -> Path | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed over `path` in one step.
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path` in one step.
 
     Raises:
         WorkError: the folder cannot be written (read-only, disk full); `path` is untouched.
@@ -63,7 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         if is_private(path):
-            with suppress(PermissionError):  # a file system without modes
+            # A file system without modes raises an error.
+            with suppress(PermissionError):
                 temporary.chmod(0o600)
         temporary.replace(path)
     except OSError as error:
@@ -78,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _free_note(path: Path, error: OSError) -> str:
-    """What is free where `path` was to be, where `error` says that it was too little."""
+    """A note on the free space for `path`, if `error` means that there was too little."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     existing = next(folder for folder in path.parents if folder.exists())
@@ -91,7 +95,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; NaN and infinities are refused, since a number that is not one is no number."""
+    """Write `value` as JSON. NaN and infinities raise ValueError, because JSON has none."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
@@ -102,18 +106,15 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The value in `path`, or None where there is no file, or what is in it is not JSON, such as half of a file.
+    """The value in `path`; None if the file is missing or is not JSON, such as half of a file.
 
     Raises:
-        WorkError: it cannot be read: a folder, no permission.
+        WorkError: it cannot be read, such as a folder, or a file without permission.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (
-        FileNotFoundError,
-        ValueError,
-        RecursionError,
-    ):  # a ValueError also: not UTF-8, a number of thousands of digits
+    # A ValueError also means bytes that are not UTF-8, or a number with thousands of digits.
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     except OSError as error:
         raise WorkError(
@@ -122,16 +123,16 @@ def read_json(path: Path) -> Any | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty where there is none, or something else. Raises as `read_json`."""
+    """The object in `path`; empty if there is none, or another value. Raises the same errors as `read_json`."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The rows of `path` ([] where there is none); a last line that a kill cut off is left out."""
+    """The rows of `path` ([] if the file is missing), without lines that a kill cut off."""
     rows = []
     try:
-        # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+        # splitlines() would also split at U+2028 and U+0085, which do not end a line of JSONL.
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
@@ -158,13 +159,13 @@ def file_sha256(path: Path) -> str:
 def locked(
     path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None
 ) -> Iterator[IO[str]]:
-    """Hold an exclusive lock on `path` (flock: it ends with its holder, also by kill -9) and yield the open file.
+    """Hold an exclusive lock on `path` and yield the open file. The lock (flock) ends with its holder, even by kill -9.
 
-    A child that inherits the file's descriptor keeps the lock until it is gone too.
+    A child that inherits the file's descriptor keeps the lock until it ends, too.
 
     Raises:
-        InUseError: `wait` is False and somebody else holds it; the message names the holder.
-        WorkError: the file cannot be made.
+        InUseError: `wait` is False and somebody else holds the lock; the message names the holder.
+        WorkError: the file cannot be created.
     """
     announced = False
     while True:
@@ -173,7 +174,8 @@ def locked(
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same_file(path, handle):
                 break
-            handle.close()  # somebody tidied the file away between opening and locking it
+            # Somebody removed the file after we opened it and before we locked it.
+            handle.close()
         except BlockingIOError:
             with handle:
                 handle.seek(0)
@@ -185,14 +187,15 @@ def locked(
                 announced = True
             time.sleep(0.2)
     with handle:
-        with suppress(OSError):  # a full disk: we hold it all the same, and who waits does not learn for whom
+        # On a full disk we hold the lock all the same, but others do not see our name.
+        with suppress(OSError):
             os.ftruncate(handle.fileno(), 0)
             os.write(handle.fileno(), f"{holder} (process {os.getpid()})".encode())
         yield handle
 
 
 def _is_same_file(path: Path, handle: IO[str]) -> bool:
-    """Whether `path` names the open file: else others lock another one."""
+    """Whether `path` still names the open file. If not, other processes would lock another file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where everything lies. Paths stored in files are relative to one root, so that the root can move or be remote."""
+"""The paths of all data. Paths in files are relative to one root, so that the root can move or be remote."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class DataRoot:
 
     @property
     def tried(self) -> "DataRoot":
-        """Where a trial of cleaning leaves its result, as a root of its own: nothing that is current lies there."""
+        """A separate data root for the result of a trial of cleaning; it has no current data."""
         return DataRoot(self.lake / "tried")
 
     @property
@@ -66,17 +66,17 @@ class DataRoot:
         return self.root / "report" / "index.html"
 
     def tracked(self, name: str) -> Path:
-        """The input file `name`: the user's own under this root, else the one the project ships."""
+        """The input file `name`: the user's own under this root, else the shipped one."""
         own = self.root / name
         return own if own.exists() else PROJECT / "data" / name
 
 
 def data_root() -> DataRoot:
-    """The data root that is named.
+    """The data root from the environment, else the default.
 
     Raises:
-        UsageError: its name cannot be read in this process's locale, or holds what DuckDB takes for something else, so that a
-            publication would fail after all the work.
+        UsageError: its name cannot be read in this process's locale, or has a character with a special meaning for DuckDB, so
+            that a publication would fail after all the work.
     """
     root = _readable("FEATHERWEIGHT_DATA", PROJECT / "data")
     if bad := UNUSABLE.search(str(root)):
@@ -88,18 +88,21 @@ def data_root() -> DataRoot:
 
 
 def device_locks() -> Path:
-    """The folder of the locks of this machine's devices, one for each machine and user, so that two data roots share a device:
-    FEATHERWEIGHT_LOCKS, else one beside the temporary files. Containers that share a device mount the same one."""
+    """The folder of the locks of this machine's devices: FEATHERWEIGHT_LOCKS, else one beside the temporary files.
+
+    There is one for each machine and user, so that two data roots can share a device. Containers that share a device mount
+    the same folder.
+    """
     return Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"featherweight-locks-{os.getuid()}")
 
 
 def experiments_file() -> Path:
-    """Raises UsageError: its name cannot be read in this process's locale."""
+    """The settings file. Raises UsageError if its name cannot be read in this process's locale."""
     return _readable("FEATHERWEIGHT_EXPERIMENTS", PROJECT / "experiments.yaml")
 
 
 def _readable(variable: str, default: Path) -> Path:
-    """The path in the environment's `variable`; under the root lie files that name it, and those are UTF-8."""
+    """The path in the environment's `variable`. It must be valid UTF-8, because files under the root contain it."""
     path = Path(os.environ.get(variable) or default).resolve()
     try:
         str(path).encode("utf-8")

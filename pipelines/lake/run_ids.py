@@ -5,12 +5,13 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-STAMP = "%Y%m%dT%H%M%S%f"  # cut to milliseconds
+# Ids have it cut to milliseconds.
+STAMP = "%Y%m%dT%H%M%S%f"
 _ID = re.compile(r"\d{8}T\d{9}-")
 
 
 def new_run_id(folder: Path | None = None) -> str:
-    """An id that sorts by time, and above every name in `folder`, also where the clock was ahead when those were made."""
+    """An id that sorts by time, and after every name in `folder`, even if the clock was ahead for those."""
     stamp = f"{datetime.now(UTC):{STAMP}}"[:-3]
     newest = max((name[: len(stamp)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
     if stamp <= newest:

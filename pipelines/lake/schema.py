@@ -1,5 +1,7 @@
-"""What a table of ours is: columns with a type, a meaning, a unit and a heading. A terminal, the report, the warehouse and its
-documentation all show a column by this one description; compare/columns holds those of every published table.
+"""The schema of a table: columns with a type, a meaning, a unit and a heading.
+
+The terminal, the report, the warehouse and its documentation all use this one description of a column. compare/columns
+defines the columns of every published table.
 """
 
 import difflib
@@ -21,8 +23,10 @@ IN_UTC = "Kept in UTC; a client shows it in its own time zone."
 
 @dataclass(frozen=True)
 class Column:
-    """`type` is DuckDB's, `meaning` one plain sentence, `better` the better direction, None where there is none. `heading` and
-    `digits` (after the point; None: the value as it is) are for tables that people read."""
+    """One column. `type` is DuckDB's, `meaning` one plain sentence, `better` the better direction or None.
+
+    `heading` and `digits` (decimals; None: the value unchanged) are for tables that people read.
+    """
 
     name: str
     type: Type
@@ -50,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table, its columns in their order."""
+    """A published table with its columns in order."""
 
     name: str
     meaning: str
@@ -66,14 +70,14 @@ class Table:
         return self.by_name[name]
 
     def pick(self, *names: str) -> tuple[Column, ...]:
-        """The columns of these names, in the order of the names."""
+        """The columns with these names, in the order of the names."""
         return tuple(self[name] for name in names)
 
     def with_columns(self, *more: Column) -> "Table":
-        """This table with `more` columns behind its own.
+        """This table with `more` columns after its own.
 
         Raises:
-            ValueError: a column would stand in it twice; SQL takes `a` and `A` for one name.
+            ValueError: a duplicate column; SQL treats `a` and `A` as one name.
         """
         names = {column.name.lower() for column in self.columns}
         for column in more:
@@ -94,15 +98,15 @@ class Table:
         return tuple(column.name for column in self.columns if column.source == source)
 
     def empty(self) -> Row:
-        """A row of which nothing is known."""
+        """A row with every value unknown."""
         return dict.fromkeys(self.by_name)
 
     def narrowed(self, row: Mapping[str, Any]) -> Row:
-        """The values of `row` that have a column here. For rows of files, which older or newer code may have written."""
+        """The values of `row` that have a column here, for rows of files that older or newer code may have written."""
         return {name: value for name, value in row.items() if name in self.by_name}
 
     def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ValueError where a row of ours has a name that is no column: a typo would otherwise become NULL."""
+        """Raises ValueError if a row has a name that is not a column; otherwise a typo would become NULL."""
         names = self.by_name.keys()
         for row in rows:
             if not row.keys() <= names:
@@ -129,7 +133,7 @@ def text(name: str, meaning: str, *, heading: str = "") -> Column:
 
 
 def flag(name: str, meaning: str, *, heading: str = "") -> Column:
-    """A column of yes and no."""
+    """A column of true and false."""
     return Column(name, "BOOLEAN", meaning, heading=heading)
 
 
@@ -155,7 +159,7 @@ def whole(
 def real(
     name: str, meaning: str, unit: str | None, digits: int | None, *, better: Better | None = None, heading: str = ""
 ) -> Column:
-    """A column of numbers, shown with `digits` after the point."""
+    """A column of numbers, shown with `digits` decimals."""
     return Column(name, "DOUBLE", meaning, unit, better, heading, digits)
 
 

@@ -1,8 +1,8 @@
-"""data/warehouse.duckdb: a published artifact that any DuckDB client from 1.2 on reads at any moment.
+"""data/warehouse.duckdb: a published artifact that any DuckDB client from 1.2 on can read at any moment.
 
-It is a link to a whole, checked file of its own name under data/warehouse/. Publishing writes a new file and renames a new
-link over the old one, so readers are never blocked and never block, and see one publication or the next, nothing between.
-A session that writes into an old file leaves its `.wal` beside that old name, where no new reader looks.
+It is a link to a complete, checked file under data/warehouse/. Publishing writes a new file and renames a new link over the
+old one. So readers neither block nor are blocked, and always see one complete publication. A session that writes into an
+old file leaves its `.wal` beside that old name, where no new reader looks.
 """
 
 import os
@@ -23,8 +23,10 @@ from pipelines.lake.run_ids import new_run_id
 from pipelines.lake.schema import Table, View
 
 STORAGE_VERSION = "v1.2.0"
-COMMENT = b"comment"  # of a table or a column, in Arrow's metadata
-KEPT = 2  # the current file and the one before it, which a reader may be about to open
+# The key of a table's or column's comment in Arrow's metadata.
+COMMENT = b"comment"
+# The number of kept files: the current one, and the one before it, which a reader may be about to open.
+KEPT = 2
 ARROW = {
     "VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_(),
     "TIMESTAMPTZ": pa.timestamp("us", tz="UTC"),
@@ -32,10 +34,12 @@ ARROW = {
 
 
 def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
-    """`rows` as an Arrow table with exactly the columns of `table`, its comments among the metadata; what a row lacks is NULL.
+    """`rows` as an Arrow table with exactly the columns of `table` and with its comments as metadata.
+
+    A missing value is NULL.
 
     Raises:
-        ValueError: a row has a name that is no column; rows of files are narrowed first.
+        ValueError: a row has a name that is not a column; narrow rows of files first.
     """
     table.require_known(rows)
     fields = [pa.field(one.name, ARROW[one.type], metadata={COMMENT: one.description}) for one in table.columns]
@@ -46,7 +50,7 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
 
 
 def with_comment(table: pa.Table, text: str) -> pa.Table:
-    """The table with `text` behind its own comment."""
+    """The table with `text` after its own comment."""
     metadata = table.schema.metadata or {}
     return table.replace_schema_metadata(
         {**metadata, COMMENT: (metadata.get(COMMENT, b"").decode() + " " + text).strip()}
@@ -64,10 +68,10 @@ def _value(value: Any, kind: str) -> Any:
 
 
 def publish(data: DataRoot, tables: Mapping[str, pa.Table], views: Sequence[View] = ()) -> Path:
-    """Make `tables`, and `views` of them, the warehouse's content; returns the versioned file. One publisher at a time, by a lock.
+    """Publish `tables` and their `views` as the warehouse; returns the versioned file. A lock admits one publisher at a time.
 
     Raises:
-        WorkError: the file cannot be written or does not read back; the last publication stays current.
+        WorkError: the file cannot be written or read back; the last publication stays current.
     """
     folder = data.root / "warehouse"
     with locked(data.locks / "publish.lock", "publish"):
@@ -101,7 +105,8 @@ def _write(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View])
             db.unregister("incoming")
             fields = {field.name: (field.metadata or {}).get(COMMENT) for field in table.schema}
             _comment(db, "TABLE", name, (table.schema.metadata or {}).get(COMMENT), fields)
-        db.execute("USE warehouse")  # a view names its table without the name that the file is attached by
+        # A view must name its table without the name of the attached file.
+        db.execute("USE warehouse")
         for view in views:
             columns = ", ".join(_name(one.name) for one in view.columns)
             db.execute(f"CREATE VIEW {_name(view.name)} AS SELECT {columns} FROM {_name(view.table.name)}")
@@ -115,7 +120,7 @@ def _write(version: Path, tables: Mapping[str, pa.Table], views: Sequence[View])
 def _comment(
     db: duckdb.DuckDBPyConnection, kind: str, name: str, meaning: bytes | None, columns: Mapping[str, bytes | None]
 ) -> None:
-    """Put comments on a table or view, and on its columns."""
+    """Add comments to a table or view, and to its columns."""
     target = f"warehouse.{_name(name)}"
     comments = {
         f"{kind} {target}": meaning,
@@ -144,8 +149,9 @@ def _make_current(stable: Path, version: Path) -> None:
 
 
 def _tidy(folder: Path, stable: Path) -> None:
-    """Remove old publications and every write-ahead log that a foreign session left; nobody's next read may replay one."""
-    current = stable.resolve()  # kept whatever its name says: a clock may have gone back
+    """Remove old publications and the write-ahead logs of foreign sessions, which no later read may replay."""
+    # Kept even if its name is not the newest: a clock may have gone back.
+    current = stable.resolve()
     versions = [*sorted(path for path in folder.glob("*.duckdb") if path.name != current.name), current]
     foreign = [*folder.glob("*.wal"), Path(f"{stable}.wal")]
     for path in (*versions[:-KEPT], *foreign):
@@ -154,12 +160,12 @@ def _tidy(folder: Path, stable: Path) -> None:
 
 
 def _text(value: str) -> str:
-    """`value` as a string of SQL."""
+    """`value` as an SQL string."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def _name(value: str) -> str:
-    """`value` as a name in SQL."""
+    """`value` as an SQL identifier."""
     return '"' + value.replace('"', '""') + '"'
 
 
@@ -176,7 +182,7 @@ def connect(data: DataRoot) -> duckdb.DuckDBPyConnection:
 
 @contextmanager
 def reading(data: DataRoot) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The same, and a file that cannot be read is said in words.
+    """A read-only connection to the current publication, with an explanation for a damaged file.
 
     Raises:
         UsageError: nothing has been published yet, or the publication is damaged.
@@ -185,7 +191,8 @@ def reading(data: DataRoot) -> Iterator[duckdb.DuckDBPyConnection]:
         with connect(data) as db:
             yield db
     except duckdb.Error as error:
-        if disk.explained(error, data.root):  # the machine's fault, and not the file's
+        # The machine is at fault, not the file.
+        if disk.explained(error, data.root):
             raise
         raise UsageError(
             f"{data.warehouse.resolve()}: cannot be read: it is damaged, or a newer version wrote it; run `featherweight compare` "

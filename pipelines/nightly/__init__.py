@@ -1,1 +1,1 @@
-"""What a night has to do: which cells are due and why, within which budget, and in which order."""
+"""The work of a night: the due cells with their reasons, the budget, and the order."""

@@ -1,4 +1,4 @@
-"""A message to a chat's webhook (Slack's form, which Mattermost, Discord's /slack and others take), where one is configured."""
+"""Messages to a chat's webhook, if one is configured, in Slack's format (also for Mattermost, Discord's /slack and others)."""
 
 import http.client
 import json
@@ -9,25 +9,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 WEBHOOK = "FEATHERWEIGHT_WEBHOOK_URL"
-PATIENCE = 10.0  # seconds
+# In seconds.
+PATIENCE = 10.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST becomes a GET, which tells nobody anything: a login page, not the webhook."""
+    """Follows no redirects. A redirected POST would become a GET, of a login page instead of the webhook."""
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         return None
 
 
 def is_configured() -> bool:
-    """Whether a webhook is named."""
+    """Whether the environment names a webhook."""
     return bool(os.environ.get(WEBHOOK))
 
 
 def post(text: str) -> str | None:
-    """Send `text` to FEATHERWEIGHT_WEBHOOK_URL. Returns why it could not be sent, without the address, which is a secret; None
-    where it was sent or where no webhook is configured. Never raises: an alert must not add a failure to the one it tells of.
+    """Send `text` to FEATHERWEIGHT_WEBHOOK_URL; returns the reason if that failed, else None.
+
+    Also None without a configured webhook. The reason does not contain the URL, which is a secret. Never raises, because an
+    alert must not add a failure to the one that it reports.
     """
     url = os.environ.get(WEBHOOK)
     if not url:
@@ -43,7 +46,7 @@ def post(text: str) -> str | None:
     except urllib.error.HTTPError as error:
         return f"{WEBHOOK}: the webhook answered HTTP {error.code}"
     except (OSError, ValueError, http.client.HTTPException) as error:
-        # of the error's own words only the system's, which hold no address
+        # Only the system's part of the message, which has no URL in it.
         cause = getattr(error, "reason", error)
         because = getattr(cause, "strerror", None)
         return f"{WEBHOOK}: cannot be reached" + (f" ({because})" if because else "")

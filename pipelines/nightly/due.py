@@ -1,6 +1,6 @@
-"""Which cells are due: missing, stale, or ended badly for a reason that may have passed. What is current costs nothing.
+"""The due cells: missing, stale, or ended badly for a reason that may be gone. Current cells cost nothing.
 
-Last of all come good rows whose speed others disturbed: they are trained again for their speed.
+Good rows whose speed was disturbed by other processes come last: they train again only for their speed.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,17 +18,19 @@ from pipelines.runs.cells import Attempt, CellKey
 from pipelines.settings.methods import traits_of
 from pipelines.weights import store
 
-# how often a cell may end so, in a row and without getting further, before it waits for a change
+# How often in a row a cell may end with this status, without further progress, before it waits for a change.
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
-# what a cell needs memory for; that other data or another trainer would need less is not known beforehand
+# Fingerprints that decide a cell's memory. Whether other data or other code needs less is not known beforehand.
 DECIDES_MEMORY = ("recipe", "machine")
 
 
 @dataclass(frozen=True)
 class Due:
-    """A cell to bring up to date: those of its seeds that need it, why, and the newest attempt of each as it was found
-    ("" where there is none), so that the run can see whether another one has been faster. `retimes`: it is a good row that
-    is to be made again for its speed alone."""
+    """A due cell. `because` has the reason for each due seed, and `seen` the newest attempt of each ("" if there is none).
+
+    From `seen` a run can tell whether another one was faster. `retimes` marks a good row that trains again only for its
+    speed.
+    """
 
     model: str
     method: str
@@ -38,14 +40,16 @@ class Due:
 
     @property
     def name(self) -> str:
-        """Names the cell in the state it was found in: it is asked for once in that state."""
+        """The name of the cell in its current state. A night requests it only once in that state."""
         seeds = ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
         return f"{self.model}/{self.method}/{seeds}{'/speed' if self.retimes else ''}"
 
 
 def due_cells(resolved: Resolved) -> list[Due]:
-    """The profile's cells that are due, the untouched models first, since the others are compared with them. Those that are due
-    for their speed alone come last."""
+    """The profile's due cells. Untouched models come first, since all others are compared with them.
+
+    Cells that are due only for their speed come last.
+    """
     by, profile, base = evaluated_by(resolved), resolved.project.settings, base_method(resolved.project)
     due, retimed = [], []
     for model in profile.models:
@@ -59,7 +63,7 @@ def due_cells(resolved: Resolved) -> list[Due]:
 
 
 def _due(resolved: Resolved, because: dict[CellKey, str], *, retimes: bool = False) -> Due:
-    """The cell of those keys, which differ by their seeds alone."""
+    """The due cell of these keys, which differ only in their seeds."""
     newest = {key.seed: cells.latest(resolved.data, key) for key in because}
     seen = {seed: attempt.run_id if attempt else "" for seed, attempt in newest.items()}
     cell = next(iter(because))
@@ -67,9 +71,11 @@ def _due(resolved: Resolved, because: dict[CellKey, str], *, retimes: bool = Fal
 
 
 def retimings(resolved: Resolved, keys: Sequence[CellKey], by: EvaluatedBy) -> dict[CellKey, str]:
-    """Which seeds of a cell are to be trained again since others used the processors while they trained, and why. Only where the
-    row's speed counts as disturbed, nothing has changed since, so that the results are the same again, and no attempt was begun
-    within `nightly.retime_after_days`, however it ended."""
+    """The seeds of a cell to train again because other processes used the CPUs during training, with the reasons.
+
+    Only if the row's speed counts as disturbed, nothing has changed since (so that the results will be the same), and no
+    attempt started within `nightly.retime_after_days`, whatever its status.
+    """
     days, plan = resolved.experiments.nightly.retime_after_days, resolved.plan(keys[0])
     good = {key: newest for key in keys if (newest := cells.latest(resolved.data, key)) and newest.status == "ok"}
     measured = {key: attempt.result.measured.get("other_cpu_pct") for key, attempt in good.items()}
@@ -87,22 +93,26 @@ def retimings(resolved: Resolved, keys: Sequence[CellKey], by: EvaluatedBy) -> d
 
 
 def _is_as_planned(resolved: Resolved, plan: CellPlan, attempt: Attempt, by: EvaluatedBy) -> bool:
-    """Whether another run would be made of the same, under the same budget, and be evaluated alike."""
+    """Whether another run would have the same inputs, budget and evaluation."""
     same_budget = attempt.spec.memory_budget_gb == plan.settings.memory_budget_gb
     return same_budget and not resolved.changed(attempt) and current_evaluation(attempt, by.fingerprint) is not None
 
 
 def _has_rested(resolved: Resolved, key: CellKey, days: float) -> bool:
-    """Whether nobody is at work on the cell, and its last attempt is so many days old. One that began in the future was told so by
-    a clock that was wrong."""
+    """Whether no attempt of the cell is running, and its last one started at least `days` days ago.
+
+    A start in the future comes from a wrong clock and counts by its distance, too.
+    """
     last = cells.attempts(resolved.data, key)[-1]
     under_way = last.status in ("queued", "running")
     return not under_way and abs(datetime.now(UTC) - cells.start_time(last)) >= timedelta(days=days)
 
 
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
-    """Why the cell is due, in words; None where there is nothing to do or nothing would come of it. A good row is due for what
-    `nightly.rerun_for` names alone; where there is none to lose, any change is worth a try."""
+    """The reason why the cell is due; None if there is nothing to do, or a run would change nothing.
+
+    A good row is due only for the changes in `nightly.rerun_for`. Without a good row, any change justifies a run.
+    """
     attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     if attempts and attempts[-1].status in ("queued", "running"):
         return None
@@ -128,7 +138,8 @@ def _good_is_due(
     rerun_for = resolved.experiments.nightly.rerun_for
     changes = changed if set(changed) & set(rerun_for) else []
     if not changes and not resolved.fits(newest):
-        return None  # it can be measured on its own weights alone
+        # Only its own weights can measure it.
+        return None
     return _stale(changes) or _too_large(resolved, newest) or _evaluation_due(plan, newest, by, rerun_for)
 
 
@@ -137,14 +148,14 @@ def _stale(changes: Sequence[str]) -> str | None:
 
 
 def _too_large(resolved: Resolved, attempt: Attempt) -> str | None:
-    """A good row that needed more than the budget is now says nothing of a card of that size."""
+    """The reason for a good row that needed more memory than the budget is now; it does not hold for a GPU of that size."""
     if (peak := resolved.over_budget(attempt)) is None:
         return None
     return f"{MEMORY_BUDGET} is {resolved.plan(attempt.key).settings.memory_budget_gb:g} GB now, it used {peak:.2f}"
 
 
 def _memory_changed(plan: CellPlan, budget: float | None, changes: Sequence[str]) -> str | None:
-    """What did not fit does not fit the next night either: only another recipe, budget or machine makes it worth a try."""
+    """The reason for a row that did not fit. Only another recipe, budget or machine justifies another try."""
     reasons = [name for name in changes if name in DECIDES_MEMORY]
     if budget != plan.settings.memory_budget_gb:
         reasons.append(MEMORY_BUDGET)
@@ -152,8 +163,10 @@ def _memory_changed(plan: CellPlan, budget: float | None, changes: Sequence[str]
 
 
 def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | None:
-    """What stood in the way is gone, as far as one can see without fetching anything. What is refused in the same words twice,
-    although it could be reached, is not asked for every night."""
+    """The reason for an unavailable cell whose obstacle is gone, as far as one can tell without a download.
+
+    A source that was reachable but refused twice with the same message is not tried every night.
+    """
     key, details = tries[-1].key, [attempt.result.status_detail for attempt in tries[-2:]]
     repeated = len(details) == 2 and details[0] == details[1] and tries[-2].status == "unavailable"
     if store.out_of_reach(resolved.data, resolved.experiments, key.model):
@@ -167,7 +180,8 @@ def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | Non
     return None if repeated and not present else "unavailable before, within reach now"
 
 
-State = tuple[str, Any, int]  # status, fingerprints, last step
+# Status, fingerprints, and last step.
+State = tuple[str, Any, int]
 
 
 def _state(attempt: Attempt) -> State:
@@ -176,7 +190,7 @@ def _state(attempt: Attempt) -> State:
 
 
 def _worth_another_try(status: str, states: Sequence[State]) -> str | None:
-    """Killed, lost, timed out or failed: worth another try, unless it has ended so often, the same way and no further on."""
+    """The reason for a cell that was killed, lost, timed out or failed; None if it ended like this too often without progress."""
     tries = 1
     for earlier, later in zip(reversed(states[:-1]), reversed(states[1:]), strict=True):
         if earlier[:2] != later[:2] or later[2] > earlier[2]:

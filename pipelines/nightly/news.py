@@ -1,8 +1,8 @@
-"""News for the webhook: kept in the lake until it is sent, so that a webhook that was down gets it when it is back.
+"""News for the webhook, stored in the lake until it is sent, so that nothing is lost while the webhook is down.
 
-`data/lake/news/` holds a file for each message, in order. A message gets another name before it is sent, and its own back where
-the webhook did not take it. So each is sent once, also where the sender is killed in between. Nobody waits: one try is made
-with each new message, and one every RETRY_SECONDS after. The newest MAX_MESSAGES messages are kept.
+`data/lake/news/` has one file for each message, in order. A message is renamed before it is sent, and renamed back if the
+webhook did not accept it. So each is sent at most once, even if the sender is killed in between. Nobody waits: there is one
+try with each new message, and one every RETRY_SECONDS after that. Only the newest MAX_MESSAGES messages are kept.
 """
 
 import time
@@ -15,28 +15,35 @@ from pipelines.lake.run_ids import new_run_id
 from pipelines.nightly import alert
 
 MAX_MESSAGES = 100
-AT_ONCE = 5  # messages of one try: five answers that take ten seconds each end within a sensor's minute
+# Messages of one try. Five answers of ten seconds each fit into a sensor's minute.
+AT_ONCE = 5
 RETRY_SECONDS = 300.0
 SENDING = ".sending"
-REFUSED = ("HTTP 400", "HTTP 413", "HTTP 422")  # of this message; the next one may do
+# The webhook refuses this message, but may accept the next one.
+REFUSED = ("HTTP 400", "HTTP 413", "HTTP 422")
 
 
 def tell(data: DataRoot, text: str) -> str | None:
-    """Keep `text` for the webhook, and try to send all that is kept. Returns why it is not sent yet; None where it is, or where no
-    webhook is configured. Never raises, as `alert.post`."""
+    """Store `text` for the webhook, and try to send all stored messages. Returns the reason if something is unsent, else None.
+
+    Also None without a configured webhook. Never raises, like `alert.post`.
+    """
     if not alert.is_configured():
         return None
     try:
         folder = _folder(data)
         write_json(folder / f"{new_run_id(folder)}.json", {"text": text})
     except (OSError, WorkError):
-        return alert.post(text)  # a full disk is news, too
+        # A full disk is news, too.
+        return alert.post(text)
     return deliver(data, now=True)
 
 
 def deliver(data: DataRoot, *, now: bool = False) -> str | None:
-    """Send what is kept, the oldest first, until the webhook does not take one. Returns why something is left. Unless `now`,
-    nothing is tried within RETRY_SECONDS of the last try."""
+    """Send the stored messages, the oldest first, until the webhook fails. Returns the reason if it fails.
+
+    Unless `now`, there is no try within RETRY_SECONDS of the last one.
+    """
     if not alert.is_configured() or not (waiting := _waiting(data)):
         return None
     last_try = _folder(data) / ".tried"
@@ -45,20 +52,19 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
             return None
         with locked(data.locks / "news.lock", "news", wait=False):
             last_try.touch()
-            for file in (
-                *waiting[:-MAX_MESSAGES],
-                *_folder(data).glob(f"*{SENDING}"),
-            ):  # too old, or its sender was killed
+            # Messages that are too old, and those whose sender was killed.
+            for file in (*waiting[:-MAX_MESSAGES], *_folder(data).glob(f"*{SENDING}")):
                 file.unlink(missing_ok=True)
             return next(filter(None, map(_send, _waiting(data)[:AT_ONCE])), None)
     except InUseError:
-        return None  # somebody else is sending
+        # Another process is sending.
+        return None
     except (OSError, WorkError) as error:
         return f"{alert.WEBHOOK}: news that is kept cannot be sent now: {error}"
 
 
 def _send(file: Path) -> str | None:
-    """Send one message; returns why it was not taken, and then it is kept."""
+    """Send one message; returns the reason if that failed. Unless the webhook refuses this message, it stays stored then."""
     sending = file.with_suffix(SENDING)
     file.rename(sending)
     message = read_json(sending)

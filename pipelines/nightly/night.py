@@ -1,6 +1,7 @@
-"""A night: its record in the lake, what it has spent, what it does next. `data/lake/nights/<night>.json` says what it did and why.
+"""A night: its record in the lake, its spending, its next step. `data/lake/nights/<night>.json` has what it did and why.
 
-It is carried on in steps by whoever looks at it next, also after a crash: every step is decided anew from what is there.
+A night proceeds in steps. Any process can take the next step, even after a crash, because each step is decided from the
+current state alone.
 """
 
 import re
@@ -21,15 +22,18 @@ from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.settings.nightly import Nightly
 
-TRIES = 2  # of making the data, and of publishing: a killed process is a reason to try again, a failed check stays one
-AHEAD_HOURS = 0.25  # a clock that is set right by less tells nothing wrong of a night
+# Tries of making the data, and of publishing. Another try helps after a kill, but not after a failed check.
+TRIES = 2
+# A correction of the clock by less than this does not distort a night.
+AHEAD_HOURS = 0.25
 NO_DATA = "the data could not be made"
-ABANDONED = timedelta(hours=2)  # without any step, nobody carries it on
+# After this time without any step, the night counts as abandoned.
+ABANDONED = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a night has started so far. `data` and `publish`: how each try ended, oldest first; `asked`: names of `Due`."""
+    """The work of a night so far. `data` and `publish`: whether each try succeeded, oldest first. `asked`: names of `Due`."""
 
     data: Sequence[bool] = ()
     publish: Sequence[bool] = ()
@@ -38,7 +42,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: make the data, bring `cells` up to date, publish, or nothing more."""
+    """The next step: make the data, bring `cells` up to date, publish, or end."""
 
     do: Literal["data", "cells", "publish", "end"]
     cells: list[Due] = field(default_factory=list)
@@ -46,7 +50,7 @@ class Step:
 
 
 def begin(data: DataRoot, night: str) -> dict[str, Any]:
-    """The night's record, made now if it is new."""
+    """The night's record, created if it is new."""
     path = _file(data, night)
     if record := read_json(path):
         return record
@@ -60,14 +64,18 @@ def has_ended(data: DataRoot, night: str) -> bool:
 
 
 def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
-    """False once it has ended, or when nothing of it has happened for hours since `last_sign`; a sign from hours ahead is one of a
-    clock that was wrong then."""
+    """Whether the night goes on: it has not ended, and `last_sign` of it is less than ABANDONED away.
+
+    A sign from hours ahead comes from a clock that was wrong.
+    """
     return not has_ended(data, night) and abs(_now() - last_sign) < ABANDONED
 
 
 def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Step:
-    """Data first, then whatever is due and has not been asked for in the state it is in, then what is due for its speed alone, then
-    one publication, then the end."""
+    """The next step. The order is: the data, due cells, cells that are due only for their speed, one publication, the end.
+
+    A cell is requested only once in the same state.
+    """
     record = begin(project.data, night)
     if not any(done.data):
         if len(done.data) < TRIES:
@@ -83,7 +91,7 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
 
 
 def limit_reached(project: Project, nightly: Nightly, started_at: str) -> str | None:
-    """Why no further cell may begin in the night that began at `started_at`; None while one may."""
+    """Why the night that began at `started_at` may start no further cell; None while it may."""
     hours = (_now() - datetime.fromisoformat(started_at)).total_seconds() / 3600
     if hours < -AHEAD_HOURS:
         return (
@@ -103,7 +111,7 @@ def money_left(project: Project, nightly: Nightly, started_at: str) -> float | N
 
 
 def spent_usd(project: Project, since: str) -> float:
-    """Dollars charged for LLM calls since then, and for training and evaluation at the profile's price_per_hour."""
+    """Dollars for LLM calls since `since`, and for training and evaluation at the profile's price_per_hour."""
     calls = 0.0
     if project.data.journal.exists():
         with opened(project.data.journal) as journal:
@@ -117,7 +125,7 @@ def _costs(project: Project) -> bool:
 
 
 def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
-    """Add to the record which cells were asked for, and why."""
+    """Add the requested cells and their reasons to the record."""
     record = begin(data, night)
     entries = [{**asdict(cell), "because": {str(k): v for k, v in cell.because.items()}} for cell in due]
     for cell in entries:
@@ -127,7 +135,7 @@ def note_round(data: DataRoot, night: str, due: Sequence[Due]) -> None:
 
 
 def note_runs(data: DataRoot, night: str, runs: Sequence[str]) -> None:
-    """Add to the record the ids of runs that work for the night, each once."""
+    """Add the ids of the night's runs to the record, each once."""
     record = begin(data, night)
     known = list(record.get("runs", ()))
     if new := [run for run in runs if run not in known]:
@@ -135,7 +143,7 @@ def note_runs(data: DataRoot, night: str, runs: Sequence[str]) -> None:
 
 
 def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write what the night cost and how its cells ended, before it publishes: its own publication says so. Returns the record."""
+    """Write the night's cost and the outcome of its cells, before the publication that shows them. Returns the record."""
     record = begin(project.data, night)
     outcome = {f"{model} × {method}": _statuses(project, model, method) for model, method in asked_cells(record)}
     spent = spent_usd(project, record["started_at"])
@@ -145,19 +153,19 @@ def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
 
 
 def end(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write the night's last word and return its record: what it cost, and how its cells ended."""
+    """Write the night's final record, with its cost and the outcome of its cells; returns the record."""
     record = note_done(project, night, why) | {"ended_at": now()}
     write_json(_file(project.data, night), record)
     return record
 
 
 def asked_cells(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The cells, (model, method), that a night's record says were asked for."""
+    """The requested cells in a night's record, as (model, method)."""
     return sorted({(cell["model"], cell["method"]) for one in record["rounds"] for cell in one["cells"]})
 
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:
-    """How each seed of the cell stands now, its evaluation included, and what became of measuring its speed again."""
+    """The current status of each seed of the cell, including its evaluation and a failed re-timing."""
     keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
     attempts = [
         (attempt, cells.failed_retiming(project.data, key))

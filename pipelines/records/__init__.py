@@ -1,1 +1,1 @@
-"""What a record is: its shapes, and readers of the files that records come in."""
+"""Records: their shapes, and the readers of files with records."""

@@ -1,1 +1,1 @@
-"""The one way to run a child in a folder and to say how it ended."""
+"""The one way to run a child in a folder and to record its ending."""

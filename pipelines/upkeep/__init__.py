@@ -1,1 +1,1 @@
-"""Looking after a project: doctor, prune, upgrade."""
+"""Maintenance of a project: doctor, prune, upgrade."""

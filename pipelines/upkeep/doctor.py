@@ -1,4 +1,4 @@
-"""What this machine has, what each profile can run on it, what is missing and how to get it."""
+"""A check-up: the machine's resources, what each profile can run on it, and how to get missing parts."""
 
 import os
 import platform
@@ -24,7 +24,8 @@ from pipelines.settings.profiles import Profile
 from pipelines.settings.providers import Provider
 from pipelines.weights import store
 
-CARD_REPORT = "pipelines.train.trainer.devices.card_report"  # the module of the process that examines a card
+# The module of the process that examines a GPU.
+CARD_REPORT = "pipelines.train.trainer.devices.card_report"
 
 
 def _provider_state(provider: Provider, local: bool) -> str:
@@ -37,7 +38,7 @@ def _provider_state(provider: Provider, local: bool) -> str:
 
 
 def _launcher_state(profile: Profile) -> str:
-    """Who starts the profile's cells, and what that lacks."""
+    """The launcher of the profile's cells, and its missing parts."""
     line = profile.launcher
     if profile.devices > 1:
         line += f", {profile.devices} devices by {profile.sharding}"
@@ -53,7 +54,7 @@ def _launcher_state(profile: Profile) -> str:
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:
-    """Whether the profile's benchmarks can be asked, where it names any."""
+    """Whether the profile's benchmarks, if any, can run."""
     settings = profile.evaluation
     if not settings.benchmarks:
         return
@@ -65,7 +66,7 @@ def _benchmarks(profile: Profile) -> Iterator[str]:
 
 
 def _gpu() -> Iterator[str]:
-    """The card, and what a child that uses it finds. Without one nothing is started."""
+    """The GPU, and the report of a child that uses it. Without a GPU no child starts."""
     listed, name = cuda_devices.listed(), machine.cuda_name()
     if name:
         yield f"GPU        {name}"
@@ -103,6 +104,7 @@ def _card_report() -> Iterator[str]:
 
 
 def examine(data: DataRoot, experiments: Experiments) -> Iterator[str]:
+    """The lines of the check-up."""
     disk = shutil.disk_usage(data.root if data.root.exists() else data.root.parent)
     memory = psutil.virtual_memory()
     yield f"machine    {machine.machine_class()}; Python {platform.python_version()} on {platform.system()}"

@@ -1,9 +1,10 @@
-"""What lies in the data folder and nobody needs any more: said first, removed only on request. No attempt's numbers are lost.
+"""Files in the data folder that nobody needs now. They are listed first, and removed only on request.
 
-Kept are: every attempt's spec, result, curve, log and answers; of each cell the newest good model and what an unfinished one goes
-on from; the search for a learning rate that a cell goes on with; the examples that any attempt was made from; the publication that
-is read and the one before it; the newest measurement of each bit width and the newest good one. An export was asked for by a
-person: it goes only with the attempt it was made from, and of one that a newer result has replaced it is said that it is there.
+No attempt's numbers are lost. These stay: every attempt's spec, result, curve, log and answers; each cell's newest good
+model, and the checkpoints of an unfinished one; the search for a learning rate that a cell can resume; the examples of every
+attempt; the current publication and the one before it; the newest and the newest good measurement of each bit width.
+
+A person requested each export, so it goes only with its attempt. An export whose result has been replaced is only listed.
 """
 
 import shutil
@@ -28,13 +29,14 @@ from pipelines.runs.result import result_in
 from pipelines.train.studies import LOCK, study_folder
 
 DAY = 86400.0
-SHOWN = 3  # paths of a kind that a listing names
+# Number of paths of each kind in a listing.
+SHOWN = 3
 HALF = "files that a killed process left half written"
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something to remove, why (equal for all of a kind), and the lock that says whether somebody is at work on it."""
+    """A path to remove, the reason (the same for all of a kind), and the lock that shows whether somebody uses it."""
 
     path: Path
     why: str
@@ -48,7 +50,7 @@ class Leftover:
 
 
 def leftovers(project: Project) -> list[Leftover]:
-    """All that could be removed now, in the order of the stages."""
+    """Everything that could be removed now, in the order of the stages."""
     attempts = list(cells.all_attempts(project.data))
     return [
         *_examples(project.data, attempts),
@@ -63,7 +65,7 @@ def leftovers(project: Project) -> list[Leftover]:
 
 
 def by_kind(leftovers: Iterable[Leftover]) -> dict[str, list[Leftover]]:
-    """What is listed, by why it may go."""
+    """The leftovers, grouped by their reason."""
     kinds: dict[str, list[Leftover]] = {}
     for leftover in leftovers:
         kinds.setdefault(leftover.why, []).append(leftover)
@@ -71,7 +73,7 @@ def by_kind(leftovers: Iterable[Leftover]) -> dict[str, list[Leftover]]:
 
 
 def listing(leftovers: Sequence[Leftover], data: DataRoot, *, every: bool = False) -> Iterator[str]:
-    """A line for each kind with its size and number, below it its paths in the data root: `SHOWN` of them, or `every` one."""
+    """A line for each kind with its size and number, then its paths in the data root: `SHOWN` of them, or `every` one."""
     for why, group in by_kind(leftovers).items():
         places = "place" if len(group) == 1 else "places"
         yield f"{megabytes(group)}  {len(group):4} {places:6}  {why}"
@@ -90,7 +92,7 @@ def _in(data: DataRoot, path: Path) -> Path:
 
 
 def superseded_exports(data: DataRoot) -> list[Leftover]:
-    """Exports whose cell has a newer good result; whoever made them removes them, `remove` is not given them."""
+    """Exports whose cell has a newer good result. Their owner removes them; they are not for `remove`."""
     attempts = list(cells.all_attempts(data))
     run_ids, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
     return [
@@ -101,7 +103,7 @@ def superseded_exports(data: DataRoot) -> list[Leftover]:
 
 
 def remove(leftovers: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove each; yields it with why it stays where somebody is at work on it or it cannot be removed."""
+    """Remove each; yields it with None, or with the reason why it stays: it is in use, or cannot be removed."""
     for leftover in leftovers:
         try:
             if leftover.lock:
@@ -136,7 +138,7 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
-    """Predictions that neither an attempt nor a configured cell, of any profile's settings, would read."""
+    """Predictions that no attempt and no configured cell, with any profile's settings, would read."""
     files = sorted((project.data.lake / "estimates").glob("*.json"))
     names = {
         answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
@@ -156,11 +158,12 @@ def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _studies(project: Project) -> Iterator[Leftover]:
-    """Searches of `featherweight tune` that no configured cell goes on with."""
+    """Searches of `featherweight tune` that no configured cell can resume."""
     folders = sorted((project.data.lake / "tune").glob("*/*/*/"))
     resumable: set[Path] = set()
     for name in project.experiments.profiles if folders else ():
-        with suppress(UsageError):  # nothing was cleaned, or nothing of the profile's languages
+        # There may be no cleaned data, or none in the profile's languages.
+        with suppress(UsageError):
             resolved = Project(project.data, project.experiments, name).resolve()
             resumable |= {folder for folder in folders if _can_resume(folder, resolved)}
     for folder in folders:
@@ -170,7 +173,7 @@ def _studies(project: Project) -> Iterator[Leftover]:
 
 
 def _can_resume(folder: Path, resolved: Resolved) -> bool:
-    """Whether `tune` would go on with the study in `folder`; so it may where the model's weights are not here to tell."""
+    """Whether `tune` would resume the study in `folder`. Without the model's weights this is unknown and counts as true."""
     model, method = folder.parts[-3:-1]
     spec = next((read_json(file) for file in folder.glob("*/*/spec.json")), None)
     if spec is None or (model, method) not in resolved.experiments.cells:
@@ -198,7 +201,7 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _is_written(attempt: Attempt) -> bool:
-    """Whether somebody is at work in the attempt's folder, also on a cluster where nobody watches it any more."""
+    """Whether a process works in the attempt's folder, even on a cluster where nobody watches it now."""
     for run in (attempt, *attempt.evaluations()):
         status, launcher = run.result.status, launcher_class(run.spec.launcher)
         if status in ("queued", "running") or (status == "lost" and launcher.is_under_way(run.folder)):
@@ -207,8 +210,10 @@ def _is_written(attempt: Attempt) -> bool:
 
 
 def _half_written_of(attempt: Attempt, *, with_checkpoints: bool) -> Iterator[Path]:
-    """The temporary names in an attempt's folder, but for those inside another one, or in checkpoints that go as a whole. A
-    cluster may go on writing where nobody can ask it: there they are a day old."""
+    """The temporary paths in an attempt's folder, except those inside another one or inside checkpoints that go completely.
+
+    A cluster that cannot be asked may still be writing, so there only paths older than a day count.
+    """
     on_cluster = attempt.status == "lost" and not launcher_class(attempt.spec.launcher).holds_device
     for path in sorted(attempt.folder.rglob(".*.partial")):
         parents = [part for part in path.relative_to(attempt.folder).parts[:-1] if part.endswith(".partial")]
@@ -222,7 +227,7 @@ def _is_young(path: Path) -> bool:
 
 
 def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
-    """The exports in their default place, each with its cell; the folder has the attempt's name."""
+    """The exports in their default folder, each with its cell. The export's folder has the name of its attempt."""
     for folder in sorted((data.root / "exports").glob("*/*/*/*/")):
         model, method, seed = folder.parts[-4:-1]
         if seed.lstrip("-").isdigit():
@@ -239,7 +244,7 @@ def _exports_of_nothing(data: DataRoot, attempts: list[Attempt]) -> Iterator[Lef
 
 
 def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
-    """Measurements that no table shows any more, but for the last good one of each result and format."""
+    """Measurements that no table shows now, except the last good one of each result and format."""
     for home in sorted((data.lake / "bit_widths").glob("*/*/*/*/*/")):
         tries = sorted(path for path in home.iterdir() if path.is_dir())
         good = [path for path in tries if result_in(path).status == "ok"]
@@ -249,7 +254,7 @@ def _bit_widths(data: DataRoot) -> Iterator[Leftover]:
 
 
 def _publications(data: DataRoot) -> Iterator[Leftover]:
-    """Whatever publishing itself left: it keeps the file that is read and the one before it."""
+    """Files that publishing itself left behind, except the current one and the one before it."""
     current = data.warehouse.resolve()
     others = sorted(path for path in (data.root / "warehouse").glob("*.duckdb") if path != current)
     for path in others[: len(others) - (KEPT - 1)]:
@@ -263,7 +268,7 @@ def _publications(data: DataRoot) -> Iterator[Leftover]:
 
 
 def _half_written(data: DataRoot) -> Iterator[Leftover]:
-    """Temporary names of processes that were killed; one of the last day may still be written."""
+    """Temporary files of killed processes. One from the last day may still be in use, so it stays."""
     for path in sorted(data.root.rglob(".*.partial")):
         if path.exists() and not _is_young(path) and not path.is_relative_to(data.cells):
             yield Leftover(path, HALF)

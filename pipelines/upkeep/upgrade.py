@@ -1,4 +1,4 @@
-"""After an upgrade: which rows earlier code has made, and what making them again would take. It is said once; nothing is run."""
+"""The notice after an upgrade: the rows from earlier code, and the time to renew them. It appears once and runs nothing."""
 
 import os
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from pipelines.runs.code import code_fingerprint
 
 @dataclass(frozen=True)
 class Outdated:
-    """How many of the profile's `rows` are stale by code, and the hours that they took when they were made."""
+    """The number of the profile's `rows` that are stale by code, and the hours that they took."""
 
     stale: int
     rows: int
@@ -32,8 +32,10 @@ class Outdated:
 
 
 def noticed(project: Project) -> Outdated | None:
-    """What an upgrade has made stale since the profile was last looked at; None where none happened, or no row is older, or the
-    lake cannot be written, where it would be said again and again."""
+    """The rows that an upgrade has made stale since the last check of this profile, or None.
+
+    Also None if the lake cannot be written, because the notice would then appear again and again.
+    """
     if not project.data.cells.exists() or not os.access(project.data.lake, os.W_OK):
         return None
     file, now = project.data.lake / "code.json", [code_fingerprint(TRAINS), code_fingerprint(EVALUATES)]
@@ -49,7 +51,7 @@ def noticed(project: Project) -> Outdated | None:
 
 
 def outdated(project: Project, evaluates: str) -> Outdated:
-    """The rows of the profile that were trained by other code, or evaluated by other than `evaluates`."""
+    """The profile's rows that other code trained, or that code other than `evaluates` evaluated."""
     stale, rows, seconds = 0, 0, 0.0
     for model, method in project.grid:
         newest = [cells.latest(project.data, CellKey(model, method, seed)) for seed in project.settings.seeds]

@@ -1,1 +1,1 @@
-"""The shapes of instruction data: each is read into instruction, input, output and messages, and says what it left out."""
+"""The shapes of instruction data. Each is mapped to instruction, input, output and messages, with notes on unused parts."""
