@@ -1,6 +1,7 @@
 """The choices for one run of a cell beyond the configuration: fewer examples, a cap in dollars.
 
-They are plain changes of the settings, so that the spec, the fingerprints and the row show what really happened.
+They are plain changes of the settings, so that the spec, the fingerprints and the row show what
+really happened.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from pipelines.settings.training import TrainingOverrides
 class Choices:
     """The choices for one run of a cell, from the UI or a command. None means as configured.
 
-    `max_examples` limits the training examples. `budget_usd` caps the dollars of all seeds and evaluations together.
+    `max_examples` limits the training examples. `budget_usd` caps the dollars of all seeds and
+    evaluations together.
     """
 
     max_examples: int | None = None
@@ -31,7 +33,8 @@ class Choices:
     def applied(
         self, resolved: Resolved, model_method: tuple[str, str], began: str, *, other_caps: Sequence[float] = ()
     ) -> Resolved:
-        """`resolved` with these choices, for the next seed or evaluation of a run that began at `began`.
+        """`resolved` with these choices, for the next seed or evaluation of a run that began at
+        `began`.
 
         `other_caps` are remaining dollars for other reasons, such as a night's budget.
 
@@ -101,7 +104,8 @@ def _with_experiments(project: Project, experiments: Experiments) -> Project:
 
 
 def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | None = None) -> float:
-    """Hours of training and evaluation that started at `since` or later, for all cells or for one."""
+    """Hours of training and evaluation that started at `since` or later, for all cells or for
+    one."""
     seconds = 0.0
     for attempt in cells.all_attempts(data):
         if model_method and (attempt.key.model, attempt.key.method) != model_method:

@@ -2,7 +2,10 @@
 
 
 class UsageError(Exception):
-    """Wrong usage or configuration (exit code 2). The message has the value, what was expected, and how to fix it."""
+    """Wrong usage or configuration (exit code 2).
+
+    The message has the value, what was expected, and how to fix it.
+    """
 
     exit_code = 2
 
@@ -18,6 +21,9 @@ class InUseError(WorkError):
 
 
 class UnavailableError(Exception):
-    """This machine lacks something, such as weights or a GPU. The message says what to do; the cell becomes `unavailable`."""
+    """This machine lacks something, such as weights or a GPU.
+
+    The message says what to do; the cell becomes `unavailable`.
+    """
 
     exit_code = 3

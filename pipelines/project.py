@@ -1,4 +1,5 @@
-"""The project that a command works on, and the plan of each of its cells, computed once per command."""
+"""The project that a command works on, and the plan of each of its cells, computed once per
+command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -66,7 +67,10 @@ class Project:
         return replace(self.selection, provider=data.provider, max_train=data.max_examples or self.selection.max_train)
 
     def placement_of(self, method: str) -> Placement:
-        """The placement of the method's cells. A method without training runs as one process on one device."""
+        """The placement of the method's cells.
+
+        A method without training runs as one process on one device.
+        """
         profile = self.settings
         if not self.experiments.method(method).traits.trains:
             return Placement(tuning=profile.deepspeed)
@@ -98,7 +102,8 @@ class Project:
         """The project with its examples, read once, and the plan of each cell.
 
         Raises:
-            UsageError: there is no cleaned data yet, or the profile's languages leave no records on one side.
+            UsageError: there is no cleaned data yet, or the profile's languages leave no records on
+                one side.
         """
         cleaned = current_examples(self.data)
         if cleaned is None:
@@ -117,10 +122,11 @@ class Project:
 class CellPlan:
     """The plan of one cell.
 
-    `recipe` is everything that decides its weights and measurements, except data, seed, machine and code. `selected` are its
-    train and evaluation records. `fingerprints` has those of data, recipe, code and machine, and of the weights if they are
-    on this machine. In that case the recipe's fingerprint uses their content instead of their source. `base` trains on
-    nothing, so its data fingerprint is None; but examples in a prompt are data.
+    `recipe` is everything that decides its weights and measurements, except data, seed, machine and
+    code. `selected` are its train and evaluation records. `fingerprints` has those of data, recipe,
+    code and machine, and of the weights if they are on this machine. In that case the recipe's
+    fingerprint uses their content instead of their source. `base` trains on nothing, so its data
+    fingerprint is None; but examples in a prompt are data.
     """
 
     model: str
@@ -210,7 +216,10 @@ class Resolved:
         return self._contents[model]
 
     def weights_now(self, model: str, say: Callable[[str], None] = announce) -> str | None:
-        """The current content of the model's folder. If it has changed, the plans of the model are made again."""
+        """The current content of the model's folder.
+
+        If it has changed, the plans of the model are made again.
+        """
         before = self._contents.pop(model, None)
         now = self._content(model, say)
         if now != before:
@@ -220,8 +229,8 @@ class Resolved:
     def weights_of(self, attempt: Attempt) -> str | None:
         """The content hash of the attempt's weights, or None if it is unknown.
 
-        Code before November 2026 did not record it. Then it is the first hash of the folder, unless the weights are known to
-        be of another source or revision, which is returned instead.
+        Code before November 2026 did not record it. Then it is the first hash of the folder, unless
+        the weights are known to be of another source or revision, which is returned instead.
         """
         if recorded := attempt.spec.fingerprints.get("weights"):
             return recorded
@@ -260,7 +269,8 @@ class Resolved:
         )
 
     def changed(self, attempt: Attempt) -> list[str]:
-        """The names of the attempt's fingerprints that no longer match: data, recipe, code, machine.
+        """The names of the attempt's fingerprints that no longer match: data, recipe, code,
+        machine.
 
         Other weights count as another recipe.
         """
@@ -271,7 +281,8 @@ class Resolved:
         return [name for name in COMPARED if name in names]
 
     def over_budget(self, attempt: Attempt) -> float | None:
-        """The attempt's peak in GB, if it had a larger budget than the cell's current `memory_budget_gb` and used more; else None.
+        """The attempt's peak in GB, if it had a larger budget than the cell's current
+        `memory_budget_gb` and used more; else None.
 
         An attempt with the current budget or a smaller one has shown that it fits.
         """
@@ -305,7 +316,8 @@ class Resolved:
         return self._codes[divided]
 
     def _examples_of(self, method: str) -> Selected:
-        """The profile's examples that the method trains on: those of `data` in experiments.yaml, else all."""
+        """The profile's examples that the method trains on: those of `data` in experiments.yaml,
+        else all."""
         selection = self.project.selection_of(method)
         if selection == self.project.selection:
             return self.selected
@@ -317,7 +329,10 @@ class Resolved:
 
 
 def recipe_fingerprint(recipe: Mapping[str, Any], content: str | None) -> str:
-    """The fingerprint of a recipe. If the weights are here, their content counts instead of their source."""
+    """The fingerprint of a recipe.
+
+    If the weights are here, their content counts instead of their source.
+    """
     return stable_hash({**recipe, "source": content} if content else dict(recipe))
 
 

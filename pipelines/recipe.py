@@ -1,4 +1,5 @@
-"""The recipe: everything that decides a cell's weights and measurements, from all levels of experiments.yaml."""
+"""The recipe: everything that decides a cell's weights and measurements, from all levels of
+experiments.yaml."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,8 @@ OUTSIDE_RECIPE = (
 
 
 def recipe_of(experiments: Experiments, profile: str, model_name: str, method_name: str) -> dict[str, Any]:
-    """Everything that decides a cell's weights and measurements, except data, seed, machine and the trainer's code."""
+    """Everything that decides a cell's weights and measurements, except data, seed, machine and the
+    trainer's code."""
     model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
     decided = _base_recipe(method, settings)
@@ -36,7 +38,8 @@ def recipe_of(experiments: Experiments, profile: str, model_name: str, method_na
 
 
 def _unused_search_settings(settings: TrainingSettings) -> tuple[str, ...]:
-    """Search settings without effect on the cell's learning rate, which is fixed, or the best of a list, or from `auto`."""
+    """Search settings without effect on the cell's learning rate, which is fixed, or the best of a
+    list, or from `auto`."""
     if settings.learning_rate_default is not None:
         return ("search_share",)
     if isinstance(settings.learning_rate, list):
@@ -53,7 +56,8 @@ def _base_recipe(method: Method, settings: TrainingSettings) -> dict[str, Any]:
 
 
 def looked_up(retrieval: Retrieval) -> dict[str, Any]:
-    """The settings that decide which records or passages a prompt gets, without the content of those and of the embedding model."""
+    """The settings that decide which records or passages a prompt gets, without the content of
+    those and of the embedding model."""
     settings: dict[str, Any] = {"by": retrieval.by, "k": retrieval.k}
     if retrieval.rewrites:
         settings["ranked_by"] = retrieval.ranker

@@ -1,6 +1,7 @@
 """Disk space: checks before a run needs it, and the distinction of a full disk from other errors.
 
-An attempt reserves space with a small file from the start, so that its result can be written even on a full disk.
+An attempt reserves space with a small file from the start, so that its result can be written even
+on a full disk.
 """
 
 import errno
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from pipelines.errors import WorkError
 
-# Messages of libraries with their own errors: safetensors and DuckDB, SQLite, and all of them for a quota.
+# Messages of libraries with their own errors: safetensors and DuckDB, SQLite, and all of them for a
+# quota.
 FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 # The file that reserves space until just before the result is written.
 ROOM, ROOM_BYTES = ".room", 256 * 1024
@@ -21,7 +23,10 @@ ADVICE = "Free some (old attempts' model/ folders, other files) or set FEATHERWE
 
 
 class DiskFullError(WorkError):
-    """Too little disk space for the next step. Sizes are in bytes; `needed` is None if a write failed halfway."""
+    """Too little disk space for the next step.
+
+    Sizes are in bytes; `needed` is None if a write failed halfway.
+    """
 
     def __init__(self, what: str, folder: Path, needed: int | None) -> None:
         self.needed, self.available = needed, free_bytes(folder)
@@ -64,7 +69,8 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def explained(error: BaseException, root: Path) -> str | None:
-    """A sentence on an error of the machine: a full disk or quota, an unwritable folder, too many open files.
+    """A sentence on an error of the machine: a full disk or quota, an unwritable folder, too many
+    open files.
 
     None for any other error. `root` is the data root.
     """

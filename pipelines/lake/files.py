@@ -17,7 +17,8 @@ from typing import IO, Any
 
 from pipelines.errors import InUseError, WorkError
 
-# Entries of the lake. A parent folder `lake` of one of them is the lake, not a data root with that name.
+# Entries of the lake. A parent folder `lake` of one of them is the lake, not a data root with that
+# name.
 LAKE_ROOMS = (
     "bit_widths", "cells", "clean", "code.json", "estimates", "hashes.json", "journal.sqlite", "locks", "news", "nights",
     "preferences.jsonl", "raw", "tune", "work",
@@ -36,10 +37,11 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether `path` is in a private lake. A lake has prompts, answers and records, so by default only its owner may read it.
+    """Whether `path` is in a private lake. A lake has prompts, answers and records, so by default
+    only its owner may read it.
 
-    A lake that its group may write is shared on purpose; there the umask decides. It also decides outside the lake, where
-    everything is published.
+    A lake that its group may write is shared on purpose; there the umask decides. It also decides
+    outside the lake, where everything is published.
     """
     lake = _lake_of(path)
     return lake is not None and not (lake.exists() and lake.stat().st_mode & stat.S_IWGRP)
@@ -54,7 +56,8 @@ def _lake_of(path: Path) -> Path | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path` in one step.
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`
+    in one step.
 
     Raises:
         WorkError: the folder cannot be written (read-only, disk full); `path` is untouched.
@@ -76,7 +79,8 @@ def replacing(path: Path) -> Iterator[Path]:
             "free disk space or make the folder writable, then run the same command again."
         ) from error
     finally:
-        # A failed write must not leave a half-made file; a folder that went read-only may refuse even that.
+        # A failed write must not leave a half-made file; a folder that went read-only may refuse
+        # even that.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -123,7 +127,10 @@ def read_json(path: Path) -> Any | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty if there is none, or another value. Raises the same errors as `read_json`."""
+    """The object in `path`; empty if there is none, or another value.
+
+    Raises the same errors as `read_json`.
+    """
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
@@ -159,7 +166,8 @@ def file_sha256(path: Path) -> str:
 def locked(
     path: Path, holder: str, *, wait: bool = True, say: Callable[[str], None] | None = None
 ) -> Iterator[IO[str]]:
-    """Hold an exclusive lock on `path` and yield the open file. The lock (flock) ends with its holder, even by kill -9.
+    """Hold an exclusive lock on `path` and yield the open file. The lock (flock) ends with its
+    holder, even by kill -9.
 
     A child that inherits the file's descriptor keeps the lock until it ends, too.
 

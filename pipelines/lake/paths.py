@@ -1,4 +1,7 @@
-"""The paths of all data. Paths in files are relative to one root, so that the root can move or be remote."""
+"""The paths of all data.
+
+Paths in files are relative to one root, so that the root can move or be remote.
+"""
 
 import os
 import re
@@ -16,7 +19,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class DataRoot:
-    """The folder behind FEATHERWEIGHT_DATA: tracked inputs, the lake, models, the published warehouse and report."""
+    """The folder behind FEATHERWEIGHT_DATA: tracked inputs, the lake, models, the published
+    warehouse and report."""
 
     root: Path
 
@@ -75,8 +79,8 @@ def data_root() -> DataRoot:
     """The data root from the environment, else the default.
 
     Raises:
-        UsageError: its name cannot be read in this process's locale, or has a character with a special meaning for DuckDB, so
-            that a publication would fail after all the work.
+        UsageError: its name cannot be read in this process's locale, or has a character with a
+            special meaning for DuckDB, so that a publication would fail after all the work.
     """
     root = _readable("FEATHERWEIGHT_DATA", PROJECT / "data")
     if bad := UNUSABLE.search(str(root)):
@@ -88,10 +92,11 @@ def data_root() -> DataRoot:
 
 
 def device_locks() -> Path:
-    """The folder of the locks of this machine's devices: FEATHERWEIGHT_LOCKS, else one beside the temporary files.
+    """The folder of the locks of this machine's devices: FEATHERWEIGHT_LOCKS, else one beside the
+    temporary files.
 
-    There is one for each machine and user, so that two data roots can share a device. Containers that share a device mount
-    the same folder.
+    There is one for each machine and user, so that two data roots can share a device. Containers
+    that share a device mount the same folder.
     """
     return Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / f"featherweight-locks-{os.getuid()}")
 
@@ -102,7 +107,10 @@ def experiments_file() -> Path:
 
 
 def _readable(variable: str, default: Path) -> Path:
-    """The path in the environment's `variable`. It must be valid UTF-8, because files under the root contain it."""
+    """The path in the environment's `variable`.
+
+    It must be valid UTF-8, because files under the root contain it.
+    """
     path = Path(os.environ.get(variable) or default).resolve()
     try:
         str(path).encode("utf-8")

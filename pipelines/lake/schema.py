@@ -1,7 +1,7 @@
 """The schema of a table: columns with a type, a meaning, a unit and a heading.
 
-The terminal, the report, the warehouse and its documentation all use this one description of a column. compare/columns
-defines the columns of every published table.
+The terminal, the report, the warehouse and its documentation all use this one description of a
+column. compare/columns defines the columns of every published table.
 """
 
 import difflib
@@ -23,7 +23,8 @@ IN_UTC = "Kept in UTC; a client shows it in its own time zone."
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `type` is DuckDB's, `meaning` one plain sentence, `better` the better direction or None.
+    """One column. `type` is DuckDB's, `meaning` one plain sentence, `better` the better direction
+    or None.
 
     `heading` and `digits` (decimals; None: the value unchanged) are for tables that people read.
     """
@@ -102,11 +103,13 @@ class Table:
         return dict.fromkeys(self.by_name)
 
     def narrowed(self, row: Mapping[str, Any]) -> Row:
-        """The values of `row` that have a column here, for rows of files that older or newer code may have written."""
+        """The values of `row` that have a column here, for rows of files that older or newer code
+        may have written."""
         return {name: value for name, value in row.items() if name in self.by_name}
 
     def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ValueError if a row has a name that is not a column; otherwise a typo would become NULL."""
+        """Raises ValueError if a row has a name that is not a column; otherwise a typo would become
+        NULL."""
         names = self.by_name.keys()
         for row in rows:
             if not row.keys() <= names:

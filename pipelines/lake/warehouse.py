@@ -1,8 +1,10 @@
-"""data/warehouse.duckdb: a published artifact that any DuckDB client from 1.2 on can read at any moment.
+"""data/warehouse.duckdb: a published artifact that any DuckDB client from 1.2 on can read at any
+moment.
 
-It is a link to a complete, checked file under data/warehouse/. Publishing writes a new file and renames a new link over the
-old one. So readers neither block nor are blocked, and always see one complete publication. A session that writes into an
-old file leaves its `.wal` beside that old name, where no new reader looks.
+It is a link to a complete, checked file under data/warehouse/. Publishing writes a new file and
+renames a new link over the old one. So readers neither block nor are blocked, and always see one
+complete publication. A session that writes into an old file leaves its `.wal` beside that old name,
+where no new reader looks.
 """
 
 import os
@@ -25,7 +27,8 @@ from pipelines.lake.schema import Table, View
 STORAGE_VERSION = "v1.2.0"
 # The key of a table's or column's comment in Arrow's metadata.
 COMMENT = b"comment"
-# The number of kept files: the current one, and the one before it, which a reader may be about to open.
+# The number of kept files: the current one, and the one before it, which a reader may be about to
+# open.
 KEPT = 2
 ARROW = {
     "VARCHAR": pa.string(), "DOUBLE": pa.float64(), "BIGINT": pa.int64(), "INTEGER": pa.int32(), "BOOLEAN": pa.bool_(),
@@ -34,7 +37,8 @@ ARROW = {
 
 
 def arrow_table(rows: Sequence[Mapping[str, Any]], table: Table) -> pa.Table:
-    """`rows` as an Arrow table with exactly the columns of `table` and with its comments as metadata.
+    """`rows` as an Arrow table with exactly the columns of `table` and with its comments as
+    metadata.
 
     A missing value is NULL.
 
@@ -68,7 +72,8 @@ def _value(value: Any, kind: str) -> Any:
 
 
 def publish(data: DataRoot, tables: Mapping[str, pa.Table], views: Sequence[View] = ()) -> Path:
-    """Publish `tables` and their `views` as the warehouse; returns the versioned file. A lock admits one publisher at a time.
+    """Publish `tables` and their `views` as the warehouse; returns the versioned file. A lock
+    admits one publisher at a time.
 
     Raises:
         WorkError: the file cannot be written or read back; the last publication stays current.
@@ -149,7 +154,8 @@ def _make_current(stable: Path, version: Path) -> None:
 
 
 def _tidy(folder: Path, stable: Path) -> None:
-    """Remove old publications and the write-ahead logs of foreign sessions, which no later read may replay."""
+    """Remove old publications and the write-ahead logs of foreign sessions, which no later read may
+    replay."""
     # Kept even if its name is not the newest: a clock may have gone back.
     current = stable.resolve()
     versions = [*sorted(path for path in folder.glob("*.duckdb") if path.name != current.name), current]

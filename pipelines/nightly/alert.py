@@ -1,4 +1,5 @@
-"""Messages to a chat's webhook, if one is configured, in Slack's format (also for Mattermost, Discord's /slack and others)."""
+"""Messages to a chat's webhook, if one is configured, in Slack's format (also for Mattermost,
+Discord's /slack and others)."""
 
 import http.client
 import json
@@ -15,7 +16,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirects. A redirected POST would become a GET, of a login page instead of the webhook."""
+    """Follows no redirects.
+
+    A redirected POST would become a GET, of a login page instead of the webhook.
+    """
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         return None
@@ -29,8 +33,8 @@ def is_configured() -> bool:
 def post(text: str) -> str | None:
     """Send `text` to FEATHERWEIGHT_WEBHOOK_URL; returns the reason if that failed, else None.
 
-    Also None without a configured webhook. The reason does not contain the URL, which is a secret. Never raises, because an
-    alert must not add a failure to the one that it reports.
+    Also None without a configured webhook. The reason does not contain the URL, which is a secret.
+    Never raises, because an alert must not add a failure to the one that it reports.
     """
     url = os.environ.get(WEBHOOK)
     if not url:

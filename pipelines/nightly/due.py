@@ -1,6 +1,8 @@
-"""The due cells: missing, stale, or ended badly for a reason that may be gone. Current cells cost nothing.
+"""The due cells: missing, stale, or ended badly for a reason that may be gone. Current cells cost
+nothing.
 
-Good rows whose speed was disturbed by other processes come last: they train again only for their speed.
+Good rows whose speed was disturbed by other processes come last: they train again only for their
+speed.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,18 +20,21 @@ from pipelines.runs.cells import Attempt, CellKey
 from pipelines.settings.methods import traits_of
 from pipelines.weights import store
 
-# How often in a row a cell may end with this status, without further progress, before it waits for a change.
+# How often in a row a cell may end with this status, without further progress, before it waits for
+# a change.
 TRIES = {"killed": 3, "lost": 3, "timed_out": 2, "failed": 2}
-# Fingerprints that decide a cell's memory. Whether other data or other code needs less is not known beforehand.
+# Fingerprints that decide a cell's memory. Whether other data or other code needs less is not known
+# beforehand.
 DECIDES_MEMORY = ("recipe", "machine")
 
 
 @dataclass(frozen=True)
 class Due:
-    """A due cell. `because` has the reason for each due seed, and `seen` the newest attempt of each ("" if there is none).
+    """A due cell. `because` has the reason for each due seed, and `seen` the newest attempt of each
+    ("" if there is none).
 
-    From `seen` a run can tell whether another one was faster. `retimes` marks a good row that trains again only for its
-    speed.
+    From `seen` a run can tell whether another one was faster. `retimes` marks a good row that
+    trains again only for its speed.
     """
 
     model: str
@@ -40,13 +45,17 @@ class Due:
 
     @property
     def name(self) -> str:
-        """The name of the cell in its current state. A night requests it only once in that state."""
+        """The name of the cell in its current state.
+
+        A night requests it only once in that state.
+        """
         seeds = ",".join(f"{seed}:{run or 'none'}" for seed, run in self.seen.items())
         return f"{self.model}/{self.method}/{seeds}{'/speed' if self.retimes else ''}"
 
 
 def due_cells(resolved: Resolved) -> list[Due]:
-    """The profile's due cells. Untouched models come first, since all others are compared with them.
+    """The profile's due cells. Untouched models come first, since all others are compared with
+    them.
 
     Cells that are due only for their speed come last.
     """
@@ -71,10 +80,11 @@ def _due(resolved: Resolved, because: dict[CellKey, str], *, retimes: bool = Fal
 
 
 def retimings(resolved: Resolved, keys: Sequence[CellKey], by: EvaluatedBy) -> dict[CellKey, str]:
-    """The seeds of a cell to train again because other processes used the CPUs during training, with the reasons.
+    """The seeds of a cell to train again because other processes used the CPUs during training,
+    with the reasons.
 
-    Only if the row's speed counts as disturbed, nothing has changed since (so that the results will be the same), and no
-    attempt started within `nightly.retime_after_days`, whatever its status.
+    Only if the row's speed counts as disturbed, nothing has changed since (so that the results will
+    be the same), and no attempt started within `nightly.retime_after_days`, whatever its status.
     """
     days, plan = resolved.experiments.nightly.retime_after_days, resolved.plan(keys[0])
     good = {key: newest for key in keys if (newest := cells.latest(resolved.data, key)) and newest.status == "ok"}
@@ -109,9 +119,11 @@ def _has_rested(resolved: Resolved, key: CellKey, days: float) -> bool:
 
 
 def why_due(resolved: Resolved, key: CellKey, by: EvaluatedBy) -> str | None:
-    """The reason why the cell is due; None if there is nothing to do, or a run would change nothing.
+    """The reason why the cell is due; None if there is nothing to do, or a run would change
+    nothing.
 
-    A good row is due only for the changes in `nightly.rerun_for`. Without a good row, any change justifies a run.
+    A good row is due only for the changes in `nightly.rerun_for`. Without a good row, any change
+    justifies a run.
     """
     attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     if attempts and attempts[-1].status in ("queued", "running"):
@@ -148,14 +160,18 @@ def _stale(changes: Sequence[str]) -> str | None:
 
 
 def _too_large(resolved: Resolved, attempt: Attempt) -> str | None:
-    """The reason for a good row that needed more memory than the budget is now; it does not hold for a GPU of that size."""
+    """The reason for a good row that needed more memory than the budget is now; it does not hold
+    for a GPU of that size."""
     if (peak := resolved.over_budget(attempt)) is None:
         return None
     return f"{MEMORY_BUDGET} is {resolved.plan(attempt.key).settings.memory_budget_gb:g} GB now, it used {peak:.2f}"
 
 
 def _memory_changed(plan: CellPlan, budget: float | None, changes: Sequence[str]) -> str | None:
-    """The reason for a row that did not fit. Only another recipe, budget or machine justifies another try."""
+    """The reason for a row that did not fit.
+
+    Only another recipe, budget or machine justifies another try.
+    """
     reasons = [name for name in changes if name in DECIDES_MEMORY]
     if budget != plan.settings.memory_budget_gb:
         reasons.append(MEMORY_BUDGET)
@@ -163,7 +179,8 @@ def _memory_changed(plan: CellPlan, budget: float | None, changes: Sequence[str]
 
 
 def _is_available_now(resolved: Resolved, tries: Sequence[Attempt]) -> str | None:
-    """The reason for an unavailable cell whose obstacle is gone, as far as one can tell without a download.
+    """The reason for an unavailable cell whose obstacle is gone, as far as one can tell without a
+    download.
 
     A source that was reachable but refused twice with the same message is not tried every night.
     """
@@ -190,7 +207,8 @@ def _state(attempt: Attempt) -> State:
 
 
 def _worth_another_try(status: str, states: Sequence[State]) -> str | None:
-    """The reason for a cell that was killed, lost, timed out or failed; None if it ended like this too often without progress."""
+    """The reason for a cell that was killed, lost, timed out or failed; None if it ended like this
+    too often without progress."""
     tries = 1
     for earlier, later in zip(reversed(states[:-1]), reversed(states[1:]), strict=True):
         if earlier[:2] != later[:2] or later[2] > earlier[2]:

@@ -1,8 +1,10 @@
-"""News for the webhook, stored in the lake until it is sent, so that nothing is lost while the webhook is down.
+"""News for the webhook, stored in the lake until it is sent, so that nothing is lost while the
+webhook is down.
 
-`data/lake/news/` has one file for each message, in order. A message is renamed before it is sent, and renamed back if the
-webhook did not accept it. So each is sent at most once, even if the sender is killed in between. Nobody waits: there is one
-try with each new message, and one every RETRY_SECONDS after that. Only the newest MAX_MESSAGES messages are kept.
+`data/lake/news/` has one file for each message, in order. A message is renamed before it is sent,
+and renamed back if the webhook did not accept it. So each is sent at most once, even if the sender
+is killed in between. Nobody waits: there is one try with each new message, and one every
+RETRY_SECONDS after that. Only the newest MAX_MESSAGES messages are kept.
 """
 
 import time
@@ -24,7 +26,8 @@ REFUSED = ("HTTP 400", "HTTP 413", "HTTP 422")
 
 
 def tell(data: DataRoot, text: str) -> str | None:
-    """Store `text` for the webhook, and try to send all stored messages. Returns the reason if something is unsent, else None.
+    """Store `text` for the webhook, and try to send all stored messages. Returns the reason if
+    something is unsent, else None.
 
     Also None without a configured webhook. Never raises, like `alert.post`.
     """
@@ -40,7 +43,8 @@ def tell(data: DataRoot, text: str) -> str | None:
 
 
 def deliver(data: DataRoot, *, now: bool = False) -> str | None:
-    """Send the stored messages, the oldest first, until the webhook fails. Returns the reason if it fails.
+    """Send the stored messages, the oldest first, until the webhook fails. Returns the reason if it
+    fails.
 
     Unless `now`, there is no try within RETRY_SECONDS of the last one.
     """
@@ -64,7 +68,10 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
 
 
 def _send(file: Path) -> str | None:
-    """Send one message; returns the reason if that failed. Unless the webhook refuses this message, it stays stored then."""
+    """Send one message; returns the reason if that failed.
+
+    Unless the webhook refuses this message, it stays stored then.
+    """
     sending = file.with_suffix(SENDING)
     file.rename(sending)
     message = read_json(sending)

@@ -1,7 +1,8 @@
-"""A night: its record in the lake, its spending, its next step. `data/lake/nights/<night>.json` has what it did and why.
+"""A night: its record in the lake, its spending, its next step. `data/lake/nights/<night>.json` has
+what it did and why.
 
-A night proceeds in steps. Any process can take the next step, even after a crash, because each step is decided from the
-current state alone.
+A night proceeds in steps. Any process can take the next step, even after a crash, because each step
+is decided from the current state alone.
 """
 
 import re
@@ -22,7 +23,8 @@ from pipelines.runs import cells
 from pipelines.runs.clock import now
 from pipelines.settings.nightly import Nightly
 
-# Tries of making the data, and of publishing. Another try helps after a kill, but not after a failed check.
+# Tries of making the data, and of publishing. Another try helps after a kill, but not after a
+# failed check.
 TRIES = 2
 # A correction of the clock by less than this does not distort a night.
 AHEAD_HOURS = 0.25
@@ -33,7 +35,10 @@ ABANDONED = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Done:
-    """The work of a night so far. `data` and `publish`: whether each try succeeded, oldest first. `asked`: names of `Due`."""
+    """The work of a night so far.
+
+    `data` and `publish`: whether each try succeeded, oldest first. `asked`: names of `Due`.
+    """
 
     data: Sequence[bool] = ()
     publish: Sequence[bool] = ()
@@ -64,7 +69,8 @@ def has_ended(data: DataRoot, night: str) -> bool:
 
 
 def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
-    """Whether the night goes on: it has not ended, and `last_sign` of it is less than ABANDONED away.
+    """Whether the night goes on: it has not ended, and `last_sign` of it is less than ABANDONED
+    away.
 
     A sign from hours ahead comes from a clock that was wrong.
     """
@@ -72,7 +78,8 @@ def is_under_way(data: DataRoot, night: str, last_sign: datetime) -> bool:
 
 
 def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Step:
-    """The next step. The order is: the data, due cells, cells that are due only for their speed, one publication, the end.
+    """The next step. The order is: the data, due cells, cells that are due only for their speed,
+    one publication, the end.
 
     A cell is requested only once in the same state.
     """
@@ -111,7 +118,8 @@ def money_left(project: Project, nightly: Nightly, started_at: str) -> float | N
 
 
 def spent_usd(project: Project, since: str) -> float:
-    """Dollars for LLM calls since `since`, and for training and evaluation at the profile's price_per_hour."""
+    """Dollars for LLM calls since `since`, and for training and evaluation at the profile's
+    price_per_hour."""
     calls = 0.0
     if project.data.journal.exists():
         with opened(project.data.journal) as journal:
@@ -143,7 +151,10 @@ def note_runs(data: DataRoot, night: str, runs: Sequence[str]) -> None:
 
 
 def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write the night's cost and the outcome of its cells, before the publication that shows them. Returns the record."""
+    """Write the night's cost and the outcome of its cells, before the publication that shows them.
+
+    Returns the record.
+    """
     record = begin(project.data, night)
     outcome = {f"{model} × {method}": _statuses(project, model, method) for model, method in asked_cells(record)}
     spent = spent_usd(project, record["started_at"])
@@ -153,7 +164,8 @@ def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
 
 
 def end(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write the night's final record, with its cost and the outcome of its cells; returns the record."""
+    """Write the night's final record, with its cost and the outcome of its cells; returns the
+    record."""
     record = note_done(project, night, why) | {"ended_at": now()}
     write_json(_file(project.data, night), record)
     return record
@@ -165,7 +177,8 @@ def asked_cells(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:
-    """The current status of each seed of the cell, including its evaluation and a failed re-timing."""
+    """The current status of each seed of the cell, including its evaluation and a failed
+    re-timing."""
     keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
     attempts = [
         (attempt, cells.failed_retiming(project.data, key))

@@ -1,5 +1,5 @@
-"""The time at which a change in the lake is published: after a quiet period, or, if changes keep coming, once the first
-one has waited long enough.
+"""The time at which a change in the lake is published: after a quiet period, or, if changes keep
+coming, once the first one has waited long enough.
 
 Each check of the lake leaves a note; the next check decides from that note and its own clock.
 """
@@ -18,8 +18,8 @@ LONGEST = timedelta(minutes=15)
 class Changes:
     """The unpublished state of the lake.
 
-    `published` is its published version, and `version` the current one. `since` is the time from which on they differ, and
-    `at` the time of the current version. Times are ISO 8601.
+    `published` is its published version, and `version` the current one. `since` is the time from
+    which on they differ, and `at` the time of the current version. Times are ISO 8601.
     """
 
     published: str | None
@@ -31,7 +31,8 @@ class Changes:
     def noted(cls, before: str | None, published: str | None, version: str, now: datetime) -> "Changes":
         """The note of this check, from `before`, the text of an earlier one.
 
-        The wait starts again after a publication, or if `before` comes from a clock that is ahead of this one.
+        The wait starts again after a publication, or if `before` comes from a clock that is ahead
+        of this one.
         """
         earlier, time = _read(before), now.isoformat()
         if earlier is None or earlier.published != published or datetime.fromisoformat(earlier.at) > now:

@@ -1,4 +1,5 @@
-"""A strict reader of CSV rows: ambiguous quotation marks cost only their own row, not the rows after it."""
+"""A strict reader of CSV rows: ambiguous quotation marks cost only their own row, not the rows
+after it."""
 
 import csv
 from collections import deque
@@ -18,7 +19,10 @@ NOT_DOUBLED = 'a quotation mark is never closed, or one inside a quoted cell is 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `first` and `last` are its lines, from 1. `problem` says why it cannot be read. `text` is its beginning."""
+    """One row. `first` and `last` are its lines, from 1.
+
+    `problem` says why it cannot be read. `text` is its beginning.
+    """
 
     first: int
     last: int
@@ -34,8 +38,9 @@ class Row:
 def rows(handle: TextIO, separator: str) -> Iterator[Row]:
     """Every row that is not blank.
 
-    After a broken row, the next line begins a new row. But if a later line has a closing quotation mark without an opening
-    one, it closes the broken row's cell, and all lines up to it belong to the broken row.
+    After a broken row, the next line begins a new row. But if a later line has a closing quotation
+    mark without an opening one, it closes the broken row's cell, and all lines up to it belong to
+    the broken row.
     """
     broken: Row | None = None
     unsure: list[Row] = []

@@ -37,7 +37,10 @@ NO_VALUE = ("missing", "value_error", "unknown_key")
 
 
 def what_is_wrong(item: Mapping[str, Any]) -> str:
-    """Our message for a pydantic error (one of `ValidationError.errors()`). It names the expected value, not a class."""
+    """Our message for a pydantic error (one of `ValidationError.errors()`).
+
+    It names the expected value, not a class.
+    """
     kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
         return "is missing"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
-    """Every matching path, with `**` for folders of any depth. Hidden names match only a pattern with the dot.
+    """Every matching path, with `**` for folders of any depth. Hidden names match only a pattern
+    with the dot.
 
     `**` enters no folder through a link; `say` gets a line for each linked folder.
     """
@@ -24,7 +25,8 @@ def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def leads_out(pattern: str, path: Path) -> Path | None:
-    """The folder of the glob `pattern` if `path`, with links resolved, lies outside it; else None."""
+    """The folder of the glob `pattern` if `path`, with links resolved, lies outside it; else
+    None."""
     root, parts = _split(pattern)
     if not parts or str(path) == pattern:
         return None

@@ -93,7 +93,8 @@ class _Pieces:
         while True:
             try:
                 value, end, problem = self._decode()
-                # The next character shows that the element is complete: a number may continue in the next piece.
+                # The next character shows that the element is complete: a number may continue in
+                # the next piece.
                 if self.ended or self._sign_after(end) in (",", "]"):
                     self.at = end
                     return value, problem

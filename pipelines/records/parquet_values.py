@@ -1,4 +1,5 @@
-"""Values of Parquet as Python objects, or as text if Python has no such value, such as a date after the year 9999."""
+"""Values of Parquet as Python objects, or as text if Python has no such value, such as a date after
+the year 9999."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ TEXTS = (pa.StringScalar, pa.LargeStringScalar, pa.StringViewScalar)
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of `batch`. Bytes that are not UTF-8 become lone surrogates, which cleaning rejects."""
+    """The rows of `batch`. Bytes that are not UTF-8 become lone surrogates, which cleaning
+    rejects."""
     try:
         yield from batch.to_pylist()
     except UNREADABLE:

@@ -1,4 +1,5 @@
-"""Records: the shape that all other code relies on, the readers of users' files, and the built-in corpus."""
+"""Records: the shape that all other code relies on, the readers of users' files, and the built-in
+corpus."""
 
 import codecs
 import glob
@@ -35,8 +36,10 @@ Say = Callable[[str], None]
 
 
 class Message(BaseModel):
-    """A turn. `train: false` marks an answer that is context only. Tool calls and their results exist only if
-    `cleaning.tool_calls` keeps them."""
+    """A turn. `train: false` marks an answer that is context only.
+
+    Tool calls and their results exist only if `cleaning.tool_calls` keeps them.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -49,7 +52,10 @@ class Message(BaseModel):
 
 
 class Record(BaseModel):
-    """One example. `input` may be empty. `messages` (several turns, system prompt) replaces instruction, input and output."""
+    """One example. `input` may be empty.
+
+    `messages` (several turns, system prompt) replaces instruction, input and output.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -64,11 +70,12 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A record before mapping: `value` is the source's own value, `problem` says why it could not be read.
+    """A record before mapping: `value` is the source's own value, `problem` says why it could not
+    be read.
 
-    `call_key` is the journal's key of the request that produced it; only records written by a model have one. `damaged`
-    means that its bytes are not valid text. `side` is the side of the split that its source is fixed to; None if the
-    record's own hash decides.
+    `call_key` is the journal's key of the request that produced it; only records written by a model
+    have one. `damaged` means that its bytes are not valid text. `side` is the side of the split
+    that its source is fixed to; None if the record's own hash decides.
     """
 
     source: str
@@ -95,10 +102,12 @@ def explain(error: ValidationError) -> str:
 
 
 def read_corpus(path: Path) -> list[dict[str, Any]]:
-    """The records of corpus.json, read strictly. The file is part of the project, so a mistake in it is an error.
+    """The records of corpus.json, read strictly. The file is part of the project, so a mistake in
+    it is an error.
 
     Raises:
-        UsageError: the file is missing, is not JSON, is not a list of records, or has a record with a wrong field.
+        UsageError: the file is missing, is not JSON, is not a list of records, or has a record with
+            a wrong field.
     """
     values = read_json_list(path)
     for i, value in enumerate(values):
@@ -145,14 +154,15 @@ def _read_text(path: Path, encoding: str) -> str:
 
 
 def expand(patterns: list[str], folder: Path = Path(), *, say: Say = announce) -> list[Path]:
-    """The files that paths and globs name. A relative pattern is relative to `folder`; `~` is the home folder.
+    """The files that paths and globs name. A relative pattern is relative to `folder`; `~` is the
+    home folder.
 
-    A plain path may be a link to anywhere. A glob stays within its folder, and `say` gets a line for each linked folder
-    that `**` does not enter.
+    A plain path may be a link to anywhere. A glob stays within its folder, and `say` gets a line
+    for each linked folder that `**` does not enter.
 
     Raises:
-        UsageError: a pattern matches nothing, a folder, something that is not a regular file, or a file of an unknown kind;
-            or a glob matches a link that leads out of its folder.
+        UsageError: a pattern matches nothing, a folder, something that is not a regular file, or a
+            file of an unknown kind; or a glob matches a link that leads out of its folder.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -189,13 +199,14 @@ def read_file(
     columns: Columns = None,
     say: Say = announce,
 ) -> Iterator[RawRecord]:
-    """The raw records of a user's file, read in pieces. A broken line of JSONL or CSV costs only that line.
+    """The raw records of a user's file, read in pieces. A broken line of JSONL or CSV costs only
+    that line.
 
     `say` gets a line for a CSV file that is not UTF-8 with commas: its encoding and separator.
 
     Raises:
-        UsageError: the file cannot be read, does not match its suffix, or is a CSV file with mostly broken rows. The message
-            names the place.
+        UsageError: the file cannot be read, does not match its suffix, or is a CSV file with mostly
+            broken rows. The message names the place.
     """
     readers = {".json": _read_json, ".jsonl": _read_lines, ".parquet": _read_parquet}
     suffix = path.suffix.lower()
@@ -311,7 +322,8 @@ def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
 
 
 def _separator(path: Path, text: TextIO, columns: Columns) -> str:
-    """The separator with which the first line has known columns, else the one with the most cells."""
+    """The separator with which the first line has known columns, else the one with the most
+    cells."""
     while (line := text.readline(delimited.MAX_CHARS)) and not line.strip():
         pass
     text.seek(0)

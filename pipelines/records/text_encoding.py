@@ -1,7 +1,7 @@
 """Detection of the encoding of a text file: from its byte order mark, else from its bytes.
 
-UTF-8 is preferred. Another encoding is guessed only if most lines with non-ASCII bytes are not UTF-8, because a wrong guess
-produces text that nobody wrote.
+UTF-8 is preferred. Another encoding is guessed only if most lines with non-ASCII bytes are not
+UTF-8, because a wrong guess produces text that nobody wrote.
 """
 
 import codecs
@@ -28,15 +28,18 @@ TWO_BYTES = ("cp949", "cp932", "euc_jp", "gb18030", "big5")
 # Languages of cp1250.
 CENTRAL_EUROPE = frozenset(("bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sq"))
 LANGUAGE_CHARS = 4000
-# Coherence, from 0 to 1, is how well the letters fit a language. Any bytes are text in an encoding with one byte per
-# character, so such an encoding needs it.
+# Coherence, from 0 to 1, is how well the letters fit a language. Any bytes are text in an encoding
+# with one byte per character, so such an encoding needs it.
 MIN_COHERENCE = 0.1
 MAX_CHAOS = 0.2
 CLEAR_CHAOS_MARGIN = 0.05
 
 
 def detect(handle: IO[bytes]) -> str:
-    """The name of the codec for `handle`; UTF-8 unless another one is certain. Rewinds `handle` to its start."""
+    """The name of the codec for `handle`; UTF-8 unless another one is certain.
+
+    Rewinds `handle` to its start.
+    """
     head = handle.read(4096)
     codec = next((codec for mark, codec in MARKS if head.startswith(mark)), None) or _unmarked_utf16(head)
     if not codec:
@@ -91,12 +94,18 @@ def _guess(lines: list[bytes]) -> str:
 
 
 def _is_clearer(best: Any, other: Any) -> bool:
-    """Whether `best` beats `other` clearly. A few two-byte characters are valid text in every East Asian encoding."""
+    """Whether `best` beats `other` clearly.
+
+    A few two-byte characters are valid text in every East Asian encoding.
+    """
     return best.coherence >= other.coherence + MIN_COHERENCE or best.chaos + CLEAR_CHAOS_MARGIN <= other.chaos
 
 
 def _european(sample: bytes) -> str:
-    """The encoding of Western or Central Europe. Nearly all bytes are letters in both, so the language decides."""
+    """The encoding of Western or Central Europe.
+
+    Nearly all bytes are letters in both, so the language decides.
+    """
     import py3langid
 
     language, _ = py3langid.classify(sample.decode("cp1252", errors="ignore")[:LANGUAGE_CHARS])

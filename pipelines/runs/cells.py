@@ -1,7 +1,8 @@
-"""Cells on disk: cells/<model>/<method>/<seed>/<attempt>/ with spec.json, state.json, result.json, curve.jsonl, model/.
+"""Cells on disk: cells/<model>/<method>/<seed>/<attempt>/ with spec.json, state.json, result.json,
+curve.jsonl, model/.
 
-An attempt is never overwritten. Its status is always read from disk: from the result; without one, from the state of
-the parent while that lives; else it is `lost`.
+An attempt is never overwritten. Its status is always read from disk: from the result; without one,
+from the state of the parent while that lives; else it is `lost`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,10 @@ class Attempt:
 
     @property
     def counts(self) -> bool:
-        """Whether the attempt may represent its cell. A re-timing that did not end ok leaves that to the good attempt before it."""
+        """Whether the attempt may represent its cell.
+
+        A re-timing that did not end ok leaves that to the good attempt before it.
+        """
         return self.retimes is None or self.status == "ok"
 
     @property
@@ -131,7 +135,8 @@ def newest_that_counts(candidates: Sequence[Attempt]) -> Attempt | None:
 
 
 def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
-    """The newest attempt, if it is a re-timing that ended with a status other than ok; else None."""
+    """The newest attempt, if it is a re-timing that ended with a status other than ok; else
+    None."""
     newest = attempts(data, key)[-1:]
     return next((one for one in newest if not one.counts and one.status not in ("queued", "running")), None)
 

@@ -1,4 +1,5 @@
-"""Checkpoints on disk: the folder `checkpoints/step-<n>/` of an attempt, written under another name and renamed."""
+"""Checkpoints on disk: the folder `checkpoints/step-<n>/` of an attempt, written under another name
+and renamed."""
 
 from pathlib import Path
 

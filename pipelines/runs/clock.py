@@ -20,7 +20,8 @@ def now() -> str:
 
 
 class Stopwatch:
-    """Seconds since its creation, or since the last `lap`, without the time in which the process was stopped."""
+    """Seconds since its creation, or since the last `lap`, without the time in which the process
+    was stopped."""
 
     def __init__(self) -> None:
         began, self._stopped = _heart().look()
@@ -44,11 +45,13 @@ class Stopwatch:
 
 
 class Heart:
-    """Detects that this process was stopped (SIGSTOP, a debugger, a paused container), which no clock shows.
+    """Detects that this process was stopped (SIGSTOP, a debugger, a paused container), which no
+    clock shows.
 
-    A thread reads the clock continually. If it misses more than `GAP_SECONDS`, and the process neither computed, nor
-    waited for a CPU, nor read from the disk in that time, the process was stopped. A sleeping machine needs no such
-    correction, because Linux's monotonic clock stops with it.
+    A thread reads the clock continually. If it misses more than `GAP_SECONDS`, and the process
+    neither computed, nor waited for a CPU, nor read from the disk in that time, the process was
+    stopped. A sleeping machine needs no such correction, because Linux's monotonic clock stops with
+    it.
     """
 
     def __init__(self) -> None:
@@ -59,7 +62,8 @@ class Heart:
         threading.Thread(target=self._beat, name="heart", daemon=True).start()
 
     def look(self) -> tuple[float, float]:
-        """Seconds of the monotonic clock, and the total of seconds in which the process was stopped."""
+        """Seconds of the monotonic clock, and the total of seconds in which the process was
+        stopped."""
         with self._lock:
             last, self._last = self._last, self._sample()
             elapsed, busy, reads = (now - before for now, before in zip(self._last, last, strict=True))
@@ -76,7 +80,8 @@ class Heart:
     def _sample(self) -> tuple[float, float, int]:
         """The clock; the busy seconds; and the number of pages read from the disk.
 
-        Busy seconds are the CPU time of all threads, plus the time that the main thread and this one waited for a CPU.
+        Busy seconds are the CPU time of all threads, plus the time that the main thread and this
+        one waited for a CPU.
         """
         waited = sum(_waited(thread) for thread in (os.getpid(), self._beating) if thread)
         return time.monotonic(), time.process_time() + waited, resource.getrusage(resource.RUSAGE_SELF).ru_majflt

@@ -1,6 +1,8 @@
-"""The code fingerprint of a child: a hash of its module's import closure, found without importing anything.
+"""The code fingerprint of a child: a hash of its module's import closure, found without importing
+anything.
 
-A result depends only on these files, not on the commit. A change of the parent's code leaves it current.
+A result depends only on these files, not on the commit. A change of the parent's code leaves it
+current.
 """
 
 import hashlib
@@ -19,8 +21,8 @@ _fingerprints: dict[tuple[str, ...], tuple[Stamps, str]] = {}
 def code_fingerprint(*modules: str) -> str:
     """16 hex digits for the sources of a process that starts with `modules`.
 
-    Computed once per process, and again after one of the files has changed on disk. A code server may outlive an
-    upgrade, but the children that it starts run the new files.
+    Computed once per process, and again after one of the files has changed on disk. A code server
+    may outlive an upgrade, but the children that it starts run the new files.
     """
     if (cached := _fingerprints.get(modules)) and cached[0] == _stamps(file for file, _, _ in cached[0]):
         return cached[1]
@@ -30,10 +32,11 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
-    """The files under `root` that `modules` import, including their own files and those of their packages.
+    """The files under `root` that `modules` import, including their own files and those of their
+    packages.
 
-    Indirect imports and imports inside functions count, too. Installed packages do not: a result's `versions` cover
-    them.
+    Indirect imports and imports inside functions count, too. Installed packages do not: a result's
+    `versions` cover them.
     """
     finder = _OwnModules(path=[str(root)])
     for module in modules:
@@ -43,8 +46,11 @@ def closure(*modules: str, root: Path = PROJECT) -> list[Path]:
 
 
 class _OwnModules(ModuleFinder):
-    """Follows only this project's modules. Beside them may lie other things: the folder of a library's runs, or all
-    packages of an environment in which the project is installed."""
+    """Follows only this project's modules.
+
+    Beside them may lie other things: the folder of a library's runs, or all packages of an
+    environment in which the project is installed.
+    """
 
     def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
         # Refuse every other top-level module.

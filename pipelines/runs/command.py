@@ -1,4 +1,5 @@
-"""The terms that the parent of a run shares with every launcher: a command in a folder, its placement and its ending."""
+"""The terms that the parent of a run shares with every launcher: a command in a folder, its
+placement and its ending."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ Reason = Literal["memory_budget", "time_limit", "interrupted", "node_lost", "unr
 class CellCommand:
     """`python ARGUMENTS` with its output in FOLDER/log.txt.
 
-    `memory_budget` is in bytes, for all its processes together, and `time_limit` in seconds. At the time limit, or when
-    stopped from outside, the command gets SIGTERM and `grace_seconds` to save its work. On several `devices` it runs as
-    one process for each, which find each other as torchrun's do.
+    `memory_budget` is in bytes, for all its processes together, and `time_limit` in seconds. At the
+    time limit, or when stopped from outside, the command gets SIGTERM and `grace_seconds` to save
+    its work. On several `devices` it runs as one process for each, which find each other as
+    torchrun's do.
     """
 
     arguments: Sequence[str]
@@ -33,8 +35,9 @@ class CellCommand:
 class Ending:
     """How a command ended.
 
-    `exit_code` is negative for a signal. `reason` says why we stopped it. `detail` is a further explanation in words.
-    `asked_bytes` is the peak of requested memory, touched or not, or 0 if unknown.
+    `exit_code` is negative for a signal. `reason` says why we stopped it. `detail` is a further
+    explanation in words. `asked_bytes` is the peak of requested memory, touched or not, or 0 if
+    unknown.
     """
 
     exit_code: int
@@ -63,11 +66,15 @@ class RunningCommand:
         return 0
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """End all its processes, with SIGTERM first if there is a grace period. Returns when they are gone."""
+        """End all its processes, with SIGTERM first if there is a grace period.
+
+        Returns when they are gone.
+        """
         raise NotImplementedError
 
     def ending(self) -> Ending | None:
-        """The ending as another machine saw it, which also enforces the limits; None for a command on this machine."""
+        """The ending as another machine saw it, which also enforces the limits; None for a command
+        on this machine."""
         return None
 
 
@@ -77,8 +84,8 @@ class Starter(Protocol):
 
 @dataclass(frozen=True)
 class Placement:
-    """The placement of one run: the number of devices, how they share the work (`sharding`), and the profile's settings for
-    that (`tuning`)."""
+    """The placement of one run: the number of devices, how they share the work (`sharding`), and
+    the profile's settings for that (`tuning`)."""
 
     devices: int = 1
     sharding: str = "none"

@@ -1,8 +1,9 @@
-"""The locks of this machine's devices. A measurement holds them; work that would disturb it checks them first.
+"""The locks of this machine's devices. A measurement holds them; work that would disturb it checks
+them first.
 
-The kernel owns a lock and releases it when its holder ends, even by kill -9. The lock's file contains only a name.
-Cells of a cluster hold no lock here. Cells of another data root hold the same locks, because a device belongs to the
-machine.
+The kernel owns a lock and releases it when its holder ends, even by kill -9. The lock's file
+contains only a name. Cells of a cluster hold no lock here. Cells of another data root hold the same
+locks, because a device belongs to the machine.
 """
 
 import fcntl
@@ -27,7 +28,8 @@ def locks_of(devices: int = 1) -> list[Path]:
 
 
 def watched_locks(devices: int = 1) -> list[Path]:
-    """The locks of all cells that other work on this machine would disturb: the same ones, and that of the CPU."""
+    """The locks of all cells that other work on this machine would disturb: the same ones, and that
+    of the CPU."""
     return [*dict.fromkeys((*locks_of(devices), device_locks() / f"{PROCESSORS}.lock"))]
 
 
@@ -44,7 +46,8 @@ def _holder_of(path: Path) -> str | None:
         return None
     with handle:
         try:
-            # A shared lock, so that several processes may check at once; closing the file releases it.
+            # A shared lock, so that several processes may check at once; closing the file releases
+            # it.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return handle.read().strip() or "another process"
@@ -58,7 +61,8 @@ def _holder_of(path: Path) -> str | None:
 def held(paths: Sequence[Path], name: str, *, seconds: float, say: Callable[[str], None] = announce) -> Iterator[None]:
     """Hold all the locks, from the first moment at which nobody else holds any.
 
-    Inside, no cell uses these devices, and a new one waits. While this function waits, it holds none of them.
+    Inside, no cell uses these devices, and a new one waits. While this function waits, it holds
+    none of them.
 
     Raises:
         InUseError: the locks were not all free within `seconds`.

@@ -15,7 +15,8 @@ from pipelines.runs.status import RANKS, Status
 
 # Signals with which a process ends itself.
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-# A crash above this share of the memory budget counts as out of memory; our last sample predates the fatal allocation.
+# A crash above this share of the memory budget counts as out of memory; our last sample predates
+# the fatal allocation.
 OOM_BUDGET_SHARE = 0.8
 # bitsandbytes prints this when a CUDA call fails, and ends the process with exit code 1.
 BNB_OUT_OF_MEMORY = re.compile(r"Error out of memory at line \d+ in file .*")
@@ -29,7 +30,8 @@ Verdict = tuple[Status, str | None]
 
 
 def child_report(folder: Path) -> dict[str, Any]:
-    """The child's report. If the first of several processes left no verdict, that of another one takes its place."""
+    """The child's report. If the first of several processes left no verdict, that of another one
+    takes its place."""
     report = {"phase": "load", "measured": {}, **read_object(folder / CHILD)}
     if report.get("status"):
         return report
@@ -39,7 +41,8 @@ def child_report(folder: Path) -> dict[str, Any]:
 
 
 def classify_exit(ending: Ending, report: Mapping[str, Any], spec: RunSpec, folder: Path) -> Verdict:
-    """The status of an ending and a sentence on it, from the ending, the child's `report` and the files in its folder.
+    """The status of an ending and a sentence on it, from the ending, the child's `report` and the
+    files in its folder.
 
     A SIGKILL counts as out of memory only with evidence.
     """
@@ -84,7 +87,8 @@ def _without_a_word(ending: Ending, report: Mapping[str, Any], spec: RunSpec, fo
 
 
 def _crashed(ending: Ending, whom: str, spec: RunSpec, *, on_card: bool) -> Verdict:
-    """The verdict on a crash. A library may crash when it gets no memory, so a crash close to the budget counts as out of memory.
+    """The verdict on a crash. A library may crash when it gets no memory, so a crash close to the
+    budget counts as out of memory.
 
     This does not hold on a GPU, because its budget is not one of the memory measured here.
     """

@@ -1,8 +1,9 @@
-"""Micro-batches that fit: a child that runs out of memory in its trial steps starts again with smaller ones.
+"""Micro-batches that fit: a child that runs out of memory in its trial steps starts again with
+smaller ones.
 
-The child reports the next smaller size beforehand (`SMALLER`, if its recipe has `fit_micro_batch`), because it knows its
-examples. Its memory ends with its process, so the next child measures its own peak. All children together are one
-attempt with one row.
+The child reports the next smaller size beforehand (`SMALLER`, if its recipe has `fit_micro_batch`),
+because it knows its examples. Its memory ends with its process, so the next child measures its own
+peak. All children together are one attempt with one row.
 """
 
 import time
@@ -27,10 +28,11 @@ MIN_SECONDS = 1e-3
 def run_fitted(
     launcher: Starter, command: CellCommand, spec: RunSpec, *, on_tick: Callable[[], None], say: Callable[[str], None]
 ) -> Ending:
-    """Repeat `run_to_end` while the child runs out of memory in its trial steps and has smaller micro-batches to try.
+    """Repeat `run_to_end` while the child runs out of memory in its trial steps and has smaller
+    micro-batches to try.
 
-    The time limit holds for all of them together. A kill between two children leaves an attempt without a result, like
-    any other kill.
+    The time limit holds for all of them together. A kill between two children leaves an attempt
+    without a result, like any other kill.
     """
     started, remaining = time.monotonic(), command
     ending = run_to_end(launcher, remaining, on_tick=on_tick)
@@ -44,7 +46,8 @@ def run_fitted(
 
 
 def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
-    """The next smaller micro-batches to try, or None if there are none or the run ended otherwise."""
+    """The next smaller micro-batches to try, or None if there are none or the run ended
+    otherwise."""
     report = child_report(folder)
     if report["phase"] != "probe" or report["measured"].get(SMALLER) is None:
         return None
@@ -68,7 +71,8 @@ def _prepare_retry(folder: Path, tokens: int, say: Callable[[str], None]) -> Non
 
 
 def in_words(status: Status, spec: RunSpec, report: Mapping[str, Any]) -> str | None:
-    """A note on the micro-batches of the run: whether they were halved, or too large at their smallest. Else None."""
+    """A note on the micro-batches of the run: whether they were halved, or too large at their
+    smallest. Else None."""
     requested, used = spec.recipe.get(TOKENS), report["measured"].get(TOKENS)
     note = f"{TOKENS} was halved from {requested} to {used}" if used and requested != used else None
     is_least = SMALLER in report["measured"] and report["measured"][SMALLER] is None

@@ -1,4 +1,5 @@
-"""Children that never outlive their parent: a child ties itself to its parent, and a parent stops a whole process group."""
+"""Children that never outlive their parent: a child ties itself to its parent, and a parent stops a
+whole process group."""
 
 import asyncio
 import ctypes
@@ -18,12 +19,12 @@ from typing import Any
 import psutil
 
 PARENT = "FEATHERWEIGHT_PARENT_PID"
-# How often a thread checks for the others before it sleeps. libgomp's default of 300,000 (milliseconds) can keep a core
-# from the very thread that the others wait for, when another program takes a core: there a cell of 26 s was not done
-# after 175 s; with 3,000 it takes 66 s.
+# How often a thread checks for the others before it sleeps. libgomp's default of 300,000
+# (milliseconds) can keep a core from the very thread that the others wait for, when another program
+# takes a core: there a cell of 26 s was not done after 175 s; with 3,000 it takes 66 s.
 SPINS = {"GOMP_SPINCOUNT": "3000"}
-# For a child that uses a CUDA GPU. Nearly every micro-batch has a new shape, which would fragment segments of fixed sizes.
-# GPUs have the numbers that nvidia-smi shows.
+# For a child that uses a CUDA GPU. Nearly every micro-batch has a new shape, which would fragment
+# segments of fixed sizes. GPUs have the numbers that nvidia-smi shows.
 ALLOCATOR, OLDER_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 CARDS = {ALLOCATOR: "expandable_segments:True", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 KEYS = ("_API_KEY", "_TOKEN", "_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")
@@ -33,8 +34,9 @@ _PR_SET_PDEATHSIG = 1
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a child.
 
-    It lacks the API keys, which no child needs, and has our pid, with which the child ends. Threads yield to other
-    programs, and CUDA's allocator is set for changing shapes, unless the environment sets these itself.
+    It lacks the API keys, which no child needs, and has our pid, with which the child ends. Threads
+    yield to other programs, and CUDA's allocator is set for changing shapes, unless the environment
+    sets these itself.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.endswith(KEYS)}
     cards = {name: value for name, value in CARDS.items() if name != ALLOCATOR or OLDER_ALLOCATOR not in inherited}
@@ -44,7 +46,8 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         **inherited,
         **(extra or {}),
         PARENT: str(os.getpid()),
-        # A child writes files and its log in UTF-8, whatever encoding the terminal of its parent has.
+        # A child writes files and its log in UTF-8, whatever encoding the terminal of its parent
+        # has.
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
         "PYTHONUNBUFFERED": "1",
@@ -53,7 +56,8 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """The first call of a child: the kernel kills it when its parent ends, in whatever way (Linux)."""
+    """The first call of a child: the kernel kills it when its parent ends, in whatever way
+    (Linux)."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
@@ -70,14 +74,16 @@ def tie_to_parent() -> None:
 
 
 def print_anything() -> None:
-    """Print characters that the terminal's encoding lacks as escapes (`\\u2026`); by default stdout raises an error."""
+    """Print characters that the terminal's encoding lacks as escapes (`\\u2026`); by default stdout
+    raises an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def end_as_interrupt() -> None:
-    """Make SIGTERM and SIGHUP end this process like Ctrl-C: it stops its children and writes the outcome."""
+    """Make SIGTERM and SIGHUP end this process like Ctrl-C: it stops its children and writes the
+    outcome."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -90,8 +96,8 @@ def end_as_interrupt() -> None:
 def draining(stop: Callable[[], None], *, seconds: float) -> Iterator[None]:
     """Inside a coroutine, let Ctrl-C or SIGTERM call `stop` instead of ending the work at once.
 
-    A second signal, or a delay of `seconds`, cancels the coroutine. Either way KeyboardInterrupt is raised at the end.
-    Outside the main thread this has no effect.
+    A second signal, or a delay of `seconds`, cancels the coroutine. Either way KeyboardInterrupt is
+    raised at the end. Outside the main thread this has no effect.
 
     Raises:
         KeyboardInterrupt: a signal came.
@@ -139,7 +145,8 @@ def offer_to_oom_killer() -> None:
 
 
 def limit_memory(budget_bytes: int | None) -> None:
-    """Cap this process's private memory, so that a request over the budget fails and names its size."""
+    """Cap this process's private memory, so that a request over the budget fails and names its
+    size."""
     if budget_bytes:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, hard_limit))
@@ -149,8 +156,8 @@ def limit_memory(budget_bytes: int | None) -> None:
 def memory_unlimited() -> Iterator[None]:
     """Lift this process's cap, for a library whose threads hang or crash when an allocation fails.
 
-    Memory that the library requested but never touched (a gigabyte for DuckDB and Arrow) does not count against the cap
-    afterwards. The watchdog outside always sees the touched memory.
+    Memory that the library requested but never touched (a gigabyte for DuckDB and Arrow) does not
+    count against the cap afterwards. The watchdog outside always sees the touched memory.
     """
     cap, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
     before = _untouched_bytes()
@@ -180,7 +187,8 @@ def is_capped() -> bool:
 
 
 def memory_left() -> int:
-    """Bytes that this process may still request: under its cap if it has one, else the machine's available memory."""
+    """Bytes that this process may still request: under its cap if it has one, else the machine's
+    available memory."""
     cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if cap == resource.RLIM_INFINITY:
         return psutil.virtual_memory().available
@@ -190,7 +198,10 @@ def memory_left() -> int:
 def spawn(
     arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, keep_open: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start `python ARGUMENTS` in a new session, with output to the file `log`. It inherits the `keep_open` descriptors."""
+    """Start `python ARGUMENTS` in a new session, with output to the file `log`.
+
+    It inherits the `keep_open` descriptors.
+    """
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -204,7 +215,10 @@ def spawn(
 
 
 def stop_group(process: subprocess.Popen[Any], *, grace_seconds: float = 0) -> None:
-    """End the child's whole process group: SIGTERM if there is a grace period, then SIGKILL. Returns when it is gone."""
+    """End the child's whole process group: SIGTERM if there is a grace period, then SIGKILL.
+
+    Returns when it is gone.
+    """
     if grace_seconds and process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

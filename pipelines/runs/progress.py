@@ -1,4 +1,5 @@
-"""Live progress of a running cell, read from its curve: a bar on a terminal, an occasional line elsewhere.
+"""Live progress of a running cell, read from its curve: a bar on a terminal, an occasional line
+elsewhere.
 
 During a search for a learning rate each trial gets a line.
 """
@@ -13,7 +14,10 @@ from pipelines.runs.exits import child_report
 
 
 class CellProgress:
-    """Shows the progress of an attempt. Call `show` as often as you like, and `close` at the end."""
+    """Shows the progress of an attempt.
+
+    Call `show` as often as you like, and `close` at the end.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None

@@ -1,4 +1,5 @@
-"""The checkpoint that a new attempt resumes from, and the removal of useless ones. Nothing here needs torch.
+"""The checkpoint that a new attempt resumes from, and the removal of useless ones. Nothing here
+needs torch.
 
 A checkpoint can be resumed if all fingerprints are equal: data, recipe, code, machine.
 """
@@ -22,8 +23,8 @@ FINAL = ("ok", "diverged")
 def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
     """The `resume` entry of a new attempt's spec, or None if there is no checkpoint to resume from.
 
-    `run_id` is the attempt to resume, `checkpoint` is relative to `root`, and `peaks` has the largest value of each peak
-    since that attempt. `attempts` are ordered oldest first.
+    `run_id` is the attempt to resume, `checkpoint` is relative to `root`, and `peaks` has the
+    largest value of each peak since that attempt. `attempts` are ordered oldest first.
     """
     peaks: dict[str, float] = {}
     for attempt in reversed(attempts):
@@ -39,7 +40,8 @@ def resumable(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Pa
 
 
 def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], root: Path) -> str | None:
-    """The file of learning-rate trials (relative to `root`) of the newest attempt that ended too early, or None.
+    """The file of learning-rate trials (relative to `root`) of the newest attempt that ended too
+    early, or None.
 
     None if any fingerprint has changed since.
     """
@@ -52,7 +54,8 @@ def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], r
 
 
 def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
-    """Remove the half-written files of `attempts`, and all checkpoints but those of the attempt `keep`."""
+    """Remove the half-written files of `attempts`, and all checkpoints but those of the attempt
+    `keep`."""
     for attempt in attempts:
         if attempt.run_id != keep:
             shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)

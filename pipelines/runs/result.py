@@ -32,8 +32,8 @@ MEASURES_PEAK = ("probe", "train")
 class RunResult:
     """The request (copied from the spec), the ending, and all measurements of the child.
 
-    The fields in bytes describe the request that ended the run; `seconds` is the duration of the whole run. A field that an
-    older file lacks is None or empty. Unknown fields are dropped.
+    The fields in bytes describe the request that ended the run; `seconds` is the duration of the
+    whole run. A field that an older file lacks is None or empty. Unknown fields are dropped.
     """
 
     status: Status
@@ -88,7 +88,8 @@ class RunResult:
 
 
 def result_in(folder: Path) -> RunResult:
-    """The result in `folder`; without one, the state by its parent while that lives, else `lost`."""
+    """The result in `folder`; without one, the state by its parent while that lives, else
+    `lost`."""
     try:
         if record := read_object(folder / FILE):
             return RunResult.from_json(record)
@@ -135,7 +136,10 @@ def write_result(
     ending: Ending | None = None,
     reason: str | None = None,
 ) -> RunResult:
-    """Write the result of the run in `folder`. `reason` says why it was ended, if there is no `ending`."""
+    """Write the result of the run in `folder`.
+
+    `reason` says why it was ended, if there is no `ending`.
+    """
     spec, report = spec_in(folder), child_report(folder)
     measured = report["measured"]
     # The watchdog does not see the memory of a GPU.
@@ -163,7 +167,8 @@ def write_result(
 
 
 def _device(report: Mapping[str, Any], spec: RunSpec, folder: Path) -> str | None:
-    """The device of the measurement: the child's name for it, if it reported one, since only the child knows what torch uses."""
+    """The device of the measurement: the child's name for it, if it reported one, since only the
+    child knows what torch uses."""
     if name := report.get("device"):
         return device_class(spec.devices, spec.sharding, name=name)
     return launcher_class(spec.launcher).ran_on(folder, spec.placement)

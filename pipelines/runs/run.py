@@ -43,8 +43,8 @@ class GivenUpError(Exception):
 class RunHooks:
     """A caller's additions to its runs.
 
-    `env` goes to the child. `on_tick` is called every half second. `say` reports progress. `launcher` replaces the
-    configured one, and `around` wraps either.
+    `env` goes to the child. `on_tick` is called every half second. `say` reports progress.
+    `launcher` replaces the configured one, and `around` wraps either.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +62,8 @@ class Site:
     hooks: RunHooks
 
     def here(self) -> "Site":
-        """The same site with the launcher of this machine, for runs that are no cells of the grid."""
+        """The same site with the launcher of this machine, for runs that are no cells of the
+        grid."""
         return replace(self, launcher=launcher_class("local")())
 
 
@@ -70,9 +71,9 @@ class Site:
 class Run:
     """A child, `python -m MODULE FOLDER`, with the spec in FOLDER.
 
-    `check` raises if the child cannot run; the launcher's own check follows. `fetch` brings the child's inputs.
-    `on_tick` is called every half second. `phase` is the phase in the result (None: the child's). `outlook` says what
-    the next run will do if this one ends too early.
+    `check` raises if the child cannot run; the launcher's own check follows. `fetch` brings the
+    child's inputs. `on_tick` is called every half second. `phase` is the phase in the result (None:
+    the child's). `outlook` says what the next run will do if this one ends too early.
     """
 
     folder: Path
@@ -84,7 +85,8 @@ class Run:
     outlook: Callable[[Path], str] = lambda _folder: ""
 
     def to_result(self, site: Site) -> RunResult:
-        """Run the child to its end and write the result. A cancel from outside is re-raised after that.
+        """Run the child to its end and write the result. A cancel from outside is re-raised after
+        that.
 
         Raises:
             WorkError: the folder or the locks cannot be written.
@@ -116,7 +118,8 @@ class Run:
         return spec_in(self.folder)
 
     def _to_end(self, site: Site) -> Ending:
-        """Lock the device, note `running`, and run the child under the spec's time limit and its budget per device."""
+        """Lock the device, note `running`, and run the child under the spec's time limit and its
+        budget per device."""
         spec, hooks, launcher = self._spec, site.hooks, site.launcher
         with self._device(spec, site) as locks:
             note_state(self.folder, "running", "load")
@@ -144,7 +147,8 @@ class Run:
 
     @contextmanager
     def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
-        """The locks of this machine's devices that the run uses; none for a run on another machine."""
+        """The locks of this machine's devices that the run uses; none for a run on another
+        machine."""
         paths = devices.locks_of(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
         with ExitStack() as stack:
@@ -175,7 +179,8 @@ class Run:
 
 
 def _why(error: BaseException) -> str:
-    """The reason as text. A cancel (Ctrl-C, SIGTERM, Dagster's) is no `Exception`; any `Exception` here is a bug of ours."""
+    """The reason as text. A cancel (Ctrl-C, SIGTERM, Dagster's) is no `Exception`; any `Exception`
+    here is a bug of ours."""
     if isinstance(error, Exception):
         return f"interrupted ({type(error).__name__})"
     return f"canceled ({error})" if str(error) else "canceled"
@@ -189,7 +194,8 @@ def queue(folder: Path, spec: RunSpec, phase: str = "load") -> None:
     """Write the spec and the state `queued` into `folder`, and reserve disk space for the result.
 
     Raises:
-        WorkError: the folder cannot be written. It is removed again, so that the newest run stays the newest.
+        WorkError: the folder cannot be written. It is removed again, so that the newest run stays
+            the newest.
     """
     existed = folder.exists()
     try:
@@ -214,7 +220,10 @@ def note_state(folder: Path, status: Status, phase: str) -> None:
 
 
 def run_with_retry(run: Run, again: Callable[[str], Run], site: Site) -> Run:
-    """Run `run`, and if its node is lost, run `again(detail)` once on another node. Returns the run whose result counts."""
+    """Run `run`, and if its node is lost, run `again(detail)` once on another node.
+
+    Returns the run whose result counts.
+    """
     result = run.to_result(site)
     spec = spec_in(run.folder)
     if result.reason != "node_lost" or spec.after:

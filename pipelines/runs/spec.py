@@ -1,4 +1,5 @@
-"""The spec of a run: the file spec.json in its folder, which the parent writes before the start and both read."""
+"""The spec of a run: the file spec.json in its folder, which the parent writes before the start and
+both read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,8 +19,8 @@ STATE, CHILD = "state.json", "child.json"
 class RunSpec:
     """The fields of every kind of run; `more` has those that only the run's own child reads.
 
-    Paths are relative to `root`, except for weights that lie elsewhere. A field that an older file lacks has its default.
-    Unknown fields of a file are in `more`.
+    Paths are relative to `root`, except for weights that lie elsewhere. A field that an older file
+    lacks has its default. Unknown fields of a file are in `more`.
     """
 
     run_id: str = ""
@@ -55,7 +56,10 @@ class RunSpec:
         return Placement(self.devices, self.sharding, self.deepspeed)
 
     def is_of(self, root: Path) -> bool:
-        """Whether the run was started under `root`. In a copy of a data root, the runs of the original were not."""
+        """Whether the run was started under `root`.
+
+        In a copy of a data root, the runs of the original were not.
+        """
         return self.root in ("", str(root))
 
     def to_json(self) -> dict[str, Any]:

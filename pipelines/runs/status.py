@@ -21,8 +21,9 @@ SEVERITY: tuple[Status, ...] = (
 )  # fmt: skip
 # The rank whose end ended the other processes of a cell, and its exit code.
 RANKS = "ranks.json"
-# FIT is the file with the `micro_batch_tokens` that an earlier process of the attempt leaves for the next one. SMALLER is the
-# measurement with the size to try if the trial steps do not fit, reported before them; None: there is no smaller one.
+# FIT is the file with the `micro_batch_tokens` that an earlier process of the attempt leaves for
+# the next one. SMALLER is the measurement with the size to try if the trial steps do not fit,
+# reported before them; None: there is no smaller one.
 FIT, SMALLER = "fit.json", "smaller_micro_batch_tokens"
 # Exit code of a process that lost another one.
 EXIT_LOST = 5

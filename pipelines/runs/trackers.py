@@ -1,8 +1,9 @@
-"""Trackers that receive a growing curve: TensorBoard's event files, Weights & Biases, MLflow (`report_to`).
+"""Trackers that receive a growing curve: TensorBoard's event files, Weights & Biases, MLflow
+(`report_to`).
 
-This module calls each library directly instead of using transformers' callbacks. Those need Trainer's arguments and
-state, and importing Trainer takes longer than loading a small model. A tracker that fails is dropped with a line in the
-log; it never ends a run.
+This module calls each library directly instead of using transformers' callbacks. Those need
+Trainer's arguments and state, and importing Trainer takes longer than loading a small model. A
+tracker that fails is dropped with a line in the log; it never ends a run.
 """
 
 import os
@@ -48,7 +49,10 @@ def require(names: Iterable[str]) -> None:
 
 
 def keys(names: Iterable[str]) -> dict[str, str]:
-    """The API keys in the environment that these trackers need. Children without these trackers get none."""
+    """The API keys in the environment that these trackers need.
+
+    Children without these trackers get none.
+    """
     variables = [key for name in names for key in KEYS.get(name, ())]
     return {key: os.environ[key] for key in variables if key in os.environ}
 
@@ -59,7 +63,10 @@ def open_trackers(spec: Json, folder: Path) -> list[Tracker]:
 
 
 class Guarded:
-    """One tracker, started at its first point. Its first error is printed and ends the tracker, not the run."""
+    """One tracker, started at its first point.
+
+    Its first error is printed and ends the tracker, not the run.
+    """
 
     def __init__(self, name: str, spec: Json, folder: Path) -> None:
         self._name = name
@@ -100,7 +107,8 @@ def run_name(spec: Json) -> str:
 
 
 class TensorBoard:
-    """Event files in the attempt's folder; `tensorboard --logdir data/lake/cells` shows all attempts."""
+    """Event files in the attempt's folder; `tensorboard --logdir data/lake/cells` shows all
+    attempts."""
 
     def __init__(self, _spec: Json, folder: Path) -> None:
         from tensorboardX import SummaryWriter

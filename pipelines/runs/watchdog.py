@@ -16,7 +16,8 @@ POLL_SECONDS = 0.05
 def run_to_end(launcher: Starter, command: CellCommand, *, on_tick: Callable[[], None]) -> Ending:
     """Start `command`, enforce its budget and its time limit, and return its ending.
 
-    No process of it keeps running, even if `on_tick` raises, which is how a cancel from outside arrives.
+    No process of it keeps running, even if `on_tick` raises, which is how a cancel from outside
+    arrives.
     """
     before, started = machine.oom_kills(), time.monotonic()
     running = launcher.start(command)

@@ -1,8 +1,10 @@
-"""The child's half of a cell: read the spec, keep within its limits, report phases and points, end with a verdict.
+"""The child's half of a cell: read the spec, keep within its limits, report phases and points, end
+with a verdict.
 
-child.json always has everything that the child knows, so a kill loses nothing; the parent turns it into result.json. If
-several processes train one cell (ranks, which torchrun numbers in the environment), the first one reports for all. Every
-other rank writes rank-<n>.json, where the parent looks for a verdict if the first left none.
+child.json always has everything that the child knows, so a kill loses nothing; the parent turns it
+into result.json. If several processes train one cell (ranks, which torchrun numbers in the
+environment), the first one reports for all. Every other rank writes rank-<n>.json, where the parent
+looks for a verdict if the first left none.
 """
 
 import json
@@ -35,8 +37,8 @@ from pipelines.runs.status import EXIT_LOST, Status
 STOPPED = "ended by SIGTERM from outside"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 Json = dict[str, Any]
-# Messages of C++, CUDA, its libraries, Triton and NCCL for exhausted memory. cuBLAS reports NOT_INITIALIZED when it has
-# no memory to start with.
+# Messages of C++, CUDA, its libraries, Triton and NCCL for exhausted memory. cuBLAS reports
+# NOT_INITIALIZED when it has no memory to start with.
 OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _]memory|bad_alloc|bad allocation|can't allocate memory|cannot allocate memory|cudaErrorMemoryAllocation"
     r"|_ALLOC(ATION)?_FAILED|_STATUS_NOT_INITIALIZED when calling `?cublas(Lt)?Create",
@@ -59,7 +61,10 @@ class LostRankError(Exception):
 
 
 class Worker:
-    """One process of a cell. `report` is the content of child.json: phase, status, detail, measured numbers."""
+    """One process of a cell.
+
+    `report` is the content of child.json: phase, status, detail, measured numbers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,7 +106,8 @@ class Worker:
         self.report["measured"] |= numbers
 
     def runs_on(self, device: str) -> None:
-        """Report the device that this process computes on, the row's `device`, since the parent may assume another one."""
+        """Report the device that this process computes on, the row's `device`, since the parent may
+        assume another one."""
         self.report["device"] = device
         self.save()
 
@@ -133,7 +139,8 @@ class Worker:
     def run(self, work: Callable[["Worker"], None]) -> int:
         """Do `work` and save the verdict; returns the exit code.
 
-        0: done. 3: a verdict other than ok. EXIT_LOST: no verdict, because another process of the cell is gone.
+        0: done. 3: a verdict other than ok. EXIT_LOST: no verdict, because another process of the
+        cell is gone.
         """
         with ExitStack() as stack:
             listens = _dagster_listens() and self.rank == 0
@@ -162,7 +169,10 @@ class Worker:
         return 0 if status == "ok" else 3
 
     def _last_word(self) -> bool:
-        """Write the report; on a full disk, release the reserved space first. Returns whether it was written."""
+        """Write the report; on a full disk, release the reserved space first.
+
+        Returns whether it was written.
+        """
         try:
             self.save()
         except WorkError:
@@ -203,13 +213,15 @@ def start(work: Callable[[Worker], None]) -> None:
     print_anything()
     worker = Worker(Path(sys.argv[1]))
     budget = worker.spec.get("memory_budget_gb")
-    # On a GPU the budget is one of its memory (trainer/devices/card.py). CUDA itself needs gigabytes of this process's memory.
+    # On a GPU the budget is one of its memory (trainer/devices/card.py). CUDA itself needs
+    # gigabytes of this process's memory.
     limit_memory(round(budget * 1e9) if budget and machine.device_slug() == "cpu" else None)
     sys.exit(worker.run(work))
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether `error` means that another process of the same cell is gone (gloo raises plain RuntimeErrors)."""
+    """Whether `error` means that another process of the same cell is gone (gloo raises plain
+    RuntimeErrors)."""
     message = str(error)
     return (
         isinstance(error, LostRankError)
@@ -221,7 +233,8 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that memory ran out, on a GPU (torch.OutOfMemoryError) or in the process."""
+    """Whether `error` means that memory ran out, on a GPU (torch.OutOfMemoryError) or in the
+    process."""
     return (
         isinstance(error, MemoryError)
         # The errors of torch and of DuckDB.
@@ -238,7 +251,8 @@ def bytes_requested(message: str) -> int | None:
 
 
 def bytes_free(message: str) -> int | None:
-    """The free bytes on the GPU at the refused allocation, if the message names them; under a budget, the rest of that."""
+    """The free bytes on the GPU at the refused allocation, if the message names them; under a
+    budget, the rest of that."""
     free, allowed = _size(r"of which {} is free", message), _size(r"{} allowed;", message)
     if free is None or allowed is None:
         return free

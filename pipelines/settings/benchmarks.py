@@ -1,7 +1,8 @@
-"""Benchmarks by name: shipped sets of questions, tasks of lm-evaluation-harness, and the user's own task files.
+"""Benchmarks by name: shipped sets of questions, tasks of lm-evaluation-harness, and the user's own
+task files.
 
-A shipped set is data/benchmarks/NAME.json. NAME.yaml beside it is the same set as a task of the harness.
-The prompt is read from the YAML, so that both ask the same.
+A shipped set is data/benchmarks/NAME.json. NAME.yaml beside it is the same set as a task of the
+harness. The prompt is read from the YAML, so that both ask the same.
 """
 
 import re
@@ -31,7 +32,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One item of a set: its full prompt, the texts that may follow it, and the index of the right one."""
+    """One item of a set: its full prompt, the texts that may follow it, and the index of the right
+    one."""
 
     item_id: str
     category: str
@@ -52,7 +54,8 @@ def most_shots(name: str) -> int:
 
 
 def questions(name: str, *, limit: int | None = None, shots: int = 0) -> list[Question]:
-    """The first `limit` questions of a shipped set, each after the first `shots` solved examples, as the harness asks them."""
+    """The first `limit` questions of a shipped set, each after the first `shots` solved examples,
+    as the harness asks them."""
     task = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
 
     def prompt_of(item: Json) -> str:
@@ -87,7 +90,10 @@ def content(name: str) -> str:
 
 
 class _NoTags(yaml.SafeLoader):
-    """Reads plain values only. The harness's `!function`, which would import Python code, is an error."""
+    """Reads plain values only.
+
+    The harness's `!function`, which would import Python code, is an error.
+    """
 
 
 def _refuse_tag(_loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> None:
@@ -109,7 +115,8 @@ def read_task(path: Path) -> Json:
     """The content of a task file, with absolute paths for the data files that lie beside it.
 
     Raises:
-        ValueError: the file is missing, is not YAML, is not a task, or would make the harness run code.
+        ValueError: the file is missing, is not YAML, is not a task, or would make the harness run
+            code.
     """
     try:
         # A subclass of the safe loader that refuses more.
@@ -142,7 +149,8 @@ def _keys(value: Any) -> set[str]:
 
 
 def _named_files(task: Json) -> Any:
-    """`dataset_kwargs.data_files`: a text, or lists and mappings of texts; None if the task has none."""
+    """`dataset_kwargs.data_files`: a text, or lists and mappings of texts; None if the task has
+    none."""
     kwargs = task.get("dataset_kwargs")
     return kwargs.get("data_files") if isinstance(kwargs, dict) else None
 
@@ -187,7 +195,8 @@ def harness_version() -> str | None:
 
 
 def require(tasks: list[str]) -> None:
-    """Check that this machine can run these tasks of the harness (no shipped sets), before anything is trained.
+    """Check that this machine can run these tasks of the harness (no shipped sets), before anything
+    is trained.
 
     Raises:
         UnavailableError: the harness is not installed, or has no task of that name.
@@ -210,7 +219,8 @@ def require(tasks: list[str]) -> None:
 def is_known(task: str) -> bool:
     """Whether the installed harness has a task, a group or a tag of that name.
 
-    Its files are searched, because importing it takes longer than everything else before a cell starts.
+    Its files are searched, because importing it takes longer than everything else before a cell
+    starts.
     """
     module = find_spec(HARNESS)
     folder = Path(module.origin).parent / "tasks" if module and module.origin else None

@@ -11,12 +11,14 @@ PersonalData = Literal["resident_number", "card", "phone", "email", "api_key"]
 
 
 class Cleaning(Strict):
-    """Thresholds of the rules that drop records, limits of the checks, and the resources of a run."""
+    """Thresholds of the rules that drop records, limits of the checks, and the resources of a
+    run."""
 
     tool_calls: ToolCalls = "reject"
     """Treatment of records that call tools: a reject, or kept in one form."""
     reasoning: Reasoning = "strip"
-    """Treatment of reasoning in front of an answer: stripped, kept in `<think>` tags, or a reject."""
+    """Treatment of reasoning in front of an answer: stripped, kept in `<think>` tags, or a
+    reject."""
     min_prompt_chars: PositiveInt = 1
     """Characters of instruction and input together, at least."""
     min_output_chars: PositiveInt = 1

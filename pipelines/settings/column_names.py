@@ -1,14 +1,19 @@
-"""Names of columns that come from settings: `metric_has_number`, `benchmark_gsm8k`. Reading the settings checks them."""
+"""Names of columns that come from settings: `metric_has_number`, `benchmark_gsm8k`.
+
+Reading the settings checks them.
+"""
 
 import re
 from collections.abc import Sequence
 
 from pipelines.settings.yaml_file import cut
 
-# Suffixes of a name: the value itself, its 95 % interval, the untouched model's value, and the difference from that.
+# Suffixes of a name: the value itself, its 95 % interval, the untouched model's value, and the
+# difference from that.
 METRIC_ENDINGS = ("", "_low", "_high", "_base")
 BENCHMARK_ENDINGS = (*METRIC_ENDINGS, "_vs_base", "_vs_base_low", "_vs_base_high")
-# Fixed columns of table comparison whose names a setting might collide with; a test compares them with the table.
+# Fixed columns of table comparison whose names a setting might collide with; a test compares them
+# with the table.
 FIXED = ("benchmark_seconds", "benchmark_accuracy", "benchmark_accuracy_low", "benchmark_accuracy_high")
 MAX_NAME_CHARS = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -28,8 +33,8 @@ def require_columns(kind: str, names: Sequence[str], endings: Sequence[str]) -> 
     """Check names that become columns.
 
     Raises:
-        ValueError: a name that cannot become a column, a column that already exists, or two names with the same column
-            (endings included).
+        ValueError: a name that cannot become a column, a column that already exists, or two names
+            with the same column (endings included).
     """
     owners: dict[str, str] = {}
     for name in names:

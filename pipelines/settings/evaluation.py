@@ -15,7 +15,8 @@ class Benchmark(NamesFiles):
     """Questions with a right answer that compare a model with its base. A plain name is a task."""
 
     task: Annotated[str, Field(min_length=1)]
-    """A shipped set (basics_en, basics_ko), a task of lm-evaluation-harness, or the path of a task file."""
+    """A shipped set (basics_en, basics_ko), a task of lm-evaluation-harness, or the path of a task
+    file."""
     limit: PositiveInt | None = None
     """Number of questions to ask, from the first. Unset: all."""
     shots: Count | None = None
@@ -52,7 +53,10 @@ class Benchmark(NamesFiles):
 
 
 class EvaluationSettings(Strict):
-    """The measurements of a model. Metrics score stored answers, so a change of metrics does not run a model again."""
+    """The measurements of a model.
+
+    Metrics score stored answers, so a change of metrics does not run a model again.
+    """
 
     answers: Count = 32
     """Held-out records that each cell answers, for metrics and the judge."""
@@ -80,12 +84,14 @@ class EvaluationSettings(Strict):
 
     @property
     def of_the_model(self) -> dict[str, Any]:
-        """The settings that a measurement with the model depends on, for fingerprints and for the evaluating process."""
+        """The settings that a measurement with the model depends on, for fingerprints and for the
+        evaluating process."""
         return self.model_dump(exclude={"metrics"})
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The names of the metrics; each has columns of its own (pipelines/compare/columns/configured.py)."""
+        """The names of the metrics; each has columns of its own
+        (pipelines/compare/columns/configured.py)."""
         return tuple(metric.column for metric in self.metrics)
 
     @property

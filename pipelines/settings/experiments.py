@@ -1,6 +1,7 @@
 """experiments.yaml as frozen settings: the whole file, and the function that reads and checks it.
 
-Every error names the file, the line, the key, the value and what was expected. The sections are the modules beside this one.
+Every error names the file, the line, the key, the value and what was expected. The sections are the
+modules beside this one.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ class Experiments(Strict):
     methods: Annotated[dict[Slug, Method], Field(min_length=1)]
     """Every method by its name."""
     training: TrainingOverrides = TrainingOverrides()
-    """Training settings of every cell; profile, method and model go over them, in that order, and pairs over all."""
+    """Training settings of every cell; profile, method and model go over them, in that order, and
+    pairs over all."""
     profiles: Annotated[dict[Slug, Profile], Field(min_length=1)]
     """Every profile by its name: which cells run, on how much of the data, and where."""
     sources: Sources
@@ -109,7 +111,8 @@ class Experiments(Strict):
 
     @property
     def local_provider(self) -> str | None:
-        """The name of the provider of kind local, a server that Featherweight starts on this machine, if one is configured."""
+        """The name of the provider of kind local, a server that Featherweight starts on this
+        machine, if one is configured."""
         return next((name for name, provider in self.providers.items() if provider.kind == "local"), None)
 
     def profile(self, name: str) -> Profile:
@@ -152,7 +155,10 @@ class Experiments(Strict):
         return TrainingSettings(**decided)
 
     def _overrides_in(self, profile: str, model: str, method: str) -> TrainingOverrides:
-        """The profile's overrides of the pair. A model made from another falls back to that one's overrides."""
+        """The profile's overrides of the pair.
+
+        A model made from another falls back to that one's overrides.
+        """
         overrides, ancestor = self.profile(profile).overrides, self.models.get(model)
         while ancestor and model not in overrides and (model := ancestor.source.parent or ""):
             ancestor = self.models.get(model)
@@ -177,7 +183,8 @@ class Experiments(Strict):
             yield ("embeddings", "provider"), self.embeddings.provider
 
     def _pair_references(self) -> Iterator[tuple[Place, str, list[str]]]:
-        """Every place in the overrides that names a model or a method, with that name and the allowed ones."""
+        """Every place in the overrides that names a model or a method, with that name and the
+        allowed ones."""
         for name, model in self.models.items():
             for method in model.overrides:
                 yield ("models", name, "overrides", method), method, list(self.methods)
@@ -188,7 +195,8 @@ class Experiments(Strict):
                     yield ("profiles", name, "overrides", of, method), method, list(self.methods)
 
     def _references(self) -> Iterator[tuple[Place, str, list[str]]]:
-        """Every place that refers to another part of the file, with the name there and the allowed ones."""
+        """Every place that refers to another part of the file, with the name there and the allowed
+        ones."""
         for name, profile in self.profiles.items():
             for i, model in enumerate(profile.models):
                 yield ("profiles", name, "models", i), model, list(self.models)
@@ -217,7 +225,8 @@ def load(path: Path | None = None) -> Experiments:
     """Read and check experiments.yaml.
 
     Raises:
-        UsageError: the file is missing or not YAML, a key is duplicate or unknown, a value is wrong, or a name does not exist.
+        UsageError: the file is missing or not YAML, a key is duplicate or unknown, a value is
+            wrong, or a name does not exist.
     """
     path = path or experiments_file()
     data, lines = parse(path)

@@ -1,4 +1,5 @@
-"""JSON schemas of the user: an unusable schema is refused, and nothing is fetched over a network."""
+"""JSON schemas of the user: an unusable schema is refused, and nothing is fetched over a
+network."""
 
 from typing import Any
 
@@ -9,7 +10,8 @@ def require_schema(schema: Any) -> None:
     """Refuse a schema that cannot check any answer.
 
     Raises:
-        ValueError: not a JSON schema, an unknown draft, a reference that leads nowhere, or one that leads back to itself.
+        ValueError: not a JSON schema, an unknown draft, a reference that leads nowhere, or one that
+            leads back to itself.
     """
     import jsonschema
     from jsonschema.validators import validator_for
@@ -51,7 +53,8 @@ def _example(schema: Any) -> Any:
 
 
 def _require_references(schema: Any, checker: Any) -> None:
-    """Raises Unresolvable at the first reference, in the schema or one nested in it, that leads nowhere."""
+    """Raises Unresolvable at the first reference, in the schema or one nested in it, that leads
+    nowhere."""
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import specification_with
 
@@ -78,7 +81,10 @@ def validator(schema: Any) -> Any:
 
 
 def _known() -> Any:
-    """The drafts of JSON Schema, which a reference may lead to. Without them jsonschema would fetch."""
+    """The drafts of JSON Schema, which a reference may lead to.
+
+    Without them jsonschema would fetch.
+    """
     from jsonschema_specifications import REGISTRY
 
     return REGISTRY

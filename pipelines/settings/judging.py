@@ -1,4 +1,5 @@
-"""Judging: the providers that score answers, and the teachers whose answers are rows of their own."""
+"""Judging: the providers that score answers, and the teachers whose answers are rows of their
+own."""
 
 from typing import Any, Literal
 
@@ -16,7 +17,10 @@ def is_teacher(method: str | None) -> bool:
 
 
 class Teacher(Strict):
-    """A provider that answers the held-out prompts. A plain name is a provider without retrieval."""
+    """A provider that answers the held-out prompts.
+
+    A plain name is a provider without retrieval.
+    """
 
     provider: str
     """Provider that answers the held-out prompts, as a row of its own."""
@@ -40,15 +44,18 @@ class Teacher(Strict):
 
 
 class Judging(Strict):
-    """Providers that judge the answers to held-out records, within their budgets. A change here does not run a model
-    again."""
+    """Providers that judge the answers to held-out records, within their budgets.
+
+    A change here does not run a model again.
+    """
 
     judge: str | None = None
     """Provider that scores every answer: correct or not, helpful from 1 to 5. Unset: no judge."""
     teachers: list[Teacher] = []
     """Providers that answer the same prompts as the models."""
     pairs: Literal["base"] | None = None
-    """`base`: the judge also compares every answer with the untouched model's, in both orders. Unset: no pairs."""
+    """`base`: the judge also compares every answer with the untouched model's, in both orders.
+    Unset: no pairs."""
     repeat: Count = 4
     """Answers of each cell that are judged twice, for the judge's agreement with itself."""
     max_tokens: PositiveInt = 500

@@ -19,12 +19,16 @@ def _is_job_server(address: str) -> str:
 
 
 class Ray(Strict):
-    """A Ray cluster, and the resources that one cell requests. The cluster schedules the cells under way."""
+    """A Ray cluster, and the resources that one cell requests.
+
+    The cluster schedules the cells under way.
+    """
 
     address: Annotated[str, AfterValidator(_is_job_server)] = "http://127.0.0.1:8265"
     """Address of the cluster's job server."""
     storage: Annotated[str, Field(pattern=r"^[a-z0-9]+://[^@]+$")] | None = None
-    """fsspec URL for examples, weights and results that all nodes reach. Unset: the data root is a shared folder."""
+    """fsspec URL for examples, weights and results that all nodes reach. Unset: the data root is a
+    shared folder."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs that one cell requests. Unset: one for each device, where the cluster has any."""
     cpus: PositiveFloat = 1
@@ -37,7 +41,8 @@ class Ray(Strict):
     """Cells that this machine keeps under way at once."""
 
 
-# Options of sbatch that the launcher sets itself, and those that would not make one job of the command.
+# Options of sbatch that the launcher sets itself, and those that would not make one job of the
+# command.
 LAUNCHER_OPTIONS = (
     "--array", "--chdir", "--cpus-per-task", "--error", "--export", "--export-file", "--gres", "--job-name", "--mem", "--nodes",
     "--ntasks", "--open-mode", "--output", "--parsable", "--requeue", "--test-only", "--wait", "--wrap",
@@ -60,8 +65,10 @@ def _is_sbatch_option(option: str) -> str:
 
 
 class Slurm(Strict):
-    """A Slurm cluster that this machine may submit to, and the resources that one cell requests. The data root is a folder
-    that every node sees under the same path."""
+    """A Slurm cluster that this machine may submit to, and the resources that one cell requests.
+
+    The data root is a folder that every node sees under the same path.
+    """
 
     partition: Annotated[str, Field(min_length=1)] | None = None
     """Partition that jobs go to. Unset: Slurm's default."""
@@ -74,7 +81,8 @@ class Slurm(Strict):
     gpus: Count | None = None
     """GPUs that one cell requests. Unset: one for each device, where the partition has any."""
     memory_gb: PositiveFloat | None = None
-    """Memory that one cell requests. Unset: the predicted memory, without a GPU; else the partition's default."""
+    """Memory that one cell requests. Unset: the predicted memory, without a GPU; else the
+    partition's default."""
     options: list[Annotated[str, AfterValidator(_is_sbatch_option)]] = []
     """Further long options of sbatch, such as --constraint=a100."""
     python: Annotated[str, Field(min_length=1)] | None = None

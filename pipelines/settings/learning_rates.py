@@ -8,9 +8,9 @@ from pipelines.settings.methods import DEFAULT_RATES, Traits
 # Ratio of neighboring rates: two steps are a factor of ten.
 STEP = 10**0.5
 WIDE_STEP = 10.0
-# Two rates below the default and four above. The defaults come from long runs; the few steps of a small
-# data set need higher rates. In SmolLM2's 8 steps of profile `local` the best rates were 1e-4 for full
-# and 1e-3 for LoRA, five times the defaults.
+# Two rates below the default and four above. The defaults come from long runs; the few steps of a
+# small data set need higher rates. In SmolLM2's 8 steps of profile `local` the best rates were 1e-4
+# for full and 1e-3 for LoRA, five times the defaults.
 PLACES = range(-2, 5)
 WIDE_PLACES = range(-2, 3)
 # Rates of PEFT's own comparison that differ from its default (huggingface/peft,
@@ -31,15 +31,17 @@ UNKNOWN = 2e-3
 
 
 def default_of(traits: Traits, fallback: float | None = None) -> float:
-    """The rate for a cell without a search: that of PEFT's comparison, else `fallback`, else the kind's default."""
+    """The rate for a cell without a search: that of PEFT's comparison, else `fallback`, else the
+    kind's default."""
     return KNOWN_RATES.get(traits.peft_type or "", fallback or DEFAULT_RATES[traits.rate])
 
 
 def grid_of(traits: Traits) -> list[float]:
     """The rates that `auto` stands for, smallest first.
 
-    Seven rates, each 10^(1/2) times the one before, from a tenth of the kind's known rate to a hundred times it.
-    An adapter without a known rate gets five, each ten times the one before, from 2e-5 to 0.2.
+    Seven rates, each 10^(1/2) times the one before, from a tenth of the kind's known rate to a
+    hundred times it. An adapter without a known rate gets five, each ten times the one before, from
+    2e-5 to 0.2.
     """
     if traits.has_adapter and traits.peft_type not in (*LIKE_LORA, *KNOWN_RATES):
         return [_rounded(UNKNOWN * WIDE_STEP**place) for place in WIDE_PLACES]

@@ -23,7 +23,8 @@ class Method(TrainingOverrides):
     """What is trained of a model, and how."""
 
     kind: Kind
-    """What is trained: nothing, every weight, a LoRA adapter by the settings below, or any other adapter of PEFT."""
+    """What is trained: nothing, every weight, a LoRA adapter by the settings below, or any other
+    adapter of PEFT."""
     shots: PositiveInt | None = None
     """Train examples in every prompt, always the same ones (kind none only). Unset: none."""
     retrieval: Retrieval | None = None
@@ -33,21 +34,25 @@ class Method(TrainingOverrides):
     rank: PositiveInt | None = None
     """Rank of the adapter (kind lora only, which needs it)."""
     alpha: PositiveFloat | None = None
-    """Scaling of the adapter, which is multiplied by alpha / rank (kind lora only). Unset: twice the rank."""
+    """Scaling of the adapter, which is multiplied by alpha / rank (kind lora only). Unset: twice
+    the rank."""
     dropout: Annotated[float, Field(ge=0, le=0.95)] | None = None
     """Share of an adapter's inputs that is dropped in training (kind lora only). Unset: 0, none."""
     rslora: bool = False
-    """Whether the adapter is multiplied by alpha / √rank instead of alpha / rank (kind lora only)."""
+    """Whether the adapter is multiplied by alpha / √rank instead of alpha / rank (kind lora
+    only)."""
     dora: bool = False
     """Whether magnitude and direction of each weight are learned separately (kind lora only)."""
     peft: dict[str, JsonValue] | None = None
-    """Settings of PEFT's own configuration class, `peft_type` first (kind adapter only, which needs it)."""
+    """Settings of PEFT's own configuration class, `peft_type` first (kind adapter only, which needs
+    it)."""
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     """Format of the frozen base in memory (kinds lora and adapter). Unset: unquantized."""
     double_quantization: bool | None = None
     """Whether the scales of a 4-bit base are quantized too. Unset: true for nf4 and fp4."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lorafa"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """As under `training`, and `lorafa`, which trains only LoRA's B. Unset: that of the level below."""
+    """As under `training`, and `lorafa`, which trains only LoRA's B. Unset: that of the level
+    below."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Learning rate of LoRA's B over that of its A (LoRA+). Unset: one rate for both."""
 
@@ -102,7 +107,8 @@ class Method(TrainingOverrides):
 
     @property
     def is_base(self) -> bool:
-        """Whether it is the untouched model with a prompt of nothing but the question: the reference of all other methods."""
+        """Whether it is the untouched model with a prompt of nothing but the question: the
+        reference of all other methods."""
         return not self.traits.trains and not self.shots and not self.retrieval
 
     @property

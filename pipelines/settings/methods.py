@@ -1,7 +1,8 @@
 """The traits of a method: everything that the rest of the code must know about how methods differ.
 
-Kind `none` trains nothing and `full` trains every weight. Kind `adapter` trains any adapter of PEFT on a frozen
-model, by the settings of PEFT's own configuration class. Kind `lora` is a short form of such settings.
+Kind `none` trains nothing and `full` trains every weight. Kind `adapter` trains any adapter of PEFT
+on a frozen model, by the settings of PEFT's own configuration class. Kind `lora` is a short form of
+such settings.
 """
 
 import math
@@ -21,7 +22,8 @@ FOUR_BITS = ("nf4", "fp4")
 SHORT_FORM = ("rank", "alpha", "dropout", "rslora", "dora")
 # The optimizer of LoRA-FA.
 LORA_FA = "lorafa"
-# Types of PEFT that learn virtual tokens: as embeddings before a text, or as keys and values in attention's cache.
+# Types of PEFT that learn virtual tokens: as embeddings before a text, or as keys and values in
+# attention's cache.
 AS_EMBEDDINGS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 AS_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 MOVES_RANKS = "ADALORA"
@@ -41,7 +43,8 @@ TRAINER_KEYS = (
 
 @dataclass(frozen=True)
 class Traits:
-    """`peft`: the arguments of PEFT's configuration class, with `peft_type`, without the modules that get the adapter."""
+    """`peft`: the arguments of PEFT's configuration class, with `peft_type`, without the modules
+    that get the adapter."""
 
     kind: Kind
     peft: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +76,10 @@ class Traits:
 
     @property
     def can_have_shots(self) -> bool:
-        """Whether the prompt may hold examples. Only a model that does not train on them may have them."""
+        """Whether the prompt may hold examples.
+
+        Only a model that does not train on them may have them.
+        """
         return not self.trains
 
     @property
@@ -92,7 +98,10 @@ class Traits:
 
     @property
     def alpha(self) -> float | None:
-        """The adapter's scaling factor, if the settings name one. PEFT's types have two names for it."""
+        """The adapter's scaling factor, if the settings name one.
+
+        PEFT's types have two names for it.
+        """
         alpha = self.peft.get("lora_alpha", self.peft.get("alpha"))
         return float(alpha) if type(alpha) in (int, float) and math.isfinite(alpha) else None
 
@@ -114,7 +123,8 @@ class Traits:
 
     @property
     def starts_from_rounding(self) -> bool:
-        """Whether the initial weights compensate the rounding errors of the quantized base (LoftQ)."""
+        """Whether the initial weights compensate the rounding errors of the quantized base
+        (LoftQ)."""
         return self.peft_type == "LORA" and self.peft.get("init_lora_weights") == "loftq"
 
     @property
@@ -143,7 +153,8 @@ class Traits:
 
     @property
     def an_adapter(self) -> str:
-        """A phrase for a sentence of a model card: `A LoRA adapter`, `An adapter by PEFT's VERA`."""
+        """A phrase for a sentence of a model card: `A LoRA adapter`, `An adapter by PEFT's
+        VERA`."""
         if self.peft_type != "LORA":
             return f"An adapter by PEFT's {self.peft_type}"
         return f"A {'DoRA' if self.peft.get('use_dora') else 'LoRA'} adapter"
@@ -192,6 +203,7 @@ def own_form(peft: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def optimizer_of(recipe: Mapping[str, Any]) -> str | None:
-    """The optimizer of a cell's recipe as the tables name it: `adamw`, `adamw, LoRA+ 16`; None if nothing trains."""
+    """The optimizer of a cell's recipe as the tables name it: `adamw`, `adamw, LoRA+ 16`; None if
+    nothing trains."""
     ratio = recipe.get("loraplus_lr_ratio")
     return f"{recipe.get('optimizer')}, LoRA+ {ratio:g}" if ratio else recipe.get("optimizer")

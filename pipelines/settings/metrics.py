@@ -1,4 +1,5 @@
-"""Metrics of the user's task in experiments.yaml. Reading the file checks them completely, before any answer is scored.
+"""Metrics of the user's task in experiments.yaml. Reading the file checks them completely, before
+any answer is scored.
 
 pipelines/evaluate/metrics.py defines each metric. A metric needs only the answers, not the model.
 """
@@ -28,7 +29,8 @@ MAX_SCHEMA_BYTES = 1_000_000
 
 
 class Metric(NamesFiles):
-    """One metric of a user's own task: a single word such as exact_match, or exactly one of json_schema and regex."""
+    """One metric of a user's own task: a single word such as exact_match, or exactly one of
+    json_schema and regex."""
 
     # Derived from the other fields; not a key of the file.
     kind: Kind = Field(default="regex", exclude=True)
@@ -77,10 +79,12 @@ class Metric(NamesFiles):
 
     @cached_property
     def schema_text(self) -> str:
-        """The content of the file of `json_schema`, read and checked once, together with the settings.
+        """The content of the file of `json_schema`, read and checked once, together with the
+        settings.
 
         Raises:
-            ValueError: the file is missing, is not JSON, is not a JSON schema, or has a reference that leads nowhere.
+            ValueError: the file is missing, is not JSON, is not a JSON schema, or has a reference
+                that leads nowhere.
         """
         path = self.placed(self.json_schema or "")
         text = _read(path)

@@ -1,4 +1,5 @@
-"""The wording of errors: a pydantic error becomes a message with the file, the line, the key and the value."""
+"""The wording of errors: a pydantic error becomes a message with the file, the line, the key and
+the value."""
 
 import re
 from pathlib import Path

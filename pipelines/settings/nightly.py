@@ -21,7 +21,8 @@ DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _is_cron(text: str) -> str:
-    """Check the five fields of crontab(5), with numbers, names, lists, ranges and steps, and that the day exists."""
+    """Check the five fields of crontab(5), with numbers, names, lists, ranges and steps, and that
+    the day exists."""
     parts = text.lower().split()
     if len(parts) != len(CRON):
         raise ValueError(f"got {text!r}; expected minute, hour, day, month and weekday, such as 0 2 * * *")
@@ -72,12 +73,14 @@ class Nightly(Strict):
     profile: str = "auto"
     """Profile whose cells the night runs; `auto`: this machine's."""
     budget_usd: Annotated[float, Field(ge=0)] | None = None
-    """Dollars of one night for API calls, and for training at the profile's `price_per_hour`. Unset: no limit."""
+    """Dollars of one night for API calls, and for training at the profile's `price_per_hour`.
+    Unset: no limit."""
     max_hours: PositiveFloat | None = None
     """Hours after which no further cell starts. Unset: no limit."""
     rerun_for: list[Fingerprint] = ["data", "recipe", "machine", "evaluation"]
     """Changes that make a good row due again, for `make run`, `plan` and the night."""
     retime_after_days: Annotated[float, Field(gt=0, le=3650)] | None = 7
-    """Age of the last attempt after which a row with a disturbed speed is measured again; null: never."""
+    """Age of the last attempt after which a row with a disturbed speed is measured again; null:
+    never."""
     alarm_after_hours: Annotated[float, Field(gt=0, le=87600)] = 36
     """Age of a publication from which the comparison counts as outdated."""

@@ -1,7 +1,8 @@
-"""The settings as a page of the documentation: docs/settings.md, generated from the models of experiments.yaml.
+"""The settings as a page of the documentation: docs/settings.md, generated from the models of
+experiments.yaml.
 
-`python -m pipelines.settings.page` writes it. A field's sentence is the text under it in the model. The part after
-`Unset:` is what applies without the setting.
+`python -m pipelines.settings.page` writes it. A field's sentence is the text under it in the model.
+The part after `Unset:` is what applies without the setting.
 """
 
 import ast
@@ -84,7 +85,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """One model, with its first place in the file: `profiles.NAME.evaluation`, `sources.files[]`."""
+    """One model, with its first place in the file: `profiles.NAME.evaluation`,
+    `sources.files[]`."""
 
     place: str
     model: type[BaseModel]
@@ -119,7 +121,10 @@ def anchor(section: Section) -> str:
 
 
 def sections() -> list[Section]:
-    """Every model that a file may hold, the file itself first. A model in several places counts at the shallowest."""
+    """Every model that a file may hold, the file itself first.
+
+    A model in several places counts at the shallowest.
+    """
     result = [Section("", Experiments)]
     # The list grows during the loop.
     for section in result:

@@ -35,7 +35,8 @@ class Profile(Strict):
     seeds: Annotated[list[int], Field(min_length=1)] = [1]
     """Seeds that each cell is trained with, one attempt for each."""
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """Price of one hour of training, the base of `train_usd` and of budgets. Unset: no dollars are shown."""
+    """Price of one hour of training, the base of `train_usd` and of budgets. Unset: no dollars are
+    shown."""
     training: TrainingOverrides = TrainingOverrides()
     """Training settings of all cells of the profile."""
     overrides: dict[str, dict[str, TrainingOverrides]] = {}
@@ -47,7 +48,8 @@ class Profile(Strict):
     devices: PositiveInt = 1
     """Devices that one cell is trained on."""
     sharding: Sharding = "none"
-    """How several devices share the work: examples alone (ddp), or weights and optimizer states too."""
+    """How several devices share the work: examples alone (ddp), or weights and optimizer states
+    too."""
     deepspeed: dict[str, JsonValue] = {}
     """DeepSpeed's own configuration, over the values of `zero2` and `zero3`."""
     ray: Ray | None = None

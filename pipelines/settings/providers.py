@@ -12,13 +12,15 @@ Kind = Literal["local", "anthropic", "openai", "openai-compatible"]
 KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 HAVE_BATCHES = ("anthropic", "openai")
 EMBED = ("openai", "openai-compatible")
-# Parameters that change neither the number of answers nor the price of a token. A priced API accepts no others:
-# they would break the budget's worst case (`service_tier`, `n`, tools with prices of their own, ...).
+# Parameters that change neither the number of answers nor the price of a token. A priced API
+# accepts no others: they would break the budget's worst case (`service_tier`, `n`, tools with
+# prices of their own, ...).
 PLAIN_PARAMETERS = (
     "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop",
     "stop_sequences", "reasoning_effort", "verbosity", "thinking", "output_config", "metadata", "user",
 )  # fmt: skip
-# Parameters that the generator sets itself. One request gets one answer; generation.replicates asks for more.
+# Parameters that the generator sets itself. One request gets one answer; generation.replicates asks
+# for more.
 GENERATOR_PARAMETERS = (
     "model",
     "messages",
@@ -58,7 +60,8 @@ class Provider(Strict):
     base_url: str | None = None
     """URL of the API, which openai-compatible needs. Unset: the provider's own."""
     api_key_env: str | None = None
-    """Environment variable that holds the key. Unset: ANTHROPIC_API_KEY or OPENAI_API_KEY; openai-compatible: no key."""
+    """Environment variable that holds the key. Unset: ANTHROPIC_API_KEY or OPENAI_API_KEY;
+    openai-compatible: no key."""
     concurrency: PositiveInt = 8
     """Requests under way at once, at most."""
     timeout_seconds: PositiveFloat = 120
@@ -159,7 +162,8 @@ class Generation(NamesFiles):
     replicates: PositiveInt = 1
     """Answers to each prompt; `requests` × `replicates` requests are sent."""
     budget_usd: NonNegativeFloat | None = None
-    """Dollars of all providers together, over all entries of the journal. Unset: no common budget."""
+    """Dollars of all providers together, over all entries of the journal. Unset: no common
+    budget."""
     judge: Judge | None = None
     """Judge that compares the providers' records in pairs. Unset: no judge."""
 

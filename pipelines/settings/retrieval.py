@@ -1,4 +1,5 @@
-"""`retrieval` of a method or a teacher in experiments.yaml, and the embedding model behind `by: dense`."""
+"""`retrieval` of a method or a teacher in experiments.yaml, and the embedding model behind `by:
+dense`."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,10 @@ PASSAGE_CHARS = 800
 
 
 class Retrieval(NamesFiles):
-    """Retrieval for each prompt: exactly one of from and documents. `from: {documents: [...]}` is the same as `documents:
-    [...]`."""
+    """Retrieval for each prompt: exactly one of from and documents.
+
+    `from: {documents: [...]}` is the same as `documents: [...]`.
+    """
 
     # A dump must be readable as a file again.
     model_config = ConfigDict(serialize_by_alias=True)
@@ -24,7 +27,8 @@ class Retrieval(NamesFiles):
     documents: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     """Paths or globs of .txt, .md and .jsonl files whose passages become context in the prompt."""
     by: By = "bm25"
-    """Ranking of the texts: by words (BM25), by embeddings, by both fused, or by rewrites of the prompt."""
+    """Ranking of the texts: by words (BM25), by embeddings, by both fused, or by rewrites of the
+    prompt."""
     k: Count = 4
     """Records or passages in each prompt."""
     ranked_by: Ranker | None = None
@@ -72,14 +76,19 @@ class Retrieval(NamesFiles):
 
     @property
     def named(self) -> str:
-        """The part of a row's name: `bm25`, `dense`, `multi-query-dense`, with `-documents` if it searches documents."""
+        """The part of a row's name: `bm25`, `dense`, `multi-query-dense`, with `-documents` if it
+        searches documents."""
         ranked = f"-{self.ranked_by}" if self.ranked_by else ""
         return f"{self.by}{ranked}{'-documents' if self.documents else ''}"
 
 
 class Embeddings(NamesFiles):
-    """The embedding model of `by: dense`: exactly one of path, wheel and provider. A local model's embedding of a text is the
-    mean of its tokens' last hidden states, the mean pooling of sentence-transformers."""
+    """The embedding model of `by: dense`: exactly one of path, wheel and provider.
+
+    A local model's embedding of a text is the
+    mean of its tokens' last hidden states, the mean pooling of
+    sentence-transformers.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 

@@ -34,8 +34,8 @@ class FileSource(NamesFiles):
     evaluate: bool = True
     """False: its records only ever train."""
     columns: NamedColumns = None
-    """Names of its fields, such as {instruction: 질문, output: 답변}; no other field is then read. Unset: known names are
-    found."""
+    """Names of its fields, such as {instruction: 질문, output: 답변}; no other field is then read.
+    Unset: known names are found."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +57,10 @@ class HubSource(NamesFiles):
 
 
 class Sources(Strict):
-    """Sources of the training data. A user's own data (files, hub) replaces the other sources unless `mix` joins them."""
+    """Sources of the training data.
+
+    A user's own data (files, hub) replaces the other sources unless `mix` joins them.
+    """
 
     corpus: bool = False
     """Whether cells train on data/corpus.json."""

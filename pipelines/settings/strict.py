@@ -1,4 +1,5 @@
-"""The base of every section of the configuration files: frozen and strict, with errors that list the allowed keys."""
+"""The base of every section of the configuration files: frozen and strict, with errors that list
+the allowed keys."""
 
 import os
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ class Strict(BaseModel):
 class NamesFiles(Strict):
     """A section that names files or folders.
 
-    A relative path is relative to the folder of the settings file, wherever a command is started. `~` is the home
-    folder. The field keeps the path as written, because fingerprints contain it.
+    A relative path is relative to the folder of the settings file, wherever a command is started.
+    `~` is the home folder. The field keeps the path as written, because fingerprints contain it.
     """
 
     _folder: Path = PrivateAttr(default=Path())

@@ -1,4 +1,5 @@
-"""Training settings: what each level of the file may say of them, and the decided settings of one cell."""
+"""Training settings: what each level of the file may say of them, and the decided settings of one
+cell."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,12 +17,17 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class LearningRates(Strict):
-    """One rate for full fine-tuning and one for adapters. A missing one comes from the level below."""
+    """One rate for full fine-tuning and one for adapters.
+
+    A missing one comes from the level below.
+    """
 
     full: Rate | None = None
-    """Peak learning rate of full fine-tuning: one, a list to search, or `auto`. Unset: that of the level below."""
+    """Peak learning rate of full fine-tuning: one, a list to search, or `auto`. Unset: that of the
+    level below."""
     lora: Rate | None = None
-    """Peak learning rate of LoRA and every other adapter: one, a list to search, or `auto`. Unset: that of the level below."""
+    """Peak learning rate of LoRA and every other adapter: one, a list to search, or `auto`. Unset:
+    that of the level below."""
 
     @model_validator(mode="after")
     def _require_rate(self) -> "LearningRates":
@@ -38,7 +44,10 @@ METHOD_KEYS = (
 
 
 class TrainingOverrides(Strict):
-    """Settings of training. A setting that one level of the file leaves out comes from the level below."""
+    """Settings of training.
+
+    A setting that one level of the file leaves out comes from the level below.
+    """
 
     belongs_elsewhere: ClassVar[Mapping[str, str]] = {
         name: f"it is a method's: write it under methods:, such as methods: {{lora-r8: {{{name}: …}}}}"
@@ -46,9 +55,11 @@ class TrainingOverrides(Strict):
     }
 
     learning_rate: LearningRates | Rate | None = None
-    """Peak learning rate: one, a list to search for the best, `auto`, or one for each of full and lora."""
+    """Peak learning rate: one, a list to search for the best, `auto`, or one for each of full and
+    lora."""
     learning_rate_source: Literal["tune"] | None = None
-    """Notes that `featherweight tune` wrote the rate; training ignores it. Unset: the level that named the rate."""
+    """Notes that `featherweight tune` wrote the rate; training ignores it. Unset: the level that
+    named the rate."""
     search_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Steps of each trial of a list of learning rates, as a share of the cell's own."""
     search_cap: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -70,19 +81,25 @@ class TrainingOverrides(Strict):
     gradient_clip: PositiveFloat | None = None
     """Norm that gradients are clipped to."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] | None = None
-    """Optimizer; the 8-bit ones need a quarter of the memory for its states, the paged one may move them off the GPU."""
+    """Optimizer; the 8-bit ones need a quarter of the memory for its states, the paged one may move
+    them off the GPU."""
     gradient_checkpointing: bool | None = None
     """Whether the backward pass recomputes activations: less memory, more time."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] | None = None
-    """Number format of training; `auto` is bf16 or fp16 on a GPU, by its generation, and fp32 on a CPU."""
+    """Number format of training; `auto` is bf16 or fp16 on a GPU, by its generation, and fp32 on a
+    CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] | None = None
-    """Attention kernel; `auto` is flash attention where it is installed and the GPU supports it, else sdpa, else eager."""
+    """Attention kernel; `auto` is flash attention where it is installed and the GPU supports it,
+    else sdpa, else eager."""
     targets: Literal["all-linear", "attention"] | Annotated[list[str], Field(min_length=1)] | None = None
-    """Modules that get an adapter: all linear layers (the model's `lora_targets`), those of attention, or a list of names."""
+    """Modules that get an adapter: all linear layers (the model's `lora_targets`), those of
+    attention, or a list of names."""
     early_stop_patience: PositiveInt | None = None
-    """Evaluations without a better validation loss after which training stops. Unset: it never stops early."""
+    """Evaluations without a better validation loss after which training stops. Unset: it never
+    stops early."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the train records that is held back for early stopping or for the choice of a learning rate."""
+    """Share of the train records that is held back for early stopping or for the choice of a
+    learning rate."""
     eval_every_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations of the curve."""
     checkpoint_every_steps: PositiveInt | None = None
@@ -92,18 +109,22 @@ class TrainingOverrides(Strict):
     time_limit_minutes: PositiveFloat | None = None
     """Time of one attempt, after which it is stopped as `timed_out`, with a checkpoint."""
     memory_budget_gb: PositiveFloat | None = None
-    """Memory of one device that a cell may use, as on a smaller machine or card. Unset: all there is."""
+    """Memory of one device that a cell may use, as on a smaller machine or card. Unset: all there
+    is."""
     target_loss: PositiveFloat | None = None
-    """Loss on held-out records that `seconds_to_target` measures. Unset: the worst final loss of the model's comparable rows."""
+    """Loss on held-out records that `seconds_to_target` measures. Unset: the worst final loss of
+    the model's comparable rows."""
     turns: Literal["all", "last"] | None = None
-    """Answers that are learned of a conversation whose template rewrites earlier turns: all, or the last."""
+    """Answers that are learned of a conversation whose template rewrites earlier turns: all, or the
+    last."""
     report_to: list[Tracker] | None = None
     """Trackers that receive each step, beside the lake."""
 
     @field_validator("learning_rate", mode="before")
     @classmethod
     def _check_form(cls, rate: Any) -> Any:
-        """Runs before pydantic tries each form of the union, so that there is one message and not one for each form."""
+        """Runs before pydantic tries each form of the union, so that there is one message and not
+        one for each form."""
         if isinstance(rate, list) and len(rate) < 2:
             raise ValueError(f"got {rate}; expected one rate, two or more to try, auto, or {{full: …, lora: …}}")
         if isinstance(rate, str) and rate != "auto" and not _is_number(rate):
@@ -127,9 +148,9 @@ class TrainingOverrides(Strict):
 class TrainingSettings(Strict):
     """The decided training settings of one cell.
 
-    `learning_rate_source` is the level of the file that named the rate, `search` for a list or auto, or `tune`.
-    `learning_rate_default` is set only for auto: the rate when there are too few steps for a search.
-    Checkpoints come by steps if `checkpoint_every_steps` is set, else by time.
+    `learning_rate_source` is the level of the file that named the rate, `search` for a list or
+    auto, or `tune`. `learning_rate_default` is set only for auto: the rate when there are too few
+    steps for a search. Checkpoints come by steps if `checkpoint_every_steps` is set, else by time.
     """
 
     learning_rate: Rates

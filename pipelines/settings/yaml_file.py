@@ -1,8 +1,9 @@
-"""The one reader of every YAML file. It refuses whatever could fill the memory or hide a mistake, before anything walks the tree.
+"""The one reader of every YAML file. It refuses whatever could fill the memory or hide a mistake,
+before anything walks the tree.
 
-It refuses, and names the line of: files above 1 MB, too many or too deeply nested values, aliases that repeat too
-much or contain themselves, duplicate keys, and numbers that fit no column. Messages about a file name the place with
-`where` and the value with `cut`.
+It refuses, and names the line of: files above 1 MB, too many or too deeply nested values, aliases
+that repeat too much or contain themselves, duplicate keys, and numbers that fit no column. Messages
+about a file name the place with `where` and the value with `cut`.
 """
 
 import re
@@ -100,12 +101,16 @@ def _decoded(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits. Every failure to convert a value is an error that names its line."""
+    """PyYAML's safe loader with limits.
+
+    Every failure to convert a value is an error that names its line.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._values = self._repeated = 0
-        # For every complete node: its values and characters, and its levels, both with its aliases expanded.
+        # For every complete node: its values and characters, and its levels, both with its aliases
+        # expanded.
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -148,7 +153,10 @@ class _Loader(yaml.SafeLoader):
             raise RefusedError(f"nested more than {MAX_DEPTH} deep; expected far less", event.start_mark)
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
-        """YAML itself would silently keep the last one. A key may override one from `<<`: that is the purpose of `<<`."""
+        """YAML itself would silently keep the last one.
+
+        A key may override one from `<<`: that is the purpose of `<<`.
+        """
         first_lines: dict[Hashable, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -183,7 +191,8 @@ def _children(node: Any) -> list[yaml.Node]:
 
 
 def _whole_text(text: str, node: Any) -> str:
-    """The text, with each surrogate pair of two escapes (JSON's notation) joined into one character."""
+    """The text, with each surrogate pair of two escapes (JSON's notation) joined into one
+    character."""
     if "\0" in text:
         raise RefusedError("holds the character U+0000; no text, path or command may hold it", node.start_mark)
     try:
@@ -193,7 +202,8 @@ def _whole_text(text: str, node: Any) -> str:
 
 
 def _note_lines(node: yaml.Node, place: Place, lines: Lines) -> None:
-    """Note the line of each key and element; for a key from `<<`, its line in the merged mapping."""
+    """Note the line of each key and element; for a key from `<<`, its line in the merged
+    mapping."""
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):

@@ -1,4 +1,5 @@
-"""A check-up: the machine's resources, what each profile can run on it, and how to get missing parts."""
+"""A check-up: the machine's resources, what each profile can run on it, and how to get missing
+parts."""
 
 import os
 import platform

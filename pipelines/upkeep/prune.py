@@ -1,10 +1,13 @@
-"""Files in the data folder that nobody needs now. They are listed first, and removed only on request.
+"""Files in the data folder that nobody needs now. They are listed first, and removed only on
+request.
 
-No attempt's numbers are lost. These stay: every attempt's spec, result, curve, log and answers; each cell's newest good
-model, and the checkpoints of an unfinished one; the search for a learning rate that a cell can resume; the examples of every
-attempt; the current publication and the one before it; the newest and the newest good measurement of each bit width.
+No attempt's numbers are lost. These stay: every attempt's spec, result, curve, log and answers;
+each cell's newest good model, and the checkpoints of an unfinished one; the search for a learning
+rate that a cell can resume; the examples of every attempt; the current publication and the one
+before it; the newest and the newest good measurement of each bit width.
 
-A person requested each export, so it goes only with its attempt. An export whose result has been replaced is only listed.
+A person requested each export, so it goes only with its attempt. An export whose result has been
+replaced is only listed.
 """
 
 import shutil
@@ -36,7 +39,8 @@ HALF = "files that a killed process left half written"
 
 @dataclass(frozen=True)
 class Leftover:
-    """A path to remove, the reason (the same for all of a kind), and the lock that shows whether somebody uses it."""
+    """A path to remove, the reason (the same for all of a kind), and the lock that shows whether
+    somebody uses it."""
 
     path: Path
     why: str
@@ -73,7 +77,8 @@ def by_kind(leftovers: Iterable[Leftover]) -> dict[str, list[Leftover]]:
 
 
 def listing(leftovers: Sequence[Leftover], data: DataRoot, *, every: bool = False) -> Iterator[str]:
-    """A line for each kind with its size and number, then its paths in the data root: `SHOWN` of them, or `every` one."""
+    """A line for each kind with its size and number, then its paths in the data root: `SHOWN` of
+    them, or `every` one."""
     for why, group in by_kind(leftovers).items():
         places = "place" if len(group) == 1 else "places"
         yield f"{megabytes(group)}  {len(group):4} {places:6}  {why}"
@@ -92,7 +97,10 @@ def _in(data: DataRoot, path: Path) -> Path:
 
 
 def superseded_exports(data: DataRoot) -> list[Leftover]:
-    """Exports whose cell has a newer good result. Their owner removes them; they are not for `remove`."""
+    """Exports whose cell has a newer good result.
+
+    Their owner removes them; they are not for `remove`.
+    """
     attempts = list(cells.all_attempts(data))
     run_ids, newest = {a.run_id for a in attempts}, {a.key: a.run_id for a in attempts if a.status == "ok"}
     return [
@@ -103,7 +111,8 @@ def superseded_exports(data: DataRoot) -> list[Leftover]:
 
 
 def remove(leftovers: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove each; yields it with None, or with the reason why it stays: it is in use, or cannot be removed."""
+    """Remove each; yields it with None, or with the reason why it stays: it is in use, or cannot be
+    removed."""
     for leftover in leftovers:
         try:
             if leftover.lock:
@@ -138,7 +147,8 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
-    """Predictions that no attempt and no configured cell, with any profile's settings, would read."""
+    """Predictions that no attempt and no configured cell, with any profile's settings, would
+    read."""
     files = sorted((project.data.lake / "estimates").glob("*.json"))
     names = {
         answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
@@ -173,7 +183,10 @@ def _studies(project: Project) -> Iterator[Leftover]:
 
 
 def _can_resume(folder: Path, resolved: Resolved) -> bool:
-    """Whether `tune` would resume the study in `folder`. Without the model's weights this is unknown and counts as true."""
+    """Whether `tune` would resume the study in `folder`.
+
+    Without the model's weights this is unknown and counts as true.
+    """
     model, method = folder.parts[-3:-1]
     spec = next((read_json(file) for file in folder.glob("*/*/spec.json")), None)
     if spec is None or (model, method) not in resolved.experiments.cells:
@@ -201,7 +214,8 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _is_written(attempt: Attempt) -> bool:
-    """Whether a process works in the attempt's folder, even on a cluster where nobody watches it now."""
+    """Whether a process works in the attempt's folder, even on a cluster where nobody watches it
+    now."""
     for run in (attempt, *attempt.evaluations()):
         status, launcher = run.result.status, launcher_class(run.spec.launcher)
         if status in ("queued", "running") or (status == "lost" and launcher.is_under_way(run.folder)):
@@ -210,7 +224,8 @@ def _is_written(attempt: Attempt) -> bool:
 
 
 def _half_written_of(attempt: Attempt, *, with_checkpoints: bool) -> Iterator[Path]:
-    """The temporary paths in an attempt's folder, except those inside another one or inside checkpoints that go completely.
+    """The temporary paths in an attempt's folder, except those inside another one or inside
+    checkpoints that go completely.
 
     A cluster that cannot be asked may still be writing, so there only paths older than a day count.
     """
@@ -227,7 +242,10 @@ def _is_young(path: Path) -> bool:
 
 
 def _exports(data: DataRoot) -> Iterator[tuple[CellKey, Path]]:
-    """The exports in their default folder, each with its cell. The export's folder has the name of its attempt."""
+    """The exports in their default folder, each with its cell.
+
+    The export's folder has the name of its attempt.
+    """
     for folder in sorted((data.root / "exports").glob("*/*/*/*/")):
         model, method, seed = folder.parts[-4:-1]
         if seed.lstrip("-").isdigit():
@@ -268,7 +286,10 @@ def _publications(data: DataRoot) -> Iterator[Leftover]:
 
 
 def _half_written(data: DataRoot) -> Iterator[Leftover]:
-    """Temporary files of killed processes. One from the last day may still be in use, so it stays."""
+    """Temporary files of killed processes.
+
+    One from the last day may still be in use, so it stays.
+    """
     for path in sorted(data.root.rglob(".*.partial")):
         if path.exists() and not _is_young(path) and not path.is_relative_to(data.cells):
             yield Leftover(path, HALF)

@@ -1,4 +1,7 @@
-"""The notice after an upgrade: the rows from earlier code, and the time to renew them. It appears once and runs nothing."""
+"""The notice after an upgrade: the rows from earlier code, and the time to renew them.
+
+It appears once and runs nothing.
+"""
 
 import os
 from collections.abc import Iterable

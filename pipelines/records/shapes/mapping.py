@@ -1,7 +1,9 @@
-"""The mapping of a record in any shape to the project's field names, or to the reason why it cannot be used.
+"""The mapping of a record in any shape to the project's field names, or to the reason why it cannot
+be used.
 
-The order of shapes: preference pairs (`chosen`, `rejected`), then turns (`messages`, ShareGPT's `conversations`) and other
-dialogues, then a question and its answer under one of many names, with earlier turns (`history`) and a system prompt.
+The order of shapes: preference pairs (`chosen`, `rejected`), then turns (`messages`, ShareGPT's
+`conversations`) and other dialogues, then a question and its answer under one of many names, with
+earlier turns (`history`) and a system prompt.
 """
 
 from collections import Counter
@@ -28,7 +30,10 @@ from pipelines.records.shapes.turns import Conversation, conversation, reasoned
 
 
 def map_fields(value: Any, options: Options = DEFAULT, columns: Mapping[str, str] | None = None) -> Mapped:
-    """Map a record to the project's field names. `columns` names its fields; with it, no other field counts."""
+    """Map a record to the project's field names.
+
+    `columns` names its fields; with it, no other field counts.
+    """
     if not columns and type(value) is dict and (plain := plain_pair(value)):
         return plain
     if not isinstance(value, dict):
@@ -126,7 +131,10 @@ def _no_shape(value: dict[str, Any]) -> Unusable:
 
 
 def _transcript(value: Mapping[str, Any], name: str) -> transcripts.Transcript:
-    """The dialogue in a text. Beside a question and its answer it is ignored, since it usually repeats them in a template."""
+    """The dialogue in a text.
+
+    Beside a question and its answer it is ignored, since it usually repeats them in a template.
+    """
     paired = any(question_field in value and answer_field in value for question_field, answer_field in PAIRS)
     text = value.get(name)
     return transcripts.Transcript([]) if paired or not isinstance(text, str) else transcripts.read(text)
@@ -179,7 +187,10 @@ def _from_transcript(
 
 
 def _from_instances(value: dict[str, Any], options: Options) -> _Content:
-    """An instruction with several inputs and outputs, as in self-instruct's seed tasks. Only the first pair is used."""
+    """An instruction with several inputs and outputs, as in self-instruct's seed tasks.
+
+    Only the first pair is used.
+    """
     first, *others = value["instances"]
     content = _from_pair({**value, **first}, options, question_field="instruction", answer_field="output")
     notes = {**content.notes, **({"further instances": len(others)} if others else {})}
@@ -217,7 +228,10 @@ def _begins_with_system(turns: Any) -> bool:
 
 
 def _from_conversation(value: Mapping[str, Any], talk: Conversation, options: Options, used: set[str]) -> _Content:
-    """The record of a conversation. A single question with its answer becomes an ordinary record."""
+    """The record of a conversation.
+
+    A single question with its answer becomes an ordinary record.
+    """
     for turn in talk.turns:
         if turn.role == "user" and (mark := media.mark_in(turn.text)):
             raise Unusable("not_text", f"a question holds {mark}")
@@ -370,7 +384,8 @@ def _with_turns(
     value: Mapping[str, Any], fields: dict[str, Any], system: str | None, history: Any, options: Options, used: set[str],
     notes: Counter[str],
 ) -> _Content:  # fmt: skip
-    """The pair as the last exchange of a conversation, after a system prompt and the turns of LLaMA-Factory's `history`."""
+    """The pair as the last exchange of a conversation, after a system prompt and the turns of
+    LLaMA-Factory's `history`."""
     turns: list[Any] = [{"role": "system", "content": system}] if system else []
     if not isinstance(history, (list, tuple)) or not all(
         isinstance(each, (list, tuple)) and len(each) == 2 for each in history

@@ -1,4 +1,7 @@
-"""Pictures, sound and video in a record. A text model cannot see them, so such a record would teach it to guess."""
+"""Pictures, sound and video in a record.
+
+A text model cannot see them, so such a record would teach it to guess.
+"""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +18,8 @@ _BEGIN = ("image", "img", "video", "audio", "speech")
 # The first letters of names of fields with media.
 BEGINNINGS = frozenset(name[:3] for name in (*_BEGIN, *FIELDS))
 PARTS = re.compile(r"(?:input_)?(?:image|video|audio|file)(?:_url|_file)?")
-# Before or after a question, as in LLaVA's data and similar ones. Within a sentence the tag is a word about markup.
+# Before or after a question, as in LLaVA's data and similar ones. Within a sentence the tag is a
+# word about markup.
 _MARK = r"<(?:image|video|audio|img)>"
 _MARKED = re.compile(
     rf"\A\s*{_MARK}(?=\s*\n|\s*\Z|[A-Z가-힣])|(?:\n|[.?!…]) *{_MARK}\s*\Z|^\s*{_MARK}\s*$"

@@ -52,9 +52,9 @@ NO_INPUT = ("<noinput>", "<no input>", "n/a", "no input", "none")
 class Mapped(NamedTuple):
     """The result of mapping a record.
 
-    `fields` has the project's field names, and `shape` the record's own names. `dropped_turns` is the number of dropped
-    turns. `notes` counts unused fields and changes. `reason` and `problem` say why the record cannot be used. `plain`
-    means that all fields are plain texts.
+    `fields` has the project's field names, and `shape` the record's own names. `dropped_turns` is
+    the number of dropped turns. `notes` counts unused fields and changes. `reason` and `problem`
+    say why the record cannot be used. `plain` means that all fields are plain texts.
     """
 
     shape: str = "unknown"

@@ -11,8 +11,8 @@ Reasoning = Literal["strip", "keep", "reject"]
 class Options:
     """`tool_calls`: reject records with calls, or keep the calls in one form.
 
-    `reasoning`: strip the reasoning (in <think> tags or in `reasoning_content`), keep it in front of the answer in <think>
-    tags, or reject the record.
+    `reasoning`: strip the reasoning (in <think> tags or in `reasoning_content`), keep it in front
+    of the answer in <think> tags, or reject the record.
     """
 
     tool_calls: ToolCalls = "reject"
@@ -23,7 +23,8 @@ DEFAULT = Options()
 
 
 class Unusable(Exception):
-    """A record that cannot be used, with the `reason` code of its rejection and a detail for people."""
+    """A record that cannot be used, with the `reason` code of its rejection and a detail for
+    people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

@@ -1,4 +1,5 @@
-"""The fast path for the most common records: an instruction, an input and an output that are plain texts."""
+"""The fast path for the most common records: an instruction, an input and an output that are plain
+texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +14,11 @@ _PLAIN = frozenset(("instruction", "input", "output", *METADATA_FIELDS))
 
 
 def plain_pair(value: dict[Any, Any]) -> Mapped | None:
-    """The result that the general mapping would give for an instruction, an input and an output that are plain texts.
+    """The result that the general mapping would give for an instruction, an input and an output
+    that are plain texts.
 
-    None if only the general mapping can decide. Most records of most files are plain, and this path is several times as
-    fast.
+    None if only the general mapping can decide. Most records of most files are plain, and this path
+    is several times as fast.
     """
     instruction, context, answer = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (type(instruction) is str and type(context) is str and type(answer) is str and _SPECIAL.isdisjoint(value)):
@@ -42,7 +44,10 @@ def _with_extras(value: dict[Any, Any], mapped: Mapped) -> Mapped | None:
 
 # complexity: one flat condition that runs for every record; calls would cost more than their names explain
 def _may_say_more(instruction: str, context: str, answer: str) -> bool:
-    """Whether the texts may have a mark of a picture, of a call or of reasoning. Runs for every record."""
+    """Whether the texts may have a mark of a picture, of a call or of reasoning.
+
+    Runs for every record.
+    """
     # Single characters come first: a search for one is many times as fast as for a word.
     if (
         "<" in instruction

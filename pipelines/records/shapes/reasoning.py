@@ -9,9 +9,11 @@ _ONLY_CLOSED = re.compile(r"(?P<thought>(?:(?!<think).)*?)\n?</think>[ \t]*(?:\n
 
 
 def split(text: str) -> tuple[str | None, str]:
-    """The reasoning in front of an answer (None if there is none, "" if its tags are empty), and the answer itself.
+    """The reasoning in front of an answer (None if there is none, "" if its tags are empty), and
+    the answer itself.
 
-    Tags in the middle of a text belong to the text. A tag that is never closed means that the answer is missing.
+    Tags in the middle of a text belong to the text. A tag that is never closed means that the
+    answer is missing.
     """
     if "think" not in text:
         return None, text

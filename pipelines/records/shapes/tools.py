@@ -1,4 +1,5 @@
-"""Tool calls of all formats in one form: OpenAI's messages with `arguments` as an object, as chat templates expect them."""
+"""Tool calls of all formats in one form: OpenAI's messages with `arguments` as an object, as chat
+templates expect them."""
 
 import json
 import re
@@ -19,7 +20,8 @@ RESULT_ROLES = frozenset(
 )
 CALL_PARTS = frozenset(("tool_call", "tool_use", "function_call"))
 RESULT_PARTS = frozenset(("tool_result", "tool_response", "function_call_output"))
-# Forms of a call in a model's text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek, Toolformer.
+# Forms of a call in a model's text: ReAct, Hermes and Qwen, Glaive, Mistral, Llama 3, DeepSeek,
+# Toolformer.
 _ACT = r"(?:Action|행동)(?: \d+)?: ?[\w.-]+(?:\[[^\n]*\]|\([^\n]*\))?[ \t]*\n+"
 IN_TEXT = re.compile(
     rf"^{_ACT}(?:Action Input|행동 입력|Observation|관찰)(?: \d+)?:|<tool_call>|<function_?calls?>|<invoke name=|"
@@ -45,7 +47,10 @@ ASKS_FOR_JSON = re.compile(
 
 
 def written_in(text: str, question: str = "") -> str | None:
-    """The mark of a call in an answer's text outside code, or None. An answer that is one call may answer a question for JSON."""
+    """The mark of a call in an answer's text outside code, or None.
+
+    An answer that is one call may answer a question for JSON.
+    """
     if (
         "<" not in text
         and "[" not in text
@@ -64,7 +69,8 @@ WHOLE_CALL = re.compile(r"\s*(?:\{.*\}|\[\s*[A-Za-z_][\w.]*\((?:\s*\w+\s*=.*)?\)
 
 
 def is_call(text: str) -> bool:
-    """Whether an answer is nothing but a call: {"name": …, "arguments": {…}}, or [function(argument=value)]."""
+    """Whether an answer is nothing but a call: {"name": …, "arguments": {…}}, or
+    [function(argument=value)]."""
     value = as_data(text)
     if isinstance(value, dict):
         if value.get("tool_calls") or {"action", "action_input"} <= value.keys():
@@ -88,7 +94,8 @@ def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def call(value: Any) -> dict[str, Any]:
-    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id if it has one."""
+    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id if it has
+    one."""
     value = as_data(value)
     if not isinstance(value, dict):
         return {"type": "function", "function": {"name": "", "arguments": value}}
@@ -101,7 +108,8 @@ def call(value: Any) -> dict[str, Any]:
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls in the JSON of a turn with the role function_call; a text that is not JSON counts as one call."""
+    """The calls in the JSON of a turn with the role function_call; a text that is not JSON counts
+    as one call."""
     value = as_data(text)
     return [call(each) for each in (value if isinstance(value, list) else [value])]
 

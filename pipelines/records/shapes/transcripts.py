@@ -8,7 +8,8 @@ Turns = list[dict[str, str]]
 
 
 class Transcript(NamedTuple):
-    """The turns of a text (none if it is not a dialogue), and the text before the first, usually the template's own."""
+    """The turns of a text (none if it is not a dialogue), and the text before the first, usually
+    the template's own."""
 
     turns: Turns
     preamble: str = ""
@@ -40,8 +41,8 @@ _ROLES = {
 
 
 def read(text: str) -> Transcript:
-    """The dialogue in a text of a template: ChatML, Llama 2 and 3, Gemma, headings such as `### Human:` and
-    `### Instruction:`, or names in front."""
+    """The dialogue in a text of a template: ChatML, Llama 2 and 3, Gemma, headings such as `###
+    Human:` and `### Instruction:`, or names in front."""
     if "[INST]" in text:
         preamble, *pieces = _INST.split(text)
         return Transcript([turn for turn in _inside_inst(pieces) if turn["content"]], _bare(preamble))

@@ -1,4 +1,5 @@
-"""Chat turns of all formats as messages in one form: system, then user and assistant alternating, a learned answer last."""
+"""Chat turns of all formats as messages in one form: system, then user and assistant alternating, a
+learned answer last."""
 
 import json
 from collections import Counter
@@ -22,8 +23,11 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn. `thought` is an assistant's reasoning, or None. `calls` are its tool calls. `learned` is false if the file
-    marks an answer as context only. A turn without role and text is of an unknown kind."""
+    """One turn. `thought` is an assistant's reasoning, or None.
+
+    `calls` are its tool calls. `learned` is false if the file marks an answer as context only. A
+    turn without role and text is of an unknown kind.
+    """
 
     role: str
     text: str
@@ -48,7 +52,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The result of reading a list of turns: the kept turns, the number of dropped ones, and notes on changes."""
+    """The result of reading a list of turns: the kept turns, the number of dropped ones, and notes
+    on changes."""
 
     turns: list[Turn]
     dropped: int
@@ -56,12 +61,14 @@ class Conversation:
 
 
 def conversation(raw: Sequence[Any], options: Options) -> Conversation:
-    """The turns in a form for chat templates: a system prompt first, then user and assistant alternating, an answer last.
+    """The turns in a form for chat templates: a system prompt first, then user and assistant
+    alternating, an answer last.
 
     Adjacent turns of one role are joined, because most templates refuse them.
 
     Raises:
-        Unusable: a turn has media, calls a tool (unless calls are kept) or has an unknown role, or there is no answer.
+        Unusable: a turn has media, calls a tool (unless calls are kept) or has an unknown role, or
+            there is no answer.
     """
     turns = [turn for place, value in enumerate(raw) for turn in _read(place, value, options)]
     notes: Counter[str] = Counter()
@@ -228,7 +235,8 @@ def _parts(value: Message) -> Sequence[Any]:
 
 
 def _part_text(part: Any) -> str:
-    """A part's text, which is under `text` in OpenAI's format and under `value` in LLaMA-Factory's."""
+    """A part's text, which is under `text` in OpenAI's format and under `value` in
+    LLaMA-Factory's."""
     if not isinstance(part, dict) or part.get("type", "text") not in ("text", "input_text", "output_text"):
         return ""
     return _as_text(part.get("text", part.get("value")))
@@ -275,7 +283,8 @@ def reasoned(thought: str, answer: str, options: Options, notes: Counter[str]) -
 
 
 def _is_learned(value: Message) -> bool:
-    """Whether the file marks the turn as learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`, Axolotl's `train`."""
+    """Whether the file marks the turn as learned: OpenAI's `weight`, LLaMA-Factory's `loss_weight`,
+    Axolotl's `train`."""
     weights = [value[name] for name in WEIGHTS if value.get(name) is not None]
     return not any(
         weight is False or weight == 0 or str(weight).strip().lower() in ("false", "0", "0.0") for weight in weights

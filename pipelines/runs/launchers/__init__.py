@@ -1,1 +1,2 @@
-"""Launchers, which start a run's command and watch it: on this machine, by torchrun, on a Ray or a Slurm cluster."""
+"""Launchers, which start a run's command and watch it: on this machine, by torchrun, on a Ray or a
+Slurm cluster."""

@@ -1,8 +1,9 @@
-"""The base class of launchers. A launcher starts a run's command in its folder, and answers what only it can know.
+"""The base class of launchers. A launcher starts a run's command in its folder, and answers what
+only it can know.
 
-Each launcher is one module beside this file, with the name that profiles use for it. Callers do not know which launcher
-they use. A new launcher is a new module here with its `LAUNCHER` class; its name and its settings are in
-pipelines/settings/launchers.py.
+Each launcher is one module beside this file, with the name that profiles use for it. Callers do not
+know which launcher they use. A new launcher is a new module here with its `LAUNCHER` class; its
+name and its settings are in pipelines/settings/launchers.py.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from pipelines.runs.command import CellCommand, Placement, RunningCommand
 
 
 class Launcher:
-    """A launcher with the profile's settings for it. `say` receives messages about what it waits for.
+    """A launcher with the profile's settings for it. `say` receives messages about what it waits
+    for.
 
     The answers in this class are those of a launcher on this machine.
     """
 
-    # Whether its commands run on this machine's device, which one run holds at a time, and whose time is counted here.
+    # Whether its commands run on this machine's device, which one run holds at a time, and whose
+    # time is counted here.
     holds_device: bool = True
     # Whether it requests memory for each cell, for which a prediction should exist.
     asks_for_memory: bool = False
@@ -30,7 +33,8 @@ class Launcher:
         self.say = say
 
     def start(self, command: CellCommand) -> RunningCommand:
-        """Raises UnavailableError if the command cannot start: the cluster does not answer, or refuses it."""
+        """Raises UnavailableError if the command cannot start: the cluster does not answer, or
+        refuses it."""
         raise NotImplementedError
 
     @property
@@ -47,7 +51,10 @@ class Launcher:
         """Raises UnavailableError if this machine lacks a required package."""
 
     def machine(self, placement: Placement) -> str:
-        """The expected machine of cells, for the fingerprint. The row's `device` is the actual one."""
+        """The expected machine of cells, for the fingerprint.
+
+        The row's `device` is the actual one.
+        """
         return machine.machine_class() + placement.in_words()
 
     def stands(self) -> str:
@@ -61,7 +68,8 @@ class Launcher:
 
     @staticmethod
     def is_under_way(folder: Path) -> bool:
-        """Whether the run in `folder`, which nobody watches now, is still running, or has ended with results to collect."""
+        """Whether the run in `folder`, which nobody watches now, is still running, or has ended
+        with results to collect."""
         return False
 
     @staticmethod

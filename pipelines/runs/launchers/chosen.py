@@ -14,14 +14,18 @@ MULTI_PROCESS = "torchrun"
 
 
 def launcher_class(name: str) -> type[Launcher]:
-    """The launcher of that name; for a name from an earlier version, a class that cannot start anything."""
+    """The launcher of that name; for a name from an earlier version, a class that cannot start
+    anything."""
     if name not in get_args(LauncherName):
         return Launcher
     return import_module(f"{__package__}.{name}").LAUNCHER
 
 
 def launcher_for(profile: Profile, *, say: Callable[[str], None] = announce) -> Launcher:
-    """The launcher that the profile names, with its section of that name. `say` receives messages about what it waits for."""
+    """The launcher that the profile names, with its section of that name.
+
+    `say` receives messages about what it waits for.
+    """
     return launcher_class(profile.launcher)(getattr(profile, profile.launcher, None), say=say)
 
 

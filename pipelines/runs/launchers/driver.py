@@ -1,5 +1,5 @@
-"""The driver's half of a run on a cluster that all clusters share: common answers of their launchers, the job's name, and
-the memory to request."""
+"""The driver's half of a run on a cluster that all clusters share: common answers of their
+launchers, the job's name, and the memory to request."""
 
 from pathlib import Path
 
@@ -17,7 +17,10 @@ MARGIN = 1.1
 
 
 class ClusterLauncher(Launcher):
-    """A launcher whose cells run on the nodes of a cluster. The cluster assigns the devices; the node counts the time."""
+    """A launcher whose cells run on the nodes of a cluster.
+
+    The cluster assigns the devices; the node counts the time.
+    """
 
     holds_device = False
     asks_for_memory = True
@@ -36,7 +39,10 @@ class ClusterLauncher(Launcher):
 
 
 def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
-    """The predicted peak of the cell's processes, or their budget if that is less. An evaluation gets that of its training."""
+    """The predicted peak of the cell's processes, or their budget if that is less.
+
+    An evaluation gets that of its training.
+    """
     attempt = folder.parent.parent if folder.parent.name == "evaluations" else folder
     cell_spec = spec_in(attempt) if (attempt / SPEC).exists() else spec
     prediction = (
@@ -48,7 +54,8 @@ def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
 
 
 def job_name(folder: Path) -> str:
-    """The name of the job of the attempt or evaluation in `folder`, which is unique and never changes."""
+    """The name of the job of the attempt or evaluation in `folder`, which is unique and never
+    changes."""
     if folder.parent.name == "evaluations":
         return f"featherweight-{folder.parent.parent.name}-{folder.name}"
     return f"featherweight-{folder.name}"

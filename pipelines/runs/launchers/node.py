@@ -1,7 +1,8 @@
 """The node's half of a run on a cluster: `python -m pipelines.runs.launchers.node FOLDER`.
 
-The driver writes an order into FOLDER/job.json. The run's own command runs here like on the driver's machine, under its
-budget and its time limit. Its ending becomes the file ended.json. Every node must see FOLDER under the same path.
+The driver writes an order into FOLDER/job.json. The run's own command runs here like on the
+driver's machine, under its budget and its time limit. Its ending becomes the file ended.json. Every
+node must see FOLDER under the same path.
 """
 
 import os
@@ -37,7 +38,10 @@ class StopRequestedError(Exception):
 
 
 class Signals:
-    """The driver's request to stop. This class looks into a shared folder; the sending thread asks a storage."""
+    """The driver's request to stop.
+
+    This class looks into a shared folder; the sending thread asks a storage.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / STOP
@@ -75,7 +79,10 @@ def in_shared_folder(folder: Path, advice: str, *, code: Path = PROJECT) -> int:
 
 
 def run(order: Json, folder: Path, signals: Signals, *, code: Path = PROJECT) -> int:
-    """Run the order's command in `folder` with the sources in `code`, and write ended.json. Returns the job's exit code."""
+    """Run the order's command in `folder` with the sources in `code`, and write ended.json.
+
+    Returns the job's exit code.
+    """
     if why := version_mismatch(order["versions"]):
         write_ended(folder, order, Ending(VERSION_MISMATCH, "refused", False, 0, 0.0, f"{socket.gethostname()}: {why}"))
         return VERSION_MISMATCH
@@ -117,13 +124,15 @@ def device_in(folder: Path) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that must be equal on the driver and on a node: Python's minor one, and those of the computing packages."""
+    """The versions that must be equal on the driver and on a node: Python's minor one, and those of
+    the computing packages."""
     packages = {name: version.split("+")[0] for name, version in package_versions().items()}
     return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **packages}
 
 
 def version_mismatch(driver: Mapping[str, str]) -> str | None:
-    """The versions in which this node differs from the driver, as a message; None if all are equal."""
+    """The versions in which this node differs from the driver, as a message; None if all are
+    equal."""
     here = versions()
     names = [name for name in {**driver, **here} if driver.get(name) != here.get(name)]
     if not names:
@@ -140,7 +149,8 @@ def _threads_of(order: Json) -> dict[str, str]:
 
 
 def _messages_to(order: Json, folder: Path) -> dict[str, str]:
-    """The variables that make the child write Dagster messages into the attempt's folder, if a Dagster step listens."""
+    """The variables that make the child write Dagster messages into the attempt's folder, if a
+    Dagster step listens."""
     return pipes.messages_into(folder / pipes.FILE) if pipes.CONTEXT in order["env"] else {}
 
 

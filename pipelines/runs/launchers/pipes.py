@@ -1,5 +1,5 @@
-"""Dagster Pipes across machines: the child writes its messages into a file of its attempt's folder, and new lines are copied
-to the file that the step's session reads."""
+"""Dagster Pipes across machines: the child writes its messages into a file of its attempt's folder,
+and new lines are copied to the file that the step's session reads."""
 
 import base64
 import json
@@ -13,13 +13,15 @@ FILE = "pipes.jsonl"
 
 
 def messages_into(file: Path) -> dict[str, str]:
-    """The variable that makes a child write its messages into `file`, in dagster_pipes' encoding."""
+    """The variable that makes a child write its messages into `file`, in dagster_pipes'
+    encoding."""
     message = json.dumps({"path": str(file)}).encode()
     return {MESSAGES: base64.b64encode(zlib.compress(message)).decode()}
 
 
 class Carrier:
-    """Copies new lines of `source` to the file of the session in `env`; does nothing without a session."""
+    """Copies new lines of `source` to the file of the session in `env`; does nothing without a
+    session."""
 
     def __init__(self, env: Mapping[str, str], source: Path) -> None:
         message: Any = json.loads(zlib.decompress(base64.b64decode(env[MESSAGES]))) if MESSAGES in env else {}

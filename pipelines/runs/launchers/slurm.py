@@ -1,8 +1,9 @@
-"""Cells as batch jobs of a Slurm cluster, through Slurm's own commands: sbatch, squeue, scancel, sacct and sinfo.
+"""Cells as batch jobs of a Slurm cluster, through Slurm's own commands: sbatch, squeue, scancel,
+sacct and sinfo.
 
-The data root must be a folder that every node sees under the same path. The job runs `pipelines.runs.launchers.node`.
-Its ended.json takes precedence over Slurm's report. job.json in the attempt's folder names the job, so that a later run
-finds it instead of starting a second one.
+The data root must be a folder that every node sees under the same path. The job runs
+`pipelines.runs.launchers.node`. Its ended.json takes precedence over Slurm's report. job.json in
+the attempt's folder names the job, so that a later run finds it instead of starting a second one.
 """
 
 import math
@@ -33,7 +34,8 @@ COMMAND_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 # Interval of calls of squeue, each of which costs the controller something.
 ASK_SECONDS = 5.0
-# After this time without an answer of the controller or a change in the folder, the job is unreachable.
+# After this time without an answer of the controller or a change in the folder, the job is
+# unreachable.
 SILENCE_SECONDS = 30.0
 # A network file system may show ended.json this much later than Slurm reports the end.
 LATE_SECONDS = 10.0
@@ -41,14 +43,17 @@ LATE_SECONDS = 10.0
 STOP_SECONDS, CANCEL_SECONDS = 6.0, 4.0
 # Time for an abandoned job to end.
 GONE_SECONDS = 15.0
-# A job that waits longer than the first is reported as waiting, and again at the interval of the second.
+# A job that waits longer than the first is reported as waiting, and again at the interval of the
+# second.
 WAIT_SECONDS, SAY_SECONDS = 3.0, 60.0
 # Memory of the process beside the child. Slurm ends a job that uses more memory than it requested.
 NODE_HALF_GB = 0.5
-# Slurm's time limit exceeds ours by this much, so that the node's half ends the cell first and cleanly.
+# Slurm's time limit exceeds ours by this much, so that the node's half ends the cell first and
+# cleanly.
 SPARE_MINUTES = 5
 
-# Variables of the driver that the job gets beside the environment of a login on the node. None of them holds a key.
+# Variables of the driver that the job gets beside the environment of a login on the node. None of
+# them holds a key.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_OFFLINE", "OMP_WAIT_POLICY")
 # Messages of Slurm's commands when the controller does not answer.
 SILENT = (
@@ -138,7 +143,8 @@ def run(command: str, *arguments: str) -> str:
         RefusedError: Slurm refuses.
         SlurmError: the command is not installed.
     """
-    # A driver that is a job itself has SLURM_* variables, which would act as options of the new job.
+    # A driver that is a job itself has SLURM_* variables, which would act as options of the new
+    # job.
     env = {
         name: value
         for name, value in os.environ.items()
@@ -188,7 +194,10 @@ def find(name: str) -> Job | None:
 
 
 def look_up(job_id: str) -> Job | None:
-    """The job from the controller. It forgets jobs (MinJobAge, 5 minutes by default); then the job from accounting."""
+    """The job from the controller.
+
+    It forgets jobs (MinJobAge, 5 minutes by default); then the job from accounting.
+    """
     try:
         jobs = _jobs(f"--jobs={job_id}")
     except RefusedError as error:
@@ -260,7 +269,8 @@ def partitions(name: str | None) -> list[Partition]:
 
 
 class SlurmLauncher(ClusterLauncher):
-    """Starts a cell's command as a batch job on a node with the required resources, by the settings in `Slurm`."""
+    """Starts a cell's command as a batch job on a node with the required resources, by the settings
+    in `Slurm`."""
 
     settings: Slurm
 
@@ -303,7 +313,8 @@ class SlurmLauncher(ClusterLauncher):
         _note_order(folder, over=True)
 
     def start(self, command: CellCommand) -> "SlurmCommand":
-        """Raises UnavailableError if Slurm is not installed, does not answer, or refuses the job."""
+        """Raises UnavailableError if Slurm is not installed, does not answer, or refuses the
+        job."""
         folder, job_id = command.folder, ""
         if not (folder / ENDED).exists():
             if job := _job_in(folder):
@@ -355,7 +366,10 @@ class SlurmLauncher(ClusterLauncher):
 
 
 def batch_script(python: str, folder: Path) -> str:
-    """The script of the job. It uses `exec`, because Slurm sends SIGTERM only to the script's own process."""
+    """The script of the job.
+
+    It uses `exec`, because Slurm sends SIGTERM only to the script's own process.
+    """
     variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     variables["PYTHONPATH"] = str(PROJECT)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -380,7 +394,10 @@ def _job_in(folder: Path) -> Job | None:
 
 
 class SlurmCommand(RunningCommand):
-    """A job that this process watches. The node's half enforces its limits; `poll` looks into the folder and asks squeue."""
+    """A job that this process watches.
+
+    The node's half enforces its limits; `poll` looks into the folder and asks squeue.
+    """
 
     def __init__(self, folder: Path, job_id: str, carrier: pipes.Carrier, say: Callable[[str], None]) -> None:
         self._folder, self._id, self._carrier, self._say = folder, job_id, carrier, say
@@ -401,7 +418,8 @@ class SlurmCommand(RunningCommand):
         return self._ending
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """Stop the job; returns when it is over, or at the latest after STOP_SECONDS + CANCEL_SECONDS."""
+        """Stop the job; returns when it is over, or at the latest after STOP_SECONDS +
+        CANCEL_SECONDS."""
         if self._ending is not None and self._ending.reason != "unreachable":
             return
         try:
@@ -447,7 +465,8 @@ class SlurmCommand(RunningCommand):
             self._asked = time.monotonic()
 
     def _notice_signs(self) -> None:
-        """Note whether the cell still writes files. If it does, it is alive even if the controller is silent.
+        """Note whether the cell still writes files. If it does, it is alive even if the controller
+        is silent.
 
         The restart of a controller takes minutes on large clusters.
         """
@@ -469,7 +488,8 @@ class SlurmCommand(RunningCommand):
         if self._job is None or self._job.over:
             self._over_since = time.monotonic()
             if self._is_lost:
-                # Slurm lost contact with the node, but the cell may still run and write into this folder.
+                # Slurm lost contact with the node, but the cell may still run and write into this
+                # folder.
                 write_json(self._folder / STOP, {"grace_seconds": 0})
         elif self._job.state in ("PENDING", "CONFIGURING"):
             self._note_waiting(self._job)
@@ -513,7 +533,8 @@ class SlurmCommand(RunningCommand):
         if job.state == "TIMEOUT":
             return self._ended("time_limit", f"Slurm's time limit for job {job.id} ended it")
         if job.state == "OUT_OF_MEMORY" or any(words in log for words in OUT_OF_MEMORY):
-            # Slurm ends a job that reaches its requested memory, so that is a lower bound of its peak.
+            # Slurm ends a job that reaches its requested memory, so that is a lower bound of its
+            # peak.
             return Ending(-9, None, True, self._asked_mb() * 2**20, time.monotonic() - self._began)
         if job.exit_code == NO_OUTPUT:
             return self._ended("refused", f"{job.node} cannot write {self._folder}/log.txt: {SHARE}")

@@ -1,11 +1,11 @@
 """Several processes for one cell on this machine, by torchrun.
 
-`python -m pipelines.runs.launchers.torchrun COUNT FOLDER ARGUMENTS` starts `python ARGUMENTS` COUNT times (the ranks). It
-ends when all ranks have ended. When one rank fails, it ends all of them.
+`python -m pipelines.runs.launchers.torchrun COUNT FOLDER ARGUMENTS` starts `python ARGUMENTS` COUNT
+times (the ranks). It ends when all ranks have ended. When one rank fails, it ends all of them.
 
-torchrun itself (torch.distributed.run) does the work. This process adds three things: it dies with its parent and takes
-the ranks with it, it ends by the signal or exit code of the rank that ended first, and nothing listens on any address but
-loopback.
+torchrun itself (torch.distributed.run) does the work. This process adds three things: it dies with
+its parent and takes the ranks with it, it ends by the signal or exit code of the rank that ended
+first, and nothing listens on any address but loopback.
 """
 
 import os
@@ -27,7 +27,10 @@ from pipelines.runs.status import EXIT_LOST, RANKS, RENDEZVOUS
 
 
 class TorchrunLauncher(Launcher):
-    """Starts one process on this machine for each device of the command. A single one starts like with the local launcher."""
+    """Starts one process on this machine for each device of the command.
+
+    A single one starts like with the local launcher.
+    """
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -55,8 +58,9 @@ def main(count: int, folder: Path, arguments: Sequence[str]) -> int:
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if (read_json(folder / "spec.json") or {}).get("sharding") not in (None, "none", "ddp"):
-        # Each layer is assembled and freed again. glibc's heap would keep the freed pieces (SmolLM2, full: 4.1 GB per
-        # rank instead of 2.4); allocations above this threshold bypass the heap.
+        # Each layer is assembled and freed again. glibc's heap would keep the freed pieces
+        # (SmolLM2, full: 4.1 GB per rank instead of 2.4); allocations above this threshold bypass
+        # the heap.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     _stay_on_loopback()
     from torch.distributed import run
@@ -83,15 +87,16 @@ def _as_script(arguments: Sequence[str]) -> list[str]:
 
 
 def _stay_on_loopback() -> None:
-    """Make the ranks meet in a file, because PyTorch's own store listens on all addresses without authentication. Their
-    sockets use the loopback interface."""
+    """Make the ranks meet in a file, because PyTorch's own store listens on all addresses without
+    authentication. Their sockets use the loopback interface."""
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if sys.platform == "linux":
         os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def _first_to_end(folder: Path, failures: dict[int, Any]) -> int:
-    """Find the rank whose end ended the others (which lost it, or got SIGTERM); record and return its exit code."""
+    """Find the rank whose end ended the others (which lost it, or got SIGTERM); record and return
+    its exit code."""
     follow = {-signal.SIGTERM: 1, EXIT_LOST: 2}
     rank, failure = min(
         failures.items(), key=lambda item: (follow.get(item[1].exitcode, 0), item[1].timestamp, item[0])

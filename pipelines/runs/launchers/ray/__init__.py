@@ -1,4 +1,5 @@
-"""Cells as jobs of a Ray cluster: the driver's half, the node's half, and the files between them."""
+"""Cells as jobs of a Ray cluster: the driver's half, the node's half, and the files between
+them."""
 
 from pipelines.runs.launchers.ray.launcher import RayLauncher
 

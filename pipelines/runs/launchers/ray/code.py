@@ -1,7 +1,7 @@
 """The project's code for the nodes: a zip of `pipelines/` that Ray unpacks at the start of a job.
 
-The node thus runs the driver's code. The dependencies are the node's own; a job checks that their versions equal the
-driver's before anything runs.
+The node thus runs the driver's code. The dependencies are the node's own; a job checks that their
+versions equal the driver's before anything runs.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
-"""The node's half of a cell: `python -m pipelines.runs.launchers.ray.job PLACE [JOB]` is what a Ray job runs.
+"""The node's half of a cell: `python -m pipelines.runs.launchers.ray.job PLACE [JOB]` is what a Ray
+job runs.
 
-PLACE is the attempt's folder if all nodes see the data root, else the URL of the storage that holds JOB. The cell's own
-command runs here like on the driver's machine, under its budget and its time limit. Its ending becomes the file ended.json.
+PLACE is the attempt's folder if all nodes see the data root, else the URL of the storage that holds
+JOB. The cell's own command runs here like on the driver's machine, under its budget and its time
+limit. Its ending becomes the file ended.json.
 """
 
 import json
@@ -50,7 +52,8 @@ def main() -> int:
 
 
 def from_storage(url: str, job: str) -> int:
-    """Work in a scratch folder of this node, with the layout of the data root, and send all changes."""
+    """Work in a scratch folder of this node, with the layout of the data root, and send all
+    changes."""
     store = Store(url)
     content = store.read(f"jobs/{job}/job.json")
     if content is None:
@@ -75,13 +78,15 @@ def from_storage(url: str, job: str) -> int:
 
 
 def scratch_folder() -> Path:
-    """The folder of this node for inputs and working copies: FEATHERWEIGHT_SCRATCH, else one in the temporary folder."""
+    """The folder of this node for inputs and working copies: FEATHERWEIGHT_SCRATCH, else one in the
+    temporary folder."""
     return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"featherweight-{os.getuid()}")
 
 
 @contextmanager
 def sending(outbox: Outbox, signals: Signals) -> Iterator[None]:
-    """Send changes in a thread while the cell runs, so that a slow storage delays no watchdog. At the end, send the rest.
+    """Send changes in a thread while the cell runs, so that a slow storage delays no watchdog. At
+    the end, send the rest.
 
     Raises:
         StoreError: the storage did not answer for LAST_SECONDS.
@@ -127,7 +132,8 @@ def _until_sent(send: Callable[[], None]) -> None:
 def own_code() -> Path:
     """The unpacked sources, copied once to a folder that only this project changes.
 
-    When a second node on the same machine needs the package, Ray unpacks it again over the folder of running jobs.
+    When a second node on the same machine needs the package, Ray unpacks it again over the folder
+    of running jobs.
     """
     if not PROJECT.name.startswith(code.PREFIX):
         # The sources are installed here.

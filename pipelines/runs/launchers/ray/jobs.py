@@ -1,6 +1,8 @@
-"""Ray's job server through its REST API (docs.ray.io, "Ray Jobs REST API"), with a time-out for every call.
+"""Ray's job server through its REST API (docs.ray.io, "Ray Jobs REST API"), with a time-out for
+every call.
 
-The driver does not need Ray for it. `RAY_AUTH_TOKEN` in the environment becomes a bearer token, like in Ray's own client.
+The driver does not need Ray for it. `RAY_AUTH_TOKEN` in the environment becomes a bearer token,
+like in Ray's own client.
 """
 
 import os
@@ -86,7 +88,8 @@ class JobServer:
         )
 
     def submit(self, name: str, entrypoint: str, resources: Json, package: str) -> None:
-        """Start `entrypoint` in the unpacked package, on a node with the `resources` (num_cpus, num_gpus, memory)."""
+        """Start `entrypoint` in the unpacked package, on a node with the `resources` (num_cpus,
+        num_gpus, memory)."""
         body = {
             "submission_id": name,
             "entrypoint": entrypoint,

@@ -1,5 +1,5 @@
-"""Cells as Ray jobs. job.json in the attempt's folder names the job, so that a later run watches it instead of starting a
-second one."""
+"""Cells as Ray jobs. job.json in the attempt's folder names the job, so that a later run watches it
+instead of starting a second one."""
 
 import json
 import shlex
@@ -33,7 +33,8 @@ Json = dict[str, Any]
 
 
 class RayLauncher(ClusterLauncher):
-    """Starts a cell's command as a job of the cluster, on a node with the required resources, by the settings in `Ray`."""
+    """Starts a cell's command as a job of the cluster, on a node with the required resources, by
+    the settings in `Ray`."""
 
     settings: Ray
 
@@ -55,7 +56,8 @@ class RayLauncher(ClusterLauncher):
         end(folder)
 
     def start(self, command: CellCommand) -> "RayCommand":
-        """Raises UnavailableError, within seconds, if the job server or the storage cannot be reached."""
+        """Raises UnavailableError, within seconds, if the job server or the storage cannot be
+        reached."""
         folder, settings = command.folder, self.settings
         name = job_name(folder)
         server = JobServer(settings.address)
@@ -93,7 +95,8 @@ class RayLauncher(ClusterLauncher):
         server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", resources, package)
 
     def _asked(self, spec: RunSpec, folder: Path, server: JobServer) -> Json:
-        """The free resources that a node must have: CPUs, GPUs, and bytes of memory for a cell without a GPU."""
+        """The free resources that a node must have: CPUs, GPUs, and bytes of memory for a cell
+        without a GPU."""
         settings, devices = self.settings, spec.devices
         gpus = settings.gpus
         if gpus is None:
@@ -109,7 +112,10 @@ class RayLauncher(ClusterLauncher):
 
 
 class RayCommand(RunningCommand):
-    """A job that this process watches. The node's half enforces its limits; `poll` fetches its output so far."""
+    """A job that this process watches.
+
+    The node's half enforces its limits; `poll` fetches its output so far.
+    """
 
     def __init__(
         self,
@@ -158,7 +164,10 @@ class RayCommand(RunningCommand):
             write_json(self._folder / STOP, {"grace_seconds": grace_seconds})
 
     def _look_until(self, deadline: float) -> None:
-        """Watch until the deadline. A pending job is not waited for, since it ends only at the moment of its start."""
+        """Watch until the deadline.
+
+        A pending job is not waited for, since it ends only at the moment of its start.
+        """
         while self._ending is None and self._status != "PENDING" and time.monotonic() < deadline:
             self._look()
             time.sleep(0.1)
@@ -189,7 +198,10 @@ class RayCommand(RunningCommand):
             self._finish(self._ending_of(job))
 
     def _take(self) -> None:
-        """Fetch what the node has sent. A storage that does not answer is reported once and tried again."""
+        """Fetch what the node has sent.
+
+        A storage that does not answer is reported once and tried again.
+        """
         try:
             if self._inbox:
                 self._inbox.take()
@@ -201,7 +213,8 @@ class RayCommand(RunningCommand):
         self._carrier.carry()
 
     def _note(self, job: Job) -> None:
-        """Note in state.json, and tell the listener, whether the job is queued (and why) or running."""
+        """Note in state.json, and tell the listener, whether the job is queued (and why) or
+        running."""
         now = time.monotonic()
         if job.status == "PENDING" and now - self._began > 3 and now - self._said > SAY_SECONDS:
             self._said = now
@@ -279,8 +292,8 @@ def _resources(amounts: Mapping[str, Any]) -> str:
 
 
 def is_under_way(folder: Path) -> bool:
-    """Whether the attempt or evaluation in `folder`, which nobody watches now, is still running as a job, or has ended with
-    results to collect."""
+    """Whether the attempt or evaluation in `folder`, which nobody watches now, is still running as
+    a job, or has ended with results to collect."""
     order = read_json(folder / ORDER)
     if order is None:
         return False
@@ -294,7 +307,10 @@ def is_under_way(folder: Path) -> bool:
 
 
 def end(folder: Path) -> None:
-    """End the job of an abandoned attempt, so that nothing runs twice. A cluster that is gone has ended it already."""
+    """End the job of an abandoned attempt, so that nothing runs twice.
+
+    A cluster that is gone has ended it already.
+    """
     order = read_json(folder / ORDER)
     if order is None or order.get("over"):
         return

@@ -1,8 +1,9 @@
-"""The files of a cell on a node without a shared folder: inputs by content hash, outputs as they change.
+"""The files of a cell on a node without a shared folder: inputs by content hash, outputs as they
+change.
 
-The driver calls `pack`. The node calls `unpack` under its own root, which has the layout of the data root, and its `Outbox`
-sends each change of the attempt's folder. The driver's `Inbox` fetches the changes into its own folder, so that
-everything else works like with a local cell.
+The driver calls `pack`. The node calls `unpack` under its own root, which has the layout of the
+data root, and its `Outbox` sends each change of the attempt's folder. The driver's `Inbox` fetches
+the changes into its own folder, so that everything else works like with a local cell.
 """
 
 import json
@@ -27,8 +28,8 @@ LISTING = "listing.json"
 def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
     """Upload all inputs of the cell in `folder` to `store`; returns the spec for the node, and the inputs.
 
-    Each input has its `path` under the node's root, its `sha256` and its `bytes`. `passing` marks inputs that no other cell
-    will read.
+    Each input has its `path` under the node's root, its `sha256` and its `bytes`. `passing` marks
+    inputs that no other cell will read.
 
     Raises:
         StoreError: the storage cannot be used.
@@ -43,12 +44,16 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
         inputs.append({"path": name, "sha256": sha256, "bytes": path.stat().st_size, "passing": passing})
 
     def take_folder(name: str, *, with_weights: bool = True, passing: bool = False) -> str:
-        """Upload a folder, without its weights if not `with_weights`. A folder outside the root gets a path inside."""
+        """Upload a folder, without its weights if not `with_weights`.
+
+        A folder outside the root gets a path inside.
+        """
         source = root / name
         target = name if not Path(name).is_absolute() else f"models/by-path{name}"
         for path in sorted(source.rglob("*")):
             if path.is_file() and path.suffix != ".gguf" and (with_weights or path.suffix != ".safetensors"):
-                # The other files of a trained model belong to its base or to another cell, which may be reading them.
+                # The other files of a trained model belong to its base or to another cell, which
+                # may be reading them.
                 take(path, f"{target}/{path.relative_to(source)}", passing=passing and path.suffix == ".safetensors")
         return target
 
@@ -74,7 +79,8 @@ def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
 def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
     """Put the inputs under `root`; returns the number of bytes downloaded.
 
-    A node downloads each input once: `cache` keeps them by content hash, except for the passing ones.
+    A node downloads each input once: `cache` keeps them by content hash, except for the passing
+    ones.
 
     Raises:
         StoreError: one of them cannot be read.
@@ -99,7 +105,8 @@ def unpack(inputs: list[Json], root: Path, cache: Path, store: Store) -> int:
 
 
 def outputs(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change of the child's files in the attempt's folder, without half-written ones.
+    """Size and time of change of the child's files in the attempt's folder, without half-written
+    ones.
 
     The file that completes a checkpoint comes after its other files, and ended.json comes last.
     """
@@ -123,7 +130,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class Outbox:
-    """The node's side: `send` uploads all changes since the last call, then a listing of the files."""
+    """The node's side: `send` uploads all changes since the last call, then a listing of the
+    files."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
@@ -156,7 +164,8 @@ class Outbox:
 
 
 class Inbox:
-    """The driver's side: `take` updates the attempt's folder with the files that the node has sent."""
+    """The driver's side: `take` updates the attempt's folder with the files that the node has
+    sent."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
@@ -180,7 +189,8 @@ class Inbox:
         self._store.write(f"{self._job}/stop.json", json.dumps({"grace_seconds": grace_seconds}).encode())
 
     def clear(self, passing: Sequence[str]) -> None:
-        """Remove the job's own files from the storage, and the passing inputs (by their SHA-256)."""
+        """Remove the job's own files from the storage, and the passing inputs (by their
+        SHA-256)."""
         self._store.remove(self._job)
         for sha256 in passing:
             self._store.remove(f"blobs/{sha256}")

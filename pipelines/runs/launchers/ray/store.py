@@ -1,7 +1,8 @@
-"""Storage that every node reaches, at any fsspec URL (s3://bucket/prefix, gs://, file://): inputs by content, outputs by job.
+"""Storage that every node reaches, at any fsspec URL (s3://bucket/prefix, gs://, file://): inputs
+by content, outputs by job.
 
-Keys come from the environment of the process that opens it (AWS_ACCESS_KEY_ID and similar variables, or an instance's
-role). No URL, file, message or event contains them.
+Keys come from the environment of the process that opens it (AWS_ACCESS_KEY_ID and similar
+variables, or an instance's role). No URL, file, message or event contains them.
 """
 
 import os
@@ -61,7 +62,8 @@ class Store:
         """Write a small file and read it back.
 
         Raises:
-            StoreError: the bucket does not exist, the key is missing, or the storage does not answer.
+            StoreError: the bucket does not exist, the key is missing, or the storage does not
+                answer.
         """
         self.write("featherweight", b"cells of featherweight pass through here\n")
 
@@ -122,7 +124,8 @@ def harmless(error: Exception) -> str:
 
 
 class Hashes:
-    """SHA-256 of files, cached in one file by path, size and time of change, so that weights are read only once."""
+    """SHA-256 of files, cached in one file by path, size and time of change, so that weights are
+    read only once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
