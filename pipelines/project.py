@@ -265,7 +265,7 @@ class Resolved:
         folder = store.model_folder(self.data, key.model, self.experiments.model(key.model))
         raise UsageError(
             f"{key} was made with other weights or another tokenizer than {folder} holds now (then {self.weights_of(attempt)}, now "
-            f"{now}): its result belongs to those alone. Put them back, or run `featherweight train {key.model} {key.method}`."
+            f"{now}): its result is valid only for those. Put them back, or run `featherweight train {key.model} {key.method}`."
         )
 
     def changed(self, attempt: Attempt) -> list[str]:

@@ -64,7 +64,7 @@ def deliver(data: DataRoot, *, now: bool = False) -> str | None:
         # Another process is sending.
         return None
     except (OSError, WorkError) as error:
-        return f"{alert.WEBHOOK}: news that is kept cannot be sent now: {error}"
+        return f"{alert.WEBHOOK}: stored news cannot be sent now: {error}"
 
 
 def _send(file: Path) -> str | None:

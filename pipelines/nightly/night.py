@@ -87,7 +87,7 @@ def next_step(project: Project, nightly: Nightly, night: str, done: Done) -> Ste
     if not any(done.data):
         if len(done.data) < TRIES:
             return Step("data")
-        return Step("end", why=f"{NO_DATA}: no cell was run on what was there before")
+        return Step("end", why=f"{NO_DATA}: no cell ran on the earlier data")
     limit = limit_reached(project, nightly, record["started_at"])
     due = [cell for cell in due_cells(project.resolve()) if cell.name not in done.asked]
     if due and not limit:
@@ -101,9 +101,7 @@ def limit_reached(project: Project, nightly: Nightly, started_at: str) -> str | 
     """Why the night that began at `started_at` may start no further cell; None while it may."""
     hours = (_now() - datetime.fromisoformat(started_at)).total_seconds() / 3600
     if hours < -AHEAD_HOURS:
-        return (
-            f"the night began at {started_at}, which is ahead of the clock now: what it has spent since cannot be told"
-        )
+        return f"the night began at {started_at}, which is ahead of the clock now: its spending since then is unknown"
     if nightly.max_hours is not None and hours >= nightly.max_hours:
         return f"nightly.max_hours: {nightly.max_hours:g} hours are over"
     left = money_left(project, nightly, started_at)

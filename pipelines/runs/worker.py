@@ -71,7 +71,7 @@ class Worker:
         self.rank, self.ranks = (int(os.environ.get(name, first)) for name, first in (("RANK", 0), ("WORLD_SIZE", 1)))
         spec = read_json(folder / "spec.json")
         if spec is None:
-            raise SystemExit(f"{folder}/spec.json: not there or not JSON; a cell is started by `featherweight train`")
+            raise SystemExit(f"{folder}/spec.json: missing or not JSON; start a cell with `featherweight train`")
         self.spec: Json = spec
         self.root = Path(spec["root"])
         self.report: Json = {"phase": "load", "measured": {}, "versions": package_versions()}

@@ -77,7 +77,7 @@ class Method(TrainingOverrides):
         if self.shots and not traits.can_have_shots:
             raise ValueError(f"shots: examples in the prompt belong to kind none, not {self.kind}")
         if self.retrieval and not traits.can_have_shots:
-            raise ValueError(f"retrieval: what is looked up for the prompt belongs to kind none, not {self.kind}")
+            raise ValueError(f"retrieval: the lookup for the prompt belongs to kind none, not {self.kind}")
         if self.retrieval and self.shots:
             raise ValueError("shots and retrieval both fill the prompt: leave one out")
 

@@ -46,8 +46,8 @@ ENVIRONMENT = {
     "FEATHERWEIGHT_WEBHOOK_URL": "Address that failed runs and nights are posted to; only in Dagster.",
     "FEATHERWEIGHT_SCRATCH": "Folder for inputs and working copies on a node of a Ray cluster; default: its temporary folder.",
     "DAGSTER_HOME": "Dagster's instance; default in `make run` and `make ui`: `dagster` of the data folder.",
-    "ANTHROPIC_API_KEY": "Key of providers of kind anthropic; it asks nobody by itself.",
-    "OPENAI_API_KEY": "Key of providers of kind openai; it asks nobody by itself.",
+    "ANTHROPIC_API_KEY": "Key of providers of kind anthropic; by itself it causes no request.",
+    "OPENAI_API_KEY": "Key of providers of kind openai; by itself it causes no request.",
     "HF_TOKEN": "Token of the Hugging Face hub, for gated models.",
     "HF_HOME": "Folder of the hub's own cache, which is read before anything is downloaded.",
     "HF_HUB_OFFLINE": "1: the hub is not asked.",
@@ -59,13 +59,13 @@ ENVIRONMENT = {
 INTRODUCTION = f"""\
 # Settings
 
-Every setting of `experiments.yaml`. The shipped file names many of them; a setting that a file leaves out has the default that
-stands here. An unknown name or a wrong value is an error that names the line.
+Every setting of `experiments.yaml`. The shipped file names many of them; a setting that a file leaves out has the default
+shown here. An unknown name or a wrong value is an error that names the line.
 
 - Names of models, methods, profiles and providers are lower-case letters, digits, `-` and `.`.
 - Relative paths are relative to the folder of the file that names them, wherever a command is started. `~` is the home folder.
 - On the command line they are relative to the folder you are in. `data/` and `experiments.yaml` are those of the checkout.
-- A section that you paste over another one replaces all of it: what it leaves out has the default, not what stood there.
+- A section that you paste over another one replaces all of it: what it leaves out has the default, not the earlier value.
 - GB are 1e9 bytes, MB 1e6 bytes; shares are between 0 and 1.
 - *Only in Dagster* marks settings that the commands of `featherweight` do not read.
 

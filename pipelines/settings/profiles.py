@@ -85,7 +85,7 @@ class Profile(Strict):
         if ours := sorted(RECIPE_KEYS.intersection(self.deepspeed)):
             raise ValueError(f"deepspeed: {', '.join(ours)}: set it under training:, which applies to every launcher")
         if "stage" in zero:
-            raise ValueError("deepspeed: zero_optimization.stage: set sharding to zero2 or zero3 instead")
+            raise ValueError("deepspeed: zero_optimization.stage: set sharding: zero2 or zero3 instead")
 
     @model_validator(mode="after")
     def _check_launcher_section(self) -> "Profile":

@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
         self._repeated += size
         if self._repeated > MAX_REPEATED:
             problem = f"{name}: the aliases up to here repeat more than {MAX_REPEATED:,} characters"
-            raise RefusedError(f"{problem}; write out what is needed, without aliases of aliases", event.start_mark)
+            raise RefusedError(f"{problem}; write the values out, without aliases of aliases", event.start_mark)
         return node
 
     def _require_depth(self, more: int, event: Any) -> None:

@@ -46,7 +46,7 @@ def _launcher_state(profile: Profile) -> str:
     try:
         launcher = launcher_for(profile)
         launcher.require(Placement(profile.devices, profile.sharding))
-        if state := launcher.stands():
+        if state := launcher.describe():
             return f"{line}: {state}"
     except UnavailableError as error:
         return f"{line}: {error}"

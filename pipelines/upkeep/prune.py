@@ -164,7 +164,7 @@ def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
         names |= {question.file.name for question in questions(under, configured, profile.seeds)}
     for file in files:
         if file.name not in names:
-            yield Leftover(file, "predictions of memory for what is no longer configured")
+            yield Leftover(file, "predictions of memory for cells that are no longer configured")
 
 
 def _studies(project: Project) -> Iterator[Leftover]:
@@ -178,7 +178,7 @@ def _studies(project: Project) -> Iterator[Leftover]:
             resumable |= {folder for folder in folders if _can_resume(folder, resolved)}
     for folder in folders:
         if folder not in resumable:
-            why = "searches for a learning rate that no configured cell goes on with"
+            why = "searches for a learning rate that no configured cell resumes"
             yield Leftover(folder, why, folder / LOCK)
 
 

@@ -57,7 +57,7 @@ class Launcher:
         """
         return machine.machine_class() + placement.in_words()
 
-    def stands(self) -> str:
+    def describe(self) -> str:
         """Its state as text; raises UnavailableError if it cannot be used."""
         return ""
 

@@ -281,7 +281,7 @@ class SlurmLauncher(ClusterLauncher):
         cards = "cards as there are" if settings.gpus is None else f"{settings.gpus} cards"
         return f"slurm: {where}, {settings.cpus} cores, {cards}{placement.in_words()}"
 
-    def stands(self) -> str:
+    def describe(self) -> str:
         version = run("sbatch", "--version").strip()
         nodes = partitions(self.settings.partition)
         names = ", ".join(dict.fromkeys(one.name.rstrip("*") for one in nodes))
@@ -523,7 +523,7 @@ class SlurmCommand(RunningCommand):
         """The ending of a job without an ended.json, from Slurm's report."""
         job, log = self._job, self._last_lines()
         if job is None:
-            return self._ended("node_lost", f"Slurm does not know job {self._id} any more, and its node left no word")
+            return self._ended("node_lost", f"Slurm no longer knows job {self._id}, and its node wrote no ending")
         if job.state in LOST:
             return self._ended(
                 "node_lost", f"Slurm ended job {job.id} on {job.node or '?'}: {job.state} ({job.reason})"

@@ -43,7 +43,7 @@ class RayLauncher(ClusterLauncher):
         cards = "cards as there are" if gpus is None else f"{gpus:g} cards"
         return f"ray: {self.settings.cpus:g} cores, {cards}{placement.in_words()}"
 
-    def stands(self) -> str:
+    def describe(self) -> str:
         address = self.settings.address
         return f"Ray {JobServer(address).version()} at {address}"
 
@@ -188,7 +188,7 @@ class RayCommand(RunningCommand):
             return
         if job is None:
             self._finish(
-                self._lost(f"{self._server.address} knows no job {self._name} any more: was the cluster restarted?")
+                self._lost(f"{self._server.address} no longer knows job {self._name}: was the cluster restarted?")
             )
         elif not job.over:
             self._note(job)
