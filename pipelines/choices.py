@@ -104,8 +104,7 @@ def _with_experiments(project: Project, experiments: Experiments) -> Project:
 
 
 def hours_of_cells(data: DataRoot, since: str, model_method: tuple[str, str] | None = None) -> float:
-    """Hours of training and evaluation that started at `since` or later, for all cells or for
-    one."""
+    """Hours of training and evaluation from `since` on, for all cells or for one."""
     seconds = 0.0
     for attempt in cells.all_attempts(data):
         if model_method and (attempt.key.model, attempt.key.method) != model_method:

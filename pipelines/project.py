@@ -1,5 +1,4 @@
-"""The project that a command works on, and the plan of each of its cells, computed once per
-command."""
+"""The project of a command, and the plan of each of its cells, computed once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -316,8 +315,7 @@ class Resolved:
         return self._codes[divided]
 
     def _examples_of(self, method: str) -> Selected:
-        """The profile's examples that the method trains on: those of `data` in experiments.yaml,
-        else all."""
+        """The profile's examples for the method: those of its `data` setting, else all."""
         selection = self.project.selection_of(method)
         if selection == self.project.selection:
             return self.selected

@@ -1,5 +1,4 @@
-"""The recipe: everything that decides a cell's weights and measurements, from all levels of
-experiments.yaml."""
+"""The recipe: all settings of experiments.yaml that decide a cell's weights and measurements."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +18,7 @@ OUTSIDE_RECIPE = (
 
 
 def recipe_of(experiments: Experiments, profile: str, model_name: str, method_name: str) -> dict[str, Any]:
-    """Everything that decides a cell's weights and measurements, except data, seed, machine and the
-    trainer's code."""
+    """Everything that decides a cell's results, except data, seed, machine and code."""
     model, method = experiments.model(model_name), experiments.method(method_name)
     settings = experiments.training_for(profile, model_name, method_name)
     decided = _base_recipe(method, settings)

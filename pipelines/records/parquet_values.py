@@ -13,8 +13,7 @@ TEXTS = (pa.StringScalar, pa.LargeStringScalar, pa.StringViewScalar)
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of `batch`. Bytes that are not UTF-8 become lone surrogates, which cleaning
-    rejects."""
+    """The rows of `batch`; invalid UTF-8 becomes lone surrogates, which cleaning rejects."""
     try:
         yield from batch.to_pylist()
     except UNREADABLE:

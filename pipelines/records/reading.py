@@ -1,5 +1,4 @@
-"""Records: the shape that all other code relies on, the readers of users' files, and the built-in
-corpus."""
+"""Records: their common shape, the readers of users' files, and the built-in corpus."""
 
 import codecs
 import glob
@@ -322,8 +321,7 @@ def _read_csv(path: Path, encoding: str, columns: Columns, say: Say) -> Read:
 
 
 def _separator(path: Path, text: TextIO, columns: Columns) -> str:
-    """The separator with which the first line has known columns, else the one with the most
-    cells."""
+    """The separator that gives the first line known columns, else the most cells."""
     while (line := text.readline(delimited.MAX_CHARS)) and not line.strip():
         pass
     text.seek(0)

@@ -135,8 +135,7 @@ def newest_that_counts(candidates: Sequence[Attempt]) -> Attempt | None:
 
 
 def failed_retiming(data: DataRoot, key: CellKey) -> Attempt | None:
-    """The newest attempt, if it is a re-timing that ended with a status other than ok; else
-    None."""
+    """The newest attempt if it is a re-timing that ended, but not ok; else None."""
     newest = attempts(data, key)[-1:]
     return next((one for one in newest if not one.counts and one.status not in ("queued", "running")), None)
 

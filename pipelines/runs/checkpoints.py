@@ -1,5 +1,4 @@
-"""Checkpoints on disk: the folder `checkpoints/step-<n>/` of an attempt, written under another name
-and renamed."""
+"""Checkpoints: folders `checkpoints/step-<n>/` of an attempt, renamed once complete."""
 
 from pathlib import Path
 

@@ -20,8 +20,7 @@ def now() -> str:
 
 
 class Stopwatch:
-    """Seconds since its creation, or since the last `lap`, without the time in which the process
-    was stopped."""
+    """Seconds since its creation or the last `lap`, without those of a stopped process."""
 
     def __init__(self) -> None:
         began, self._stopped = _heart().look()
@@ -62,8 +61,7 @@ class Heart:
         threading.Thread(target=self._beat, name="heart", daemon=True).start()
 
     def look(self) -> tuple[float, float]:
-        """Seconds of the monotonic clock, and the total of seconds in which the process was
-        stopped."""
+        """Seconds of the monotonic clock, and the seconds of a stopped process among them."""
         with self._lock:
             last, self._last = self._last, self._sample()
             elapsed, busy, reads = (now - before for now, before in zip(self._last, last, strict=True))

@@ -73,8 +73,7 @@ class RunningCommand:
         raise NotImplementedError
 
     def ending(self) -> Ending | None:
-        """The ending as another machine saw it, which also enforces the limits; None for a command
-        on this machine."""
+        """The ending from the other machine that runs the command; None on this machine."""
         return None
 
 

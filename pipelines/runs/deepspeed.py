@@ -11,7 +11,6 @@ ZERO_STAGES = {"zero2": 2, "zero3": 3}
 
 
 def require_deepspeed(sharding: str) -> None:
-    """Raises UnavailableError if `sharding` needs DeepSpeed and this process, which will train, has
-    none."""
+    """Raises UnavailableError if `sharding` needs DeepSpeed and it is not installed."""
     if sharding in ZERO_STAGES and find_spec("deepspeed") is None:
         raise UnavailableError(f"sharding: {sharding} needs DeepSpeed: make extras E=deepspeed, or use fsdp")

@@ -46,8 +46,7 @@ def run_fitted(
 
 
 def _smaller(ending: Ending, spec: RunSpec, folder: Path) -> int | None:
-    """The next smaller micro-batches to try, or None if there are none or the run ended
-    otherwise."""
+    """The smaller micro-batches to try, or None if there are none or none are needed."""
     report = child_report(folder)
     if report["phase"] != "probe" or report["measured"].get(SMALLER) is None:
         return None

@@ -29,8 +29,7 @@ def answer_file(
 
 
 def answer_on(data: DataRoot, recipe: Mapping[str, Any], examples: str | None, seed: int) -> Json | None:
-    """The stored prediction for a cell with that recipe, fingerprint of the examples and seed, or
-    None."""
+    """The stored prediction for that recipe, fingerprint of the examples and seed, or None."""
     for own_tokenizer in (True, False):
         if answer := read_json(answer_file(data, recipe, examples, seed, own_tokenizer=own_tokenizer)):
             return answer

@@ -56,8 +56,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """The first call of a child: the kernel kills it when its parent ends, in whatever way
-    (Linux)."""
+    """The first call of a child: the kernel kills it when its parent ends (Linux)."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
@@ -82,8 +81,7 @@ def print_anything() -> None:
 
 
 def end_as_interrupt() -> None:
-    """Make SIGTERM and SIGHUP end this process like Ctrl-C: it stops its children and writes the
-    outcome."""
+    """Make SIGTERM and SIGHUP act like Ctrl-C: children stop and the outcome is written."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -145,8 +143,7 @@ def offer_to_oom_killer() -> None:
 
 
 def limit_memory(budget_bytes: int | None) -> None:
-    """Cap this process's private memory, so that a request over the budget fails and names its
-    size."""
+    """Cap this process's private memory, so that a request over the budget fails."""
     if budget_bytes:
         _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (budget_bytes, hard_limit))

@@ -54,8 +54,7 @@ def search_to_resume(attempts: Sequence[Attempt], expected: Mapping[str, Any], r
 
 
 def clear(attempts: Sequence[Attempt], *, keep: str | None = None) -> None:
-    """Remove the half-written files of `attempts`, and all checkpoints but those of the attempt
-    `keep`."""
+    """Remove half-written files of `attempts`, and checkpoints but those of `keep`."""
     for attempt in attempts:
         if attempt.run_id != keep:
             shutil.rmtree(attempt.folder / FOLDER, ignore_errors=True)

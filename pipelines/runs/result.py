@@ -88,8 +88,7 @@ class RunResult:
 
 
 def result_in(folder: Path) -> RunResult:
-    """The result in `folder`; without one, the state by its parent while that lives, else
-    `lost`."""
+    """The result in `folder`; without one, the state of a living parent, else `lost`."""
     try:
         if record := read_object(folder / FILE):
             return RunResult.from_json(record)

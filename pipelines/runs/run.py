@@ -62,8 +62,7 @@ class Site:
     hooks: RunHooks
 
     def here(self) -> "Site":
-        """The same site with the launcher of this machine, for runs that are no cells of the
-        grid."""
+        """The same site with this machine's launcher, for runs outside the grid."""
         return replace(self, launcher=launcher_class("local")())
 
 
@@ -147,8 +146,7 @@ class Run:
 
     @contextmanager
     def _device(self, spec: RunSpec, site: Site) -> Iterator[list[IO[str]]]:
-        """The locks of this machine's devices that the run uses; none for a run on another
-        machine."""
+        """The locks of the run's devices on this machine; none for another machine."""
         paths = devices.locks_of(spec.devices) if site.launcher.holds_device else []
         holder = f"{spec.model} × {spec.method}"
         with ExitStack() as stack:

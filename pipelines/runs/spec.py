@@ -1,5 +1,4 @@
-"""The spec of a run: the file spec.json in its folder, which the parent writes before the start and
-both read."""
+"""The spec of a run: spec.json in its folder, written by the parent before the start."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields

@@ -233,8 +233,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that memory ran out, on a GPU (torch.OutOfMemoryError) or in the
-    process."""
+    """Whether `error` means that memory ran out, on a GPU or in the process."""
     return (
         isinstance(error, MemoryError)
         # The errors of torch and of DuckDB.

@@ -32,8 +32,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One item of a set: its full prompt, the texts that may follow it, and the index of the right
-    one."""
+    """One item of a set: its prompt, the possible answers, and the index of the right one."""
 
     item_id: str
     category: str
@@ -149,8 +148,7 @@ def _keys(value: Any) -> set[str]:
 
 
 def _named_files(task: Json) -> Any:
-    """`dataset_kwargs.data_files`: a text, or lists and mappings of texts; None if the task has
-    none."""
+    """`dataset_kwargs.data_files`: a text, lists or mappings of texts, or None."""
     kwargs = task.get("dataset_kwargs")
     return kwargs.get("data_files") if isinstance(kwargs, dict) else None
 

@@ -11,8 +11,7 @@ PersonalData = Literal["resident_number", "card", "phone", "email", "api_key"]
 
 
 class Cleaning(Strict):
-    """Thresholds of the rules that drop records, limits of the checks, and the resources of a
-    run."""
+    """Thresholds of the rules that drop records, limits of checks, and resources."""
 
     tool_calls: ToolCalls = "reject"
     """Treatment of records that call tools: a reject, or kept in one form."""

@@ -183,8 +183,7 @@ class Experiments(Strict):
             yield ("embeddings", "provider"), self.embeddings.provider
 
     def _pair_references(self) -> Iterator[tuple[Place, str, list[str]]]:
-        """Every place in the overrides that names a model or a method, with that name and the
-        allowed ones."""
+        """Every name of a model or method in the overrides, with its place and the allowed ones."""
         for name, model in self.models.items():
             for method in model.overrides:
                 yield ("models", name, "overrides", method), method, list(self.methods)
@@ -195,8 +194,7 @@ class Experiments(Strict):
                     yield ("profiles", name, "overrides", of, method), method, list(self.methods)
 
     def _references(self) -> Iterator[tuple[Place, str, list[str]]]:
-        """Every place that refers to another part of the file, with the name there and the allowed
-        ones."""
+        """Every reference within the file, as its place, its name and the allowed names."""
         for name, profile in self.profiles.items():
             for i, model in enumerate(profile.models):
                 yield ("profiles", name, "models", i), model, list(self.models)

@@ -1,5 +1,4 @@
-"""JSON schemas of the user: an unusable schema is refused, and nothing is fetched over a
-network."""
+"""JSON schemas of the user: unusable ones are refused, and nothing is fetched."""
 
 from typing import Any
 

@@ -1,5 +1,4 @@
-"""Judging: the providers that score answers, and the teachers whose answers are rows of their
-own."""
+"""Judging: the providers that score answers, and the teachers that give their own."""
 
 from typing import Any, Literal
 

@@ -123,8 +123,7 @@ class Traits:
 
     @property
     def starts_from_rounding(self) -> bool:
-        """Whether the initial weights compensate the rounding errors of the quantized base
-        (LoftQ)."""
+        """Whether the initial weights compensate the quantized base's rounding (LoftQ)."""
         return self.peft_type == "LORA" and self.peft.get("init_lora_weights") == "loftq"
 
     @property
@@ -153,8 +152,7 @@ class Traits:
 
     @property
     def an_adapter(self) -> str:
-        """A phrase for a sentence of a model card: `A LoRA adapter`, `An adapter by PEFT's
-        VERA`."""
+        """A phrase for a model card: `A LoRA adapter`, `An adapter by PEFT's VERA`."""
         if self.peft_type != "LORA":
             return f"An adapter by PEFT's {self.peft_type}"
         return f"A {'DoRA' if self.peft.get('use_dora') else 'LoRA'} adapter"

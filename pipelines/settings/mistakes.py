@@ -1,5 +1,4 @@
-"""The wording of errors: a pydantic error becomes a message with the file, the line, the key and
-the value."""
+"""The wording of errors: a pydantic error as a message with file, line, key and value."""
 
 import re
 from pathlib import Path

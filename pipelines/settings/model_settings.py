@@ -83,8 +83,7 @@ class Source(NamesFiles):
 
     @property
     def shape(self) -> str | None:
-        """The configuration of `random`: a shipped one's name, or the full path of a
-        config.json."""
+        """The configuration of `random`: a shipped name, or the path of a config.json."""
         is_file = self.random and ("/" in self.random or self.random.endswith(".json"))
         return str(self.placed(self.random)) if self.random and is_file else self.random
 
@@ -95,8 +94,7 @@ class Source(NamesFiles):
 
     @property
     def packaged_name(self) -> str:
-        """The name of the file in the packages; for a file in parts that of the first part without
-        its suffix."""
+        """The packaged file's name; for a file in parts that of the first part, without suffix."""
         return packaged_name(self.file)
 
 

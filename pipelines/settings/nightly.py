@@ -21,8 +21,7 @@ DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _is_cron(text: str) -> str:
-    """Check the five fields of crontab(5), with numbers, names, lists, ranges and steps, and that
-    the day exists."""
+    """Check the five fields of crontab(5): numbers, names, lists, ranges, steps."""
     parts = text.lower().split()
     if len(parts) != len(CRON):
         raise ValueError(f"got {text!r}; expected minute, hour, day, month and weekday, such as 0 2 * * *")

@@ -85,8 +85,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """One model, with its first place in the file: `profiles.NAME.evaluation`,
-    `sources.files[]`."""
+    """One model and its first place in the file, such as `profiles.NAME.evaluation`."""
 
     place: str
     model: type[BaseModel]

@@ -1,5 +1,4 @@
-"""`retrieval` of a method or a teacher in experiments.yaml, and the embedding model behind `by:
-dense`."""
+"""`retrieval` of a method or a teacher, and the embedding model behind `by: dense`."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,5 +1,4 @@
-"""The base of every section of the configuration files: frozen and strict, with errors that list
-the allowed keys."""
+"""The frozen and strict base of every section of the configuration files."""
 
 import os
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""Training settings: what each level of the file may say of them, and the decided settings of one
-cell."""
+"""Training settings: those of each level of the file, and the decided ones of a cell."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal

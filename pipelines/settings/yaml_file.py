@@ -191,8 +191,7 @@ def _children(node: Any) -> list[yaml.Node]:
 
 
 def _whole_text(text: str, node: Any) -> str:
-    """The text, with each surrogate pair of two escapes (JSON's notation) joined into one
-    character."""
+    """The text, with surrogate pairs of two escapes (JSON's notation) as one character."""
     if "\0" in text:
         raise RefusedError("holds the character U+0000; no text, path or command may hold it", node.start_mark)
     try:
@@ -202,8 +201,7 @@ def _whole_text(text: str, node: Any) -> str:
 
 
 def _note_lines(node: yaml.Node, place: Place, lines: Lines) -> None:
-    """Note the line of each key and element; for a key from `<<`, its line in the merged
-    mapping."""
+    """Note the line of each key and element; for a `<<` key its line in the merged mapping."""
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):

@@ -1,5 +1,4 @@
-"""A check-up: the machine's resources, what each profile can run on it, and how to get missing
-parts."""
+"""A check-up: the machine, what each profile can run on it, and how to get the rest."""
 
 import os
 import platform

@@ -111,8 +111,7 @@ def superseded_exports(data: DataRoot) -> list[Leftover]:
 
 
 def remove(leftovers: Iterable[Leftover]) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove each; yields it with None, or with the reason why it stays: it is in use, or cannot be
-    removed."""
+    """Remove each; yields it with None, or with the reason why it stays."""
     for leftover in leftovers:
         try:
             if leftover.lock:
@@ -147,8 +146,7 @@ def _examples(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _estimates(project: Project, attempts: list[Attempt]) -> Iterator[Leftover]:
-    """Predictions that no attempt and no configured cell, with any profile's settings, would
-    read."""
+    """Predictions that neither an attempt nor a configured cell would read."""
     files = sorted((project.data.lake / "estimates").glob("*.json"))
     names = {
         answer_file(project.data, a.spec.recipe, prints.get("data"), a.key.seed, own_tokenizer=own).name
@@ -214,8 +212,7 @@ def _cells(data: DataRoot, attempts: list[Attempt]) -> Iterator[Leftover]:
 
 
 def _is_written(attempt: Attempt) -> bool:
-    """Whether a process works in the attempt's folder, even on a cluster where nobody watches it
-    now."""
+    """Whether a process works in the attempt's folder, even unwatched on a cluster."""
     for run in (attempt, *attempt.evaluations()):
         status, launcher = run.result.status, launcher_class(run.spec.launcher)
         if status in ("queued", "running") or (status == "lost" and launcher.is_under_way(run.folder)):

@@ -23,8 +23,7 @@ DEFAULT = Options()
 
 
 class Unusable(Exception):
-    """A record that cannot be used, with the `reason` code of its rejection and a detail for
-    people."""
+    """A record that cannot be used, with the `reason` code and a detail for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

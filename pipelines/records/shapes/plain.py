@@ -1,5 +1,4 @@
-"""The fast path for the most common records: an instruction, an input and an output that are plain
-texts."""
+"""The fast path for the most common records: instruction, input and output as plain texts."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -94,8 +94,7 @@ def calls_of(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def call(value: Any) -> dict[str, Any]:
-    """One call as {"type": "function", "function": {"name", "arguments"}}, with its id if it has
-    one."""
+    """One call as {"type": "function", "function": {"name", "arguments"}}, with any id."""
     value = as_data(value)
     if not isinstance(value, dict):
         return {"type": "function", "function": {"name": "", "arguments": value}}
@@ -108,8 +107,7 @@ def call(value: Any) -> dict[str, Any]:
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls in the JSON of a turn with the role function_call; a text that is not JSON counts
-    as one call."""
+    """The calls in a function_call turn; a text that is not JSON counts as one call."""
     value = as_data(text)
     return [call(each) for each in (value if isinstance(value, list) else [value])]
 

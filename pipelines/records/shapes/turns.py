@@ -52,8 +52,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The result of reading a list of turns: the kept turns, the number of dropped ones, and notes
-    on changes."""
+    """The result of reading turns: the kept ones, the number of dropped ones, and notes."""
 
     turns: list[Turn]
     dropped: int
@@ -235,8 +234,7 @@ def _parts(value: Message) -> Sequence[Any]:
 
 
 def _part_text(part: Any) -> str:
-    """A part's text, which is under `text` in OpenAI's format and under `value` in
-    LLaMA-Factory's."""
+    """A part's text: `text` in OpenAI's format, `value` in LLaMA-Factory's."""
     if not isinstance(part, dict) or part.get("type", "text") not in ("text", "input_text", "output_text"):
         return ""
     return _as_text(part.get("text", part.get("value")))

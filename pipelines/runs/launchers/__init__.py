@@ -1,2 +1,1 @@
-"""Launchers, which start a run's command and watch it: on this machine, by torchrun, on a Ray or a
-Slurm cluster."""
+"""Launchers, which start and watch a run's command on this machine or on a cluster."""

@@ -33,8 +33,7 @@ class Launcher:
         self.say = say
 
     def start(self, command: CellCommand) -> RunningCommand:
-        """Raises UnavailableError if the command cannot start: the cluster does not answer, or
-        refuses it."""
+        """Raises UnavailableError if the cluster does not answer or refuses the command."""
         raise NotImplementedError
 
     @property

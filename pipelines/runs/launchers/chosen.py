@@ -14,8 +14,7 @@ MULTI_PROCESS = "torchrun"
 
 
 def launcher_class(name: str) -> type[Launcher]:
-    """The launcher of that name; for a name from an earlier version, a class that cannot start
-    anything."""
+    """The launcher of that name; for an unknown name a class that cannot start anything."""
     if name not in get_args(LauncherName):
         return Launcher
     return import_module(f"{__package__}.{name}").LAUNCHER

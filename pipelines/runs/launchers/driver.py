@@ -54,8 +54,7 @@ def predicted_gb(spec: RunSpec, folder: Path) -> float | None:
 
 
 def job_name(folder: Path) -> str:
-    """The name of the job of the attempt or evaluation in `folder`, which is unique and never
-    changes."""
+    """The unique, fixed name of the job of the attempt or evaluation in `folder`."""
     if folder.parent.name == "evaluations":
         return f"featherweight-{folder.parent.parent.name}-{folder.name}"
     return f"featherweight-{folder.name}"

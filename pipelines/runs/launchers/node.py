@@ -131,8 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def version_mismatch(driver: Mapping[str, str]) -> str | None:
-    """The versions in which this node differs from the driver, as a message; None if all are
-    equal."""
+    """A message on the versions in which this node differs from the driver, or None."""
     here = versions()
     names = [name for name in {**driver, **here} if driver.get(name) != here.get(name)]
     if not names:

@@ -13,15 +13,13 @@ FILE = "pipes.jsonl"
 
 
 def messages_into(file: Path) -> dict[str, str]:
-    """The variable that makes a child write its messages into `file`, in dagster_pipes'
-    encoding."""
+    """The variable that makes a child write into `file`, in dagster_pipes' encoding."""
     message = json.dumps({"path": str(file)}).encode()
     return {MESSAGES: base64.b64encode(zlib.compress(message)).decode()}
 
 
 class Carrier:
-    """Copies new lines of `source` to the file of the session in `env`; does nothing without a
-    session."""
+    """Copies new lines of `source` to the file of the session in `env`, if there is one."""
 
     def __init__(self, env: Mapping[str, str], source: Path) -> None:
         message: Any = json.loads(zlib.decompress(base64.b64decode(env[MESSAGES]))) if MESSAGES in env else {}

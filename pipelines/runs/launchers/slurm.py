@@ -269,8 +269,7 @@ def partitions(name: str | None) -> list[Partition]:
 
 
 class SlurmLauncher(ClusterLauncher):
-    """Starts a cell's command as a batch job on a node with the required resources, by the settings
-    in `Slurm`."""
+    """Starts a cell's command as a batch job with the resources in the settings `Slurm`."""
 
     settings: Slurm
 
@@ -313,8 +312,7 @@ class SlurmLauncher(ClusterLauncher):
         _note_order(folder, over=True)
 
     def start(self, command: CellCommand) -> "SlurmCommand":
-        """Raises UnavailableError if Slurm is not installed, does not answer, or refuses the
-        job."""
+        """Raises UnavailableError if Slurm is missing, does not answer, or refuses."""
         folder, job_id = command.folder, ""
         if not (folder / ENDED).exists():
             if job := _job_in(folder):
@@ -418,8 +416,7 @@ class SlurmCommand(RunningCommand):
         return self._ending
 
     def stop(self, *, grace_seconds: float = 0) -> None:
-        """Stop the job; returns when it is over, or at the latest after STOP_SECONDS +
-        CANCEL_SECONDS."""
+        """Stop the job; returns after STOP_SECONDS + CANCEL_SECONDS at the latest."""
         if self._ending is not None and self._ending.reason != "unreachable":
             return
         try:

@@ -1,5 +1,4 @@
-"""Cells as jobs of a Ray cluster: the driver's half, the node's half, and the files between
-them."""
+"""Cells as Ray jobs: the driver's half, the node's half, and the files between them."""
 
 from pipelines.runs.launchers.ray.launcher import RayLauncher
 

@@ -52,8 +52,7 @@ def main() -> int:
 
 
 def from_storage(url: str, job: str) -> int:
-    """Work in a scratch folder of this node, with the layout of the data root, and send all
-    changes."""
+    """Work in a scratch folder, with the layout of the data root, and send all changes."""
     store = Store(url)
     content = store.read(f"jobs/{job}/job.json")
     if content is None:

@@ -88,8 +88,7 @@ class JobServer:
         )
 
     def submit(self, name: str, entrypoint: str, resources: Json, package: str) -> None:
-        """Start `entrypoint` in the unpacked package, on a node with the `resources` (num_cpus,
-        num_gpus, memory)."""
+        """Start `entrypoint` in the package, on a node with num_cpus, num_gpus and memory."""
         body = {
             "submission_id": name,
             "entrypoint": entrypoint,

@@ -56,8 +56,7 @@ class RayLauncher(ClusterLauncher):
         end(folder)
 
     def start(self, command: CellCommand) -> "RayCommand":
-        """Raises UnavailableError, within seconds, if the job server or the storage cannot be
-        reached."""
+        """Raises UnavailableError, within seconds, if server or storage is unreachable."""
         folder, settings = command.folder, self.settings
         name = job_name(folder)
         server = JobServer(settings.address)
@@ -95,8 +94,7 @@ class RayLauncher(ClusterLauncher):
         server.submit(name, f"exec {python} -m pipelines.runs.launchers.ray.job {place}", resources, package)
 
     def _asked(self, spec: RunSpec, folder: Path, server: JobServer) -> Json:
-        """The free resources that a node must have: CPUs, GPUs, and bytes of memory for a cell
-        without a GPU."""
+        """The resources to request: CPUs, GPUs, and bytes of memory without a GPU."""
         settings, devices = self.settings, spec.devices
         gpus = settings.gpus
         if gpus is None:
@@ -213,8 +211,7 @@ class RayCommand(RunningCommand):
         self._carrier.carry()
 
     def _note(self, job: Job) -> None:
-        """Note in state.json, and tell the listener, whether the job is queued (and why) or
-        running."""
+        """Note in state.json and report whether the job is queued (and why) or running."""
         now = time.monotonic()
         if job.status == "PENDING" and now - self._began > 3 and now - self._said > SAY_SECONDS:
             self._said = now

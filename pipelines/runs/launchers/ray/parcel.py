@@ -130,8 +130,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 class Outbox:
-    """The node's side: `send` uploads all changes since the last call, then a listing of the
-    files."""
+    """The node's side: `send` uploads all new changes, then a listing of the files."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
@@ -164,8 +163,7 @@ class Outbox:
 
 
 class Inbox:
-    """The driver's side: `take` updates the attempt's folder with the files that the node has
-    sent."""
+    """The driver's side: `take` fetches the node's changes into the attempt's folder."""
 
     def __init__(self, store: Store, job: str, folder: Path) -> None:
         self._store, self._job, self._folder = store, f"jobs/{job}", folder
@@ -189,8 +187,7 @@ class Inbox:
         self._store.write(f"{self._job}/stop.json", json.dumps({"grace_seconds": grace_seconds}).encode())
 
     def clear(self, passing: Sequence[str]) -> None:
-        """Remove the job's own files from the storage, and the passing inputs (by their
-        SHA-256)."""
+        """Remove the job's files and the passing inputs (SHA-256) from the storage."""
         self._store.remove(self._job)
         for sha256 in passing:
             self._store.remove(f"blobs/{sha256}")

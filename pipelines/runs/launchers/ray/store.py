@@ -124,8 +124,7 @@ def harmless(error: Exception) -> str:
 
 
 class Hashes:
-    """SHA-256 of files, cached in one file by path, size and time of change, so that weights are
-    read only once."""
+    """SHA-256 of files, cached by path, size and time of change: weights are read once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
