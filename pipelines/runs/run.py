@@ -122,6 +122,7 @@ class Run:
         spec, hooks, launcher = self._spec, site.hooks, site.launcher
         with self._device(spec, site) as locks:
             note_state(self.folder, "running", "load")
+            # The watchdog enforces a memory budget only on CPUs; on a GPU the child does.
             budget = spec.memory_budget_gb
             minutes = spec.time_limit_minutes if site.launcher.holds_device else None
             command = CellCommand(

@@ -136,6 +136,7 @@ class Experiments(Strict):
             "pair": chosen_model.overrides.get(method, TrainingOverrides()),
         }
         traits = chosen_method.traits
+        # Apply the levels in order; a later one replaces the settings of those before it.
         decided: dict[str, Any] = {"learning_rate": DEFAULT_RATES[traits.rate]}
         # The single rate that a level below `auto` names.
         single_rate: float | None = None
@@ -150,6 +151,7 @@ class Experiments(Strict):
                 single_rate = rate if isinstance(rate, float) else single_rate
                 source = level.learning_rate_source or name if isinstance(rate, float) else "search"
                 decided |= {"learning_rate": rate, "learning_rate_source": source}
+        # Replace `auto` by its grid, with a default for cells that are too short for a search.
         if decided["learning_rate"] == "auto":
             decided |= {"learning_rate": grid_of(traits), "learning_rate_default": default_of(traits, single_rate)}
         return TrainingSettings(**decided)

@@ -58,6 +58,7 @@ def from_storage(url: str, job: str) -> int:
     if content is None:
         raise StoreError(f"storage {url} holds no jobs/{job}/job.json: is it the one that the driver writes to?")
     order = json.loads(content)
+    # Start from an empty root; an earlier job of the same name may have left files.
     scratch = scratch_folder()
     root = scratch / "jobs" / job
     shutil.rmtree(root, ignore_errors=True)
