@@ -151,7 +151,7 @@ def test_news_waits_until_the_webhook_is_back_and_is_sent_once_and_in_order(
 def test_kept_news_is_bounded_and_a_killed_sender_or_a_refused_message_holds_up_nothing(
     webhook: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "MOST", 8)
+    monkeypatch.setattr(news, "MAX_MESSAGES", 8)
     monkeypatch.setattr(news, "AT_ONCE", 4)
     data = DataRoot(tmp_path)
     texts = [f"night {number:03}" for number in range(news.MAX_MESSAGES + 5)]

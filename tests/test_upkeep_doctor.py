@@ -29,7 +29,7 @@ def gpu_lines(lake: Lake) -> list[str]:
 
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_in_a_child", lambda: pytest.fail("a process was started that imports torch"))
+    monkeypatch.setattr(doctor, "_card_report", lambda: pytest.fail("a process was started that imports torch"))
 
 
 def test_without_a_card_one_line_says_so_and_nothing_is_started(
