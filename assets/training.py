@@ -194,7 +194,7 @@ def _trained(context: Context, config: CellConfig, resolved: Resolved) -> list[t
             key,
             force=config.force,
             hooks=hooks,
-            seen=seen.get(str(key.seed)),
+            known_run_id=seen.get(str(key.seed)),
             rerun_for=config.rerun_for,
             retime=config.retime,
         )

@@ -164,5 +164,5 @@ def test_a_model_that_reads_next_to_no_evaluation_record_costs_the_others_none(
 
 
 def test_the_length_that_holds_most_is_one_of_the_records_own() -> None:
-    made = tokenizing.Made([], 40, 39, [], 160, list(range(1, 41)))
+    made = tokenizing.TokenizedRecords([], 40, 39, [], 160, list(range(1, 41)))
     assert made.length_to_hold_most == math.ceil(0.95 * 40)

@@ -200,12 +200,12 @@ def test_measuring_again_trains_again_to_the_same_bits(project: TinyProject, met
     clean_for(project)
     first = at(project, method)
     saved, curve = weights(first), [point["train_loss"] for point in first.curve()]
-    again = at(project, method, retime=True, seen=first.run_id)
+    again = at(project, method, retime=True, known_run_id=first.run_id)
     assert again.run_id != first.run_id and again.retimes == first.run_id
     assert weights(again) == saved and [point["train_loss"] for point in again.curve()] == curve
     assert again.spec.recipe == first.spec.recipe and again.spec.fingerprints == first.spec.fingerprints
     assert cells.latest(project.data, project.key(method)) == again
-    assert at(project, method, retime=True, seen=first.run_id) == again, "somebody has measured it since"
+    assert at(project, method, retime=True, known_run_id=first.run_id) == again, "somebody has measured it since"
 
 
 @pytest.mark.slow

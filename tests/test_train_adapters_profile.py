@@ -169,8 +169,8 @@ def test_the_fast_path_is_for_what_it_was_proven_equal_for_and_changes_no_result
 ) -> None:
     settings, is_fast = KINDS[kind]
     ours, plain = ours_and_pefts(settings, monkeypatch)
-    assert ("adapters" in fast_paths.taken(ours, in_float32=True)) is is_fast
-    assert "adapters" not in fast_paths.taken(plain, in_float32=True)
+    assert ("adapters" in fast_paths.active(ours, in_float32=True)) is is_fast
+    assert "adapters" not in fast_paths.active(plain, in_float32=True)
     results, expected = loss_and_gradients(ours), loss_and_gradients(plain)
     assert results.keys() == expected.keys() and len(results) > 2
     for name, value in expected.items():

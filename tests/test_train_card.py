@@ -241,7 +241,9 @@ def test_flash_attention_is_for_ampere_and_later(
     monkeypatch.setattr(card, "find_spec", lambda _name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     taken: list[str | None] = []
-    monkeypatch.setattr(loading, "_whole", lambda _folder, **options: taken.append(options.get("attn_implementation")))
+    monkeypatch.setattr(
+        loading, "_load_complete", lambda _folder, **options: taken.append(options.get("attn_implementation"))
+    )
     loading._with_attention(tmp_path, RECIPE, {})
     assert taken == ([loading.FLASH] if has else [None])
     if not has:

@@ -88,7 +88,7 @@ def trainer_on(device: torch.device, model: Any, recipe: dict[str, Any]) -> Any:
     trainer.__dict__ |= {
         "worker": worker, "ranks": Ranks(), "recipe": recipe, "device": device, "model": model, "compute": model, "zero": None,
         "named": {name: p for name, p in model.named_parameters() if p.requires_grad}, "tally": Tally(),
-        "optimizer": make_optimizer(model, recipe), "scaler": make_scaler(recipe, device), "_wanted": [],
+        "optimizer": make_optimizer(model, recipe), "scaler": make_scaler(recipe, device), "_positions": [],
     }  # fmt: skip
     return trainer
 
@@ -116,7 +116,7 @@ def test_the_host_waits_once_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) 
         model = loading.add_adapter(model, recipe | more)
         adapters.fuse(model, torch.bfloat16)
     trainer = trainer_on(CARD, model, recipe)
-    with head_on_positions(model) as trainer._wanted:
+    with head_on_positions(model) as trainer._positions:
         assert trainer.step(GROUPS, 1e-3) == 1.0
     # Loss and norm are read together.
     assert reads == [2]
@@ -134,8 +134,8 @@ def test_several_numbers_are_read_at_once_and_stay_what_they_are() -> None:
 def test_a_step_says_the_same_loss_as_its_micro_batches_alone() -> None:
     model = tiny_model("llama")
     trainer, learned = trainer_on(CPU, model, {**RECIPE, "precision": "fp32"}), 50
-    with head_on_positions(model) as trainer._wanted:
-        each = [step_loss(model, group, trainer._wanted, CPU, learned=learned).item() for group in GROUPS]
+    with head_on_positions(model) as trainer._positions:
+        each = [step_loss(model, group, trainer._positions, CPU, learned=learned).item() for group in GROUPS]
         # Equal to the last bit.
         assert trainer.step(GROUPS, 0.0, learned=learned) == sum(each)
 

@@ -290,9 +290,9 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
     tiny_model(architecture).bfloat16().save_pretrained(tmp_path)
     plain = loading.load_model(tmp_path, FULL)
     dtypes: list[Any] = []
-    whole = loading._whole
+    whole = loading._load_complete
     monkeypatch.setattr(
-        loading, "_whole", lambda folder, **options: dtypes.append(options["dtype"]) or whole(folder, **options)
+        loading, "_load_complete", lambda folder, **options: dtypes.append(options["dtype"]) or whole(folder, **options)
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

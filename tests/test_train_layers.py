@@ -22,7 +22,7 @@ from pipelines.settings.model_settings import Model
 from pipelines.train import chosen_layers
 from pipelines.train import shorten as shortening
 from pipelines.train.provenance import base_of, front_matter
-from pipelines.train.shorten import Asked, run_distances, shorten, stack_of, write_weights
+from pipelines.train.shorten import ShortenRequest, run_distances, shorten, stack_of, write_weights
 from pipelines.weights import shortened, store
 from tests import tiny
 from tests.in_process import clean_for
@@ -50,7 +50,7 @@ def short(parent: Path, drop: shortened.Drop, root: Path | None = None) -> Path:
     """The shortened model beside it."""
     folder = parent.with_name(f"{parent.name}-short")
     folder.mkdir()
-    shorten(Asked(parent, folder, drop, root or parent, {"prompt": "chat"}))
+    shorten(ShortenRequest(parent, folder, drop, root or parent, {"prompt": "chat"}))
     return folder
 
 

@@ -63,7 +63,7 @@ def steps(model: Any, recipe: Recipe, device: torch.device) -> Iterator[Callable
     from pipelines.train.trainer.loop import Trainer
 
     trainer = Trainer(_Quiet({}), model, recipe, device)  # pyright: ignore[reportArgumentType]
-    with losses.head_on_positions(model) as trainer._wanted:
+    with losses.head_on_positions(model) as trainer._positions:
         yield lambda groups: trainer.step(groups, 1e-6)
 
 

@@ -32,7 +32,7 @@ def train(
     *,
     force: bool = False,
     hooks: RunHooks | None = None,
-    seen: str | None = None,
+    known_run_id: str | None = None,
     rerun_for: Collection[str] = ANY,
     retime: bool = False,
 ) -> tuple[Attempt, bool]:
@@ -52,28 +52,28 @@ def train(
     resolved.weights_now(key.model, hooks.say)
     plan = resolved.plan(key)
     with locked(key.folder(data) / "cell.lock", f"train {key}", say=hooks.say):
-        earlier = cells.attempts(data, key)
-        newest = cells.newest_that_counts(earlier)
-        different = resolved.changed(newest) if newest else []
-        current = newest is not None and _is_current(resolved, newest, set(different) & set(rerun_for), hooks)
-        retimes = _timed_again(newest, different) if retime else None
+        attempts = cells.attempts(data, key)
+        newest = cells.newest_that_counts(attempts)
+        changed = resolved.changed(newest) if newest else []
+        current = newest is not None and _is_current(resolved, newest, set(changed) & set(rerun_for), hooks)
+        retimes = _retimed_run(newest, changed) if retime else None
         force = force or retimes is not None
-        if newest and seen is not None and newest.run_id != seen:
+        if newest and known_run_id is not None and newest.run_id != known_run_id:
             hooks.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
             return newest, True
         if newest and current and not force:
-            restart.clear(earlier)
+            restart.clear(attempts)
             return newest, True
-        if newest and not force and _goes_on_elsewhere(newest, plan, data):
+        if newest and not force and _runs_elsewhere(newest, plan, data):
             run = _run(resolved, newest, hooks)
         else:
             run = _next_attempt(resolved, key, hooks, force=force, retimes=retimes)
 
-        def again(after: str) -> Run:
+        def run_again(after: str) -> Run:
             return _next_attempt(resolved, key, hooks, after=after, retimes=retimes)
 
-        finished = Attempt(key, run_with_retry(run, again, resolved.project.site(hooks)).folder)
-        _clear_behind(data, earlier, finished)
+        finished = Attempt(key, run_with_retry(run, run_again, resolved.project.site(hooks)).folder)
+        _clear_behind(data, attempts, finished)
         return finished, False
 
 
@@ -89,20 +89,20 @@ def _is_current(resolved: Resolved, newest: Attempt, changed: Collection[str], h
     return True
 
 
-def _timed_again(newest: Attempt | None, different: Sequence[str]) -> str | None:
+def _retimed_run(newest: Attempt | None, changed: Sequence[str]) -> str | None:
     """The good attempt whose speed alone is to be measured again."""
-    return newest.run_id if newest and newest.status == "ok" and not different else None
+    return newest.run_id if newest and newest.status == "ok" and not changed else None
 
 
-def _clear_behind(data: DataRoot, earlier: Sequence[Attempt], finished: Attempt) -> None:
+def _clear_behind(data: DataRoot, attempts: Sequence[Attempt], finished: Attempt) -> None:
     """Remove the checkpoints and models that nothing needs any more."""
     if finished.status in restart.FINAL:
-        restart.clear([*earlier, finished])
+        restart.clear([*attempts, finished])
     if finished.status == "ok":
         _drop_superseded_models(data, finished)
 
 
-def _goes_on_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
+def _runs_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
     """Whether the cell still runs on a cluster as it should be, though whoever watched it is gone."""
     lost = newest.status == "lost" and newest.spec.fingerprints == dict(plan.fingerprints)
     return lost and newest.spec.is_of(data.root) and launcher_class(newest.spec.launcher).is_under_way(newest.folder)
@@ -119,38 +119,38 @@ def _next_attempt(
 ) -> Run:
     """A new attempt, from the last checkpoint of the earlier ones where there is one. `after`: why it is made at once. `retimes`:
     the good attempt that it measures again."""
-    earlier, plan = cells.attempts(resolved.data, key), resolved.plan(key)
-    for attempt in (one for one in earlier if one.spec.is_of(resolved.data.root)):
+    attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
+    for attempt in (one for one in attempts if one.spec.is_of(resolved.data.root)):
         launcher_class(attempt.spec.launcher).end(attempt.folder)
-    resume = None if force else restart.resumable(earlier, plan.fingerprints, resolved.data.root)
-    if not force and earlier and earlier[-1].status not in restart.FINAL and not resolved.fits(earlier[-1]):
+    resume = None if force else restart.resumable(attempts, plan.fingerprints, resolved.data.root)
+    if not force and attempts and attempts[-1].status not in restart.FINAL and not resolved.fits(attempts[-1]):
         hooks.say(
-            f"{key}: {earlier[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
+            f"{key}: {attempts[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
         )
-    _require_disk(earlier, resolved.data)
+    _require_disk(attempts, resolved.data)
     folder = key.folder(resolved.data) / new_run_id(key.folder(resolved.data))
     spec = _spec(resolved, key, folder.name, resume, after)
-    if not force and (trials := restart.search_to_resume(earlier, plan.fingerprints, resolved.data.root)):
+    if not force and (trials := restart.search_to_resume(attempts, plan.fingerprints, resolved.data.root)):
         spec = replace(spec, more={**spec.more, "searched": trials})
     if retimes:
         spec = replace(spec, more={**spec.more, "retimes": retimes})
     queue(folder, spec)
-    restart.clear(earlier, keep=resume["run_id"] if resume else None)
+    restart.clear(attempts, keep=resume["run_id"] if resume else None)
     return _run(resolved, Attempt(key, folder), hooks)
 
 
-def _require_disk(earlier: Sequence[Attempt], data: DataRoot) -> None:
+def _require_disk(attempts: Sequence[Attempt], data: DataRoot) -> None:
     """A good row is not given up for an attempt that has less disk than the last one took for its checkpoints and its model.
 
     Raises:
         DiskFullError: there is a good row, and less disk than that.
     """
-    newest = cells.newest_that_counts(earlier)
+    newest = cells.newest_that_counts(attempts)
     if newest and newest.status == "ok":
         files = [path for path in newest.model_folder.rglob("*") if path.is_file()]
-        saved = sum(path.stat().st_size for path in files)
-        needed = disk.ROOM_BYTES + OTHER_BYTES + max(saved, newest.result.bytes_needed or 0)
-        disk.require(data.root, needed, f"a new attempt at {newest.key}, whose last good one stays as it is")
+        model_bytes = sum(path.stat().st_size for path in files)
+        needed_bytes = disk.ROOM_BYTES + OTHER_BYTES + max(model_bytes, newest.result.bytes_needed or 0)
+        disk.require(data.root, needed_bytes, f"a new attempt at {newest.key}, whose last good one stays as it is")
 
 
 def _run(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> Run:
@@ -190,8 +190,8 @@ def _fetch(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
         return
     if planned:
         raise UsageError(f"the weights or the tokenizer of {key.model} changed while {key} waited: run the same again.")
-    told = {**spec.fingerprints, "weights": now, "recipe": resolved.plan(key).fingerprints["recipe"]}
-    replace(spec, fingerprints=told, resume=None).write(attempt.folder)
+    fingerprints = {**spec.fingerprints, "weights": now, "recipe": resolved.plan(key).fingerprints["recipe"]}
+    replace(spec, fingerprints=fingerprints, resume=None).write(attempt.folder)
 
 
 def no_examples(project: Project, method: str) -> str:

@@ -35,8 +35,8 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
     form = PromptFormat.of(folder, recipe)
     limit = longest(recipe["max_length"], AutoConfig.from_pretrained(folder))
     train, held_out = (_first(form, records, limit) for records in (selected.train, selected.eval))
-    named = resolved.experiments.model(key.model)
-    recorded = {"bos": named.bos, "end": named.end}
+    model_settings = resolved.experiments.model(key.model)
+    recorded = {"bos": model_settings.bos, "end": model_settings.end}
     checks.tokenizer_is_as_recorded(form, recorded)
     checks.end_stops_generation(form, recorded)
     checks.something_is_shown(train, held_out)
@@ -55,17 +55,17 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
     model = loading.load_model(folder, recipe)
     model = loading.add_adapter(model, recipe) if traits_of(recipe).has_adapter else model
     model.eval()
-    with torch.no_grad(), head_on_positions(model) as wanted:
-        loss = token_losses(model, [example], wanted, loading.device()).mean().item()
+    with torch.no_grad(), head_on_positions(model) as positions:
+        loss = token_losses(model, [example], positions, loading.device()).mean().item()
     yield f"loss at step 0: {loss:.4f} nats per completion token"
 
 
-def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> tokenizing.Made:
+def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> tokenizing.TokenizedRecords:
     """The examples of the first record that the template shows and that has no more tokens; of all where there is none."""
     for record in records:
-        made = tokenizing.tokenize(form, [record], limit)
-        if made.examples:
-            return made
+        tokenized = tokenizing.tokenize(form, [record], limit)
+        if tokenized.examples:
+            return tokenized
     return tokenizing.tokenize(form, records, limit)
 
 

@@ -34,24 +34,24 @@ class Base:
     license_link: str | None = None
 
 
-def base_of(folder: Path, licensed: Mapping[str, str | None] | None = None) -> Base:
+def base_of(folder: Path, licence: Mapping[str, str | None] | None = None) -> Base:
     """What is known of the weights in `folder`, and of their licence by the model's record."""
-    whole = _whole_base_of(folder, licensed)
+    base = _whole_base_of(folder, licence)
     if not (layers := record_of_layers(folder)):
-        return whole
+        return base
     # An adapter of it does not fit what the hub has under the name
-    return replace(whole, name=f"{whole.name} without its layers {in_words(layers['dropped'])}", of_hub=False)
+    return replace(base, name=f"{base.name} without its layers {in_words(layers['dropped'])}", of_hub=False)
 
 
-def _whole_base_of(folder: Path, licensed: Mapping[str, str | None] | None) -> Base:
+def _whole_base_of(folder: Path, licence: Mapping[str, str | None] | None) -> Base:
     record = origin_of(folder)
     source: dict[str, Any] = record.get("source") or {}
-    known: dict[str, Any] = dict(licensed or {})
+    known: dict[str, Any] = dict(licence or {})
     if source.get("hub"):
         return Base(source["hub"], record.get("commit") or source.get("revision"), of_hub=True, **known)
     if source.get("wheel"):
-        asked = packages(source["wheel"], source["file"])
-        names, versions = zip(*(package.split("==") for package, _ in asked), strict=True)
+        parts = packages(source["wheel"], source["file"])
+        names, versions = zip(*(package.split("==") for package, _ in parts), strict=True)
         packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"  # not like a hub's name
         return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
     if source.get("random"):
@@ -62,8 +62,8 @@ def _whole_base_of(folder: Path, licensed: Mapping[str, str | None] | None) -> B
 def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was trained on: each source with its number of records, the most first. Of a generator's answers the source is the model
     that gave them; a folder of this machine is named by its last part alone."""
-    counted = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
-    return [{"source": name, "generated": made, "records": n} for (name, made), n in counted.most_common()]
+    counts = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
+    return [{"source": name, "generated": made, "records": n} for (name, made), n in counts.most_common()]
 
 
 def _source_of(record: Mapping[str, Any]) -> str:
@@ -79,8 +79,8 @@ def _without_folder(name: str) -> str:
 
 def data_in_words(data: Iterable[Mapping[str, Any]]) -> str:
     """`966 of records.json, 34 answered by MODEL (claude)`."""
-    told = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
-    return ", ".join(told)
+    phrases = [f"{one['records']} {'answered by' if one['generated'] else 'of'} {one['source']}" for one in data]
+    return ", ".join(phrases)
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
@@ -89,10 +89,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 def name_base(adapter: Path, base: Base) -> None:
     """Let an adapter's configuration name its base, where PEFT wrote the folder that it, and its tokenizer, were loaded from."""
     config = read_json(adapter / "adapter_config.json") or {}
-    named = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
+    changes = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
     if config.get("tokenizer_name_or_path"):  # of a prompt that began as words
-        named["tokenizer_name_or_path"] = base.name
-    write_json(adapter / "adapter_config.json", {**config, **named})
+        changes["tokenizer_name_or_path"] = base.name
+    write_json(adapter / "adapter_config.json", {**config, **changes})
 
 
 def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
@@ -129,7 +129,7 @@ def front_matter(
 ) -> list[str]:
     """What hubs read at the head of a card, as lines of YAML between two lines of dashes; `more` stands at its end."""
     from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
-    told = {
+    fields = {
         "library_name": library,
         "pipeline_tag": "text-generation",
         **({"base_model": base.name, "base_model_relation": relation} if base.of_hub else {}),
@@ -139,22 +139,22 @@ def front_matter(
         "tags": list(tags),
         **(more or {}),
     }
-    return ["---", yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=120).rstrip(), "---", ""]
+    return ["---", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120).rstrip(), "---", ""]
 
 
 def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
     """The base, the data and the settings as rows of a card's table."""
-    told = {"base": base.name, "base revision": base.revision, "base licence": base.license}
-    told |= {"trained on": data_in_words(data) or None}
-    told |= {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) not in (None, {}, False)}
-    return [f"| {name} | {in_code(value)} |" for name, value in told.items() if value is not None]
+    fields = {"base": base.name, "base revision": base.revision, "base licence": base.license}
+    fields |= {"trained on": data_in_words(data) or None}
+    fields |= {name: recipe[name] for name in CARD_RECIPE if recipe.get(name) not in (None, {}, False)}
+    return [f"| {name} | {in_code(value)} |" for name, value in fields.items() if value is not None]
 
 
 def in_code(value: Any) -> str:
     """A value as code inside a table of Markdown: on one line, and nothing in it ends the code or the cell."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    told = re.sub(r"[`|\s]+", " ", one_line(text, 2000)).strip()
-    return f"`{told}`"
+    line = re.sub(r"[`|\s]+", " ", one_line(text, 2000)).strip()
+    return f"`{line}`"
 
 
 def in_prose(text: str) -> str:

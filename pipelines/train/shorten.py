@@ -46,7 +46,7 @@ SOURCE = "angular distance (arXiv 2403.17887)"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShortenRequest:
     """The folder of the model to shorten and of the one to be made, both whole paths; which layers go; the data root, and how the
     model is asked (`prompt`, `template`)."""
 
@@ -65,29 +65,31 @@ class Stack:
     blocks: nn.ModuleList
 
 
-def shorten(asked: Asked) -> None:
+def shorten(request: ShortenRequest) -> None:
     """Fill `folder` with the model of `parent` without those layers, and the record of them.
 
     Raises:
         UsageError: there are not so many layers, or there is no train record to choose them by.
         UnavailableError: it is no model with one stack of blocks, or it computes something else without them.
     """
-    config = read_json(asked.parent / "config.json") or {}
+    config = read_json(request.parent / "config.json") or {}
     layers = shortened.layers_of(config)
-    shortened.dropped_from(layers, asked.drop)
-    found = _found(asked)  # the whole model is gone by then
-    weights = asked.folder / WHOLE if (asked.folder / WHOLE).exists() else asked.parent
-    left = [layer for layer in range(layers) if layer not in found.dropped]
-    _copy_small_files(asked.parent, asked.folder)
-    write_json(asked.folder / "config.json", shortened.without(_whole(asked.parent, config), found.dropped))
-    write_weights(weights, asked.folder, found.stack, left)
-    shutil.rmtree(asked.folder / WHOLE, ignore_errors=True)
-    _require_same(asked.folder, found.probe, found.logits)
-    write_json(asked.folder / shortened.RECORD, _record(asked.parent, layers, left) | found.why)
+    shortened.dropped_from(layers, request.drop)
+    choice = _choose_layers(request)  # the whole model is gone by then
+    weights = request.folder / WHOLE if (request.folder / WHOLE).exists() else request.parent
+    remaining = [layer for layer in range(layers) if layer not in choice.dropped]
+    _copy_small_files(request.parent, request.folder)
+    write_json(
+        request.folder / "config.json", shortened.without(_with_layer_lists(request.parent, config), choice.dropped)
+    )
+    write_weights(weights, request.folder, choice.stack, remaining)
+    shutil.rmtree(request.folder / WHOLE, ignore_errors=True)
+    _require_same(request.folder, choice.probe, choice.logits)
+    write_json(request.folder / shortened.RECORD, _record(request.parent, layers, remaining) | choice.why)
 
 
 @dataclass(frozen=True)
-class Found:
+class LayerChoice:
     """What the whole model says: which layers go and `why`, the name of its blocks, and its logits for `probe` without those."""
 
     dropped: list[int]
@@ -97,27 +99,31 @@ class Found:
     logits: torch.Tensor
 
 
-def _found(asked: Asked) -> Found:
+def _choose_layers(request: ShortenRequest) -> LayerChoice:
     """Ask the whole model; where its weights are in PyTorch's own format, they are in the folder WHOLE afterwards."""
-    model = _loaded(asked.parent)
+    model = _loaded(request.parent)
     stack = stack_of(model)
-    if isinstance(asked.drop, int):
-        why = _nearest(model, stack, asked)
-        dropped = list(range(why["first"], why["first"] + asked.drop))
+    if isinstance(request.drop, int):
+        why = _nearest(model, stack, request)
+        dropped = list(range(why["first"], why["first"] + request.drop))
     else:
-        why, dropped = {"by": "named in drop_layers"}, list(asked.drop)
+        why, dropped = {"by": "named in drop_layers"}, list(request.drop)
     probe = _probe(model)
     logits = logits_without(model, stack, dropped, probe)
-    if not list(asked.parent.glob("*.safetensors")):
-        model.save_pretrained(asked.folder / WHOLE)
-    return Found(dropped, why, stack.name, probe, logits)
+    if not list(request.parent.glob("*.safetensors")):
+        model.save_pretrained(request.folder / WHOLE)
+    return LayerChoice(dropped, why, stack.name, probe, logits)
 
 
-def _record(parent: Path, layers: int, left: Sequence[int]) -> Json:
+def _record(parent: Path, layers: int, remaining: Sequence[int]) -> Json:
     """Layers by their numbers in the first model, also where that in `parent` was shortened before."""
-    before = shortened.record_of_layers(parent) or {"of": layers, "left": list(range(layers))}
-    kept = [before["left"][layer] for layer in left]
-    return {"of": before["of"], "left": kept, "dropped": [layer for layer in range(before["of"]) if layer not in kept]}
+    parent_record = shortened.record_of_layers(parent) or {"of": layers, "left": list(range(layers))}
+    numbers = [parent_record["left"][layer] for layer in remaining]
+    return {
+        "of": parent_record["of"],
+        "left": numbers,
+        "dropped": [layer for layer in range(parent_record["of"]) if layer not in numbers],
+    }
 
 
 def _loaded(folder: Path) -> Any:
@@ -129,8 +135,8 @@ def _loaded(folder: Path) -> Any:
     options: Json = {"dtype": "auto" if torch.cuda.is_available() else torch.float32, "trust_remote_code": False}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     model, info = loaded
-    if lacking := sorted(info["missing_keys"]):
-        raise WorkError(f"the weights lack {len(lacking)} tensors of the model, the first is {lacking[0]}")
+    if missing := sorted(info["missing_keys"]):
+        raise WorkError(f"the weights lack {len(missing)} tensors of the model, the first is {missing[0]}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -151,29 +157,29 @@ def stack_of(model: Any) -> Stack:
     return Stack(outer[0], lists[outer[0]])
 
 
-def _nearest(model: Any, stack: Stack, asked: Asked) -> Json:
+def _nearest(model: Any, stack: Stack, request: ShortenRequest) -> Json:
     """The first layer of the run whose input and output are nearest, and what that was found by."""
-    assert isinstance(asked.drop, int)
-    chosen = sample(DataRoot(asked.root))
-    form = PromptFormat.of(asked.parent, asked.recipe)
-    texts = list(_texts(chosen, form, longest(MAX_TOKENS, model.config.get_text_config(decoder=True))))
+    assert isinstance(request.drop, int)
+    selected = sample(DataRoot(request.root))
+    form = PromptFormat.of(request.parent, request.recipe)
+    texts = list(_texts(selected, form, longest(MAX_TOKENS, model.config.get_text_config(decoder=True))))
     if not texts:
         raise UsageError(
             "drop_layers: the model's chat template shows none of the train records: name the layers instead."
         )
-    found = run_distances(torch.stack([_states(model, stack, text) for text in texts]), asked.drop)
+    distances = run_distances(torch.stack([_states(model, stack, text) for text in texts]), request.drop)
     return {
-        "first": min(range(len(found)), key=found.__getitem__),
+        "first": min(range(len(distances)), key=distances.__getitem__),
         "by": SOURCE,
-        "distances": found,
+        "distances": distances,
         "records": len(texts),
-        "data_fingerprint": chosen.data_fingerprint,
+        "data_fingerprint": selected.data_fingerprint,
     }
 
 
-def _texts(chosen: Selected, form: PromptFormat, limit: int) -> Iterator[list[int]]:
+def _texts(selected: Selected, form: PromptFormat, limit: int) -> Iterator[list[int]]:
     """Each record as it would be trained on, up to where its end is predicted; of a longer one the beginning."""
-    for record in chosen.train:
+    for record in selected.train:
         try:
             examples = form.tokenize(record)
         except Unshown:
@@ -187,29 +193,29 @@ def _texts(chosen: Selected, form: PromptFormat, limit: int) -> Iterator[list[in
 @torch.no_grad()
 def _states(model: Any, stack: Stack, ids: Sequence[int]) -> torch.Tensor:
     """What goes into every block at the last token, and what comes out of the last one: (layers + 1, width), in float64."""
-    seen: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
 
-    def before(_block: nn.Module, given: tuple[Any, ...], named: Json) -> None:
-        seen.append(_hidden(given, named)[0, -1].double().cpu())
+    def capture_input(_block: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
+        states.append(_hidden(args, kwargs)[0, -1].double().cpu())
 
-    def after(_block: nn.Module, _given: Any, made: Any) -> None:
-        seen.append((made[0] if isinstance(made, tuple) else made)[0, -1].double().cpu())
+    def capture_output(_block: nn.Module, _args: Any, output: Any) -> None:
+        states.append((output[0] if isinstance(output, tuple) else output)[0, -1].double().cpu())
 
     with ExitStack() as hooks:
         for block in stack.blocks:
-            hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(stack.blocks[-1].register_forward_hook(after).remove)
+            hooks.callback(block.register_forward_pre_hook(capture_input, with_kwargs=True).remove)
+        hooks.callback(stack.blocks[-1].register_forward_hook(capture_output).remove)
         model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    if len(seen) != len(stack.blocks) + 1:
+    if len(states) != len(stack.blocks) + 1:
         raise UnavailableError(
-            f"drop_layers: {type(model).__name__} goes through {len(seen) - 1} of its {len(stack.blocks)} blocks: it cannot be "
+            f"drop_layers: {type(model).__name__} goes through {len(states) - 1} of its {len(stack.blocks)} blocks: it cannot be "
             "shortened."
         )
-    return torch.stack(seen)
+    return torch.stack(states)
 
 
-def _hidden(given: tuple[Any, ...], named: Json) -> torch.Tensor:
-    return given[0] if given else named["hidden_states"]
+def _hidden(args: tuple[Any, ...], kwargs: Json) -> torch.Tensor:
+    return args[0] if args else kwargs["hidden_states"]
 
 
 def run_distances(states: torch.Tensor, count: int) -> list[float]:
@@ -224,9 +230,9 @@ def run_distances(states: torch.Tensor, count: int) -> list[float]:
 def passed_by(stack: Stack, dropped: Sequence[int]) -> Iterator[None]:
     """Within it these blocks hand on what they are given."""
 
-    def pass_on(_block: nn.Module, given: tuple[Any, ...], named: Json, made: Any) -> Any:
-        hidden = _hidden(given, named)
-        return (hidden, *made[1:]) if isinstance(made, tuple) else hidden
+    def pass_on(_block: nn.Module, args: tuple[Any, ...], kwargs: Json, output: Any) -> Any:
+        hidden = _hidden(args, kwargs)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     with ExitStack() as hooks:
         for layer in dropped:
@@ -252,35 +258,37 @@ def _require_same(folder: Path, probe: torch.Tensor, expected: torch.Tensor) -> 
     a block may depend on its number, or on others."""
     try:
         model = _loaded(folder)
-        found = logits_without(model, stack_of(model), [], probe)
-        off = (found - expected).abs().max() / expected.abs().max()
+        logits = logits_without(model, stack_of(model), [], probe)
+        error_share = (logits - expected).abs().max() / expected.abs().max()
         limit = TOLERANCE if model.dtype is torch.float32 else HALF_TOLERANCE
-        told = _other_kinds(folder) if off <= limit else f"its logits are off by {off:.1e} of the largest"
+        fault = (
+            _other_kinds(folder) if error_share <= limit else f"its logits are off by {error_share:.1e} of the largest"
+        )
     except (ValueError, RuntimeError, KeyError, IndexError, WorkError) as error:
-        told = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    if told:
+        fault = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if fault:
         raise UnavailableError(
             f"drop_layers: a model of its architecture cannot be written without these layers, since its blocks depend on their "
-            f"place or on one another ({told})"
+            f"place or on one another ({fault})"
         )
 
 
 def _other_kinds(folder: Path) -> str | None:
     """What is wrong where transformers takes layers for others than the configuration says: some differ on long texts alone."""
-    said = shortened.per_layer(read_json(folder / "config.json") or {})
-    known = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True).to_dict()
-    other = [name for name, kinds in said.items() if known.get(name) != kinds]
-    return f"transformers reads other {', '.join(other)} than were written" if other else None
+    fields = shortened.per_layer(read_json(folder / "config.json") or {})
+    loaded_fields = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True).to_dict()
+    differing = [name for name, kinds in fields.items() if loaded_fields.get(name) != kinds]
+    return f"transformers reads other {', '.join(differing)} than were written" if differing else None
 
 
-def _whole(parent: Path, config: Json) -> Json:
+def _with_layer_lists(parent: Path, config: Json) -> Json:
     """The configuration with what each layer is like spelled out, where it says that by a rule (every sixth layer is another): of
     fewer layers the rule would say something else."""
-    known = AutoConfig.from_pretrained(parent, trust_remote_code=False).get_text_config(decoder=True).to_dict()
-    said = shortened.per_layer(known)
+    loaded_fields = AutoConfig.from_pretrained(parent, trust_remote_code=False).get_text_config(decoder=True).to_dict()
+    fields = shortened.per_layer(loaded_fields)
     if shortened.described(config) is config:
-        return {**config, **said}
-    return {**config, "text_config": {**config["text_config"], **said}}
+        return {**config, **fields}
+    return {**config, "text_config": {**config["text_config"], **fields}}
 
 
 def _copy_small_files(parent: Path, folder: Path) -> None:
@@ -293,7 +301,7 @@ def _copy_small_files(parent: Path, folder: Path) -> None:
         shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
 
 
-def write_weights(parent: Path, folder: Path, stack: str, left: Sequence[int]) -> None:
+def write_weights(parent: Path, folder: Path, stack: str, remaining: Sequence[int]) -> None:
     """The weights of the folder `parent` as they are, a file at a time, without those of layers that are not `left`; those that are
     get names that count from 0.
 
@@ -302,16 +310,16 @@ def write_weights(parent: Path, folder: Path, stack: str, left: Sequence[int]) -
     """
     files = _weight_files(parent)
     names = {name for file in files for name in _names(file)}
-    rename = _renaming(names, stack, left)
+    rename = _renaming(names, stack, remaining)
     places, total = {}, 0
     for file in files:
-        kept = {new: name for name in _names(file) if (new := rename(name)) is not None}
-        if not kept:
+        old_names = {new: name for name in _names(file) if (new := rename(name)) is not None}
+        if not old_names:
             continue
-        with safe_open(file, "pt") as held:
-            tensors = {new: held.get_tensor(name) for new, name in kept.items()}
-            save_file(tensors, folder / file.name, metadata=held.metadata() or {"format": "pt"})
-        places |= dict.fromkeys(kept, file.name)
+        with safe_open(file, "pt") as shard:
+            tensors = {new: shard.get_tensor(name) for new, name in old_names.items()}
+            save_file(tensors, folder / file.name, metadata=shard.metadata() or {"format": "pt"})
+        places |= dict.fromkeys(old_names, file.name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1 or files[0].name != "model.safetensors":
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
@@ -327,24 +335,24 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _names(file: Path) -> list[str]:
-    with safe_open(file, "pt") as held:
-        return list(held.keys())
+    with safe_open(file, "pt") as shard:
+        return list(shard.keys())
 
 
-def _renaming(names: set[str], stack: str, left: Sequence[int]) -> Callable[[str], str | None]:
+def _renaming(names: set[str], stack: str, remaining: Sequence[int]) -> Callable[[str], str | None]:
     """The new name of a weight; None where it belongs to a layer that goes. Files may leave out the first parts of a module's name,
     as GPT-2's do (`h.0…` of `transformer.h.0…`)."""
-    parts, places = stack.split("."), {old: new for new, old in enumerate(left)}
+    parts, places = stack.split("."), {old: new for new, old in enumerate(remaining)}
     for start in range(len(parts)):
         pattern = re.compile(rf"({re.escape('.'.join(parts[start:]))}\.)(\d+)(\..+)")
-        found = {name: match for name in names if (match := pattern.fullmatch(name))}
-        if not found:
+        matches = {name: match for name in names if (match := pattern.fullmatch(name))}
+        if not matches:
             continue
 
-        def renamed(name: str, found: dict[str, re.Match[str]] = found) -> str | None:
-            if name not in found:
+        def renamed(name: str, matches: dict[str, re.Match[str]] = matches) -> str | None:
+            if name not in matches:
                 return name
-            before, layer, after = found[name].groups()
+            before, layer, after = matches[name].groups()
             return f"{before}{places[int(layer)]}{after}" if int(layer) in places else None
 
         return renamed
@@ -354,10 +362,10 @@ def _renaming(names: set[str], stack: str, left: Sequence[int]) -> Callable[[str
 def main() -> None:
     die_with_parent()
     quiet()
-    told = json.loads(sys.argv[1])
-    places = {name: Path(told[name]) for name in ("parent", "folder", "root")}
+    request = json.loads(sys.argv[1])
+    places = {name: Path(request[name]) for name in ("parent", "folder", "root")}
     try:
-        shorten(Asked(**places, drop=told["drop"], recipe=told["recipe"]))
+        shorten(ShortenRequest(**places, drop=request["drop"], recipe=request["recipe"]))
     except (UsageError, UnavailableError, WorkError) as error:
         print(error, file=sys.stderr)
         sys.exit(shortened.exit_code(error))

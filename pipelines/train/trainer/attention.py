@@ -28,12 +28,12 @@ def causal(model: Any, device: torch.device) -> Iterator[None]:
         yield
         return
     _register()
-    asked = config._attn_implementation
+    original = config._attn_implementation
     config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = asked
+        config._attn_implementation = original
 
 
 def needs_no_mask(config: Any) -> bool:

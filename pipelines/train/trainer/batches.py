@@ -30,8 +30,8 @@ def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokeniz
     """`examples` without a slice, and that slice: `share` of them, at least one, chosen by their ids alone."""
     ranked = sorted(examples, key=lambda e: hashlib.sha256(f"held back/{e.example_id}".encode()).digest())
     count = max(1, round(share * len(ranked)))
-    away = {example.example_id for example in ranked[:count]}
-    return [e for e in examples if e.example_id not in away], ranked[:count]
+    held_ids = {example.example_id for example in ranked[:count]}
+    return [e for e in examples if e.example_id not in held_ids], ranked[:count]
 
 
 def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: int = 0) -> list[list[Tokenized]]:
@@ -51,13 +51,13 @@ def split_by_rank(
 ) -> list[list[list[Tokenized]]]:
     """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
     process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
-    of_ranks: list[list[Tokenized]] = [[] for _ in range(ranks)]
-    held = [0] * ranks
+    shares: list[list[Tokenized]] = [[] for _ in range(ranks)]
+    token_counts = [0] * ranks
     for example in sorted(examples, key=lambda e: (-len(e), e.name)):
-        rank = held.index(min(held))
-        of_ranks[rank].append(example)
-        held[rank] += len(example)
-    return [micro_batches(of_rank, max_tokens=max_tokens, virtual=virtual) for of_rank in of_ranks]
+        rank = token_counts.index(min(token_counts))
+        shares[rank].append(example)
+        token_counts[rank] += len(example)
+    return [micro_batches(share, max_tokens=max_tokens, virtual=virtual) for share in shares]
 
 
 def heaviest(
@@ -69,7 +69,7 @@ def heaviest(
     split_steps = [
         split_by_rank(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan
     ]
-    parts = [part for of_ranks in split_steps for part in of_ranks if part]
+    parts = [part for rank_batches in split_steps for part in rank_batches if part]
     first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
 
     def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
@@ -84,9 +84,9 @@ def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, An
     """About how many numbers a micro-batch of so many padded tokens keeps. Logits count where they are made whole, not a piece at
     a time: they, their log-softmax and their gradient."""
     layers = config.num_hidden_layers
-    kept = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
+    per_width = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
     in_pieces = ARCHITECTURES.get(config.model_type, UNKNOWN).head
-    return tokens * config.hidden_size * kept + (0 if in_pieces else 3 * learned * config.vocab_size)
+    return tokens * config.hidden_size * per_width + (0 if in_pieces else 3 * learned * config.vocab_size)
 
 
 def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:

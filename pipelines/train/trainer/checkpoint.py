@@ -91,18 +91,18 @@ def set_optimizer_state(
     """Give `optimizer` what `optimizer_state` made; paged memory keeps its place and gets new content."""
     if paged.is_paged(optimizer):
         paged.make_room(optimizer)
-    for place, own in numbers.items():
-        optimizer.state[parameters[int(place)]] |= own
+    for place, values in numbers.items():
+        optimizer.state[parameters[int(place)]] |= values
     for key, value in tensors.items():
         place, _, name = key.partition("/")
         parameter = parameters[int(place)]
-        held = optimizer.state[parameter].get(name)
-        if paged.is_page(held):
-            held.copy_(value)
+        current = optimizer.state[parameter].get(name)
+        if paged.is_page(current):
+            current.copy_(value)
             continue
         # all lies beside its parameter, also the fused kernel's step counter, which is whole on every rank
-        beside = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
-        optimizer.state[parameter][name] = beside
+        placed = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
+        optimizer.state[parameter][name] = placed
 
 
 def write(
@@ -122,11 +122,11 @@ def write(
     ranks = ranks or Ranks()
     final = attempt / FOLDER / f"step-{step:08}"
     with _whole_or_absent(final, f"the checkpoint of step {step}", ranks) as partial:
-        save_file(_local(tensors), file := partial / of_rank(TENSORS, ranks.rank))
-        write_json(partial / of_rank(STATE, ranks.rank), state)
+        save_file(_local(tensors), file := partial / rank_file(TENSORS, ranks.rank))
+        write_json(partial / rank_file(STATE, ranks.rank), state)
         _flush(file)
         if best:
-            _link(best / of_rank(TENSORS, ranks.rank), partial / of_rank(BEST, ranks.rank))
+            _link(best / rank_file(TENSORS, ranks.rank), partial / rank_file(BEST, ranks.rank))
         if ranks.rank == 0 and (curve := attempt / CURVE).exists():
             shutil.copyfile(curve, partial / CURVE)
     if ranks.rank == 0:
@@ -148,7 +148,7 @@ def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ra
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
         if weights:
             named = {f"weights/{name}": tensor for name, tensor in weights.items()}
-            save_file(_local(named), file := partial / of_rank(TENSORS, ranks.rank))
+            save_file(_local(named), file := partial / rank_file(TENSORS, ranks.rank))
             _flush(file)
     if ranks.rank == 0:
         for older in final.parent.glob(f"{BEST_FOLDER}-*"):
@@ -162,7 +162,7 @@ def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Pat
     """The best step's weights of the checkpoint `earlier`, as if `write_best` had made them in `attempt`."""
     final = _best_folder(attempt, step)
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
-        _link(earlier / of_rank(BEST, ranks.rank), partial / of_rank(TENSORS, ranks.rank))
+        _link(earlier / rank_file(BEST, ranks.rank), partial / rank_file(TENSORS, ranks.rank))
     ranks.wait()
     return final
 
@@ -208,13 +208,13 @@ def _link(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def of_rank(name: str, rank: int) -> str:
+def rank_file(name: str, rank: int) -> str:
     """The file `name` of the first rank, or its like of another."""
     return f"rank-{rank}.{name}" if rank else name
 
 
 def read_state(checkpoint: Path, rank: int = 0) -> Json:
-    state = read_json(checkpoint / of_rank(STATE, rank))
+    state = read_json(checkpoint / rank_file(STATE, rank))
     if state is None:
         raise ValueError(f"{checkpoint} is no whole checkpoint: remove it, then run again")
     return state
@@ -222,14 +222,14 @@ def read_state(checkpoint: Path, rank: int = 0) -> Json:
 
 def read_tensors(checkpoint: Path, group: str, rank: int = 0) -> Tensors:
     """The tensors whose names begin with `group`/, by the rest of their names."""
-    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file:
+    with safe_open(checkpoint / rank_file(TENSORS, rank), "pt") as file:
         names = [name for name in file.keys() if name.startswith(f"{group}/")]  # noqa: SIM118
         return {name.removeprefix(f"{group}/"): file.get_tensor(name) for name in names}
 
 
 def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter], rank: int = 0) -> None:
     """Put the checkpoint's weights into the parameters, one at a time, so that no second set of them is in memory."""
-    with safe_open(checkpoint / of_rank(TENSORS, rank), "pt") as file, torch.no_grad():
+    with safe_open(checkpoint / rank_file(TENSORS, rank), "pt") as file, torch.no_grad():
         for name, parameter in named.items():
             local_part(parameter).copy_(file.get_tensor(f"weights/{name}"))
 

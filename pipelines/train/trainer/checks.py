@@ -10,17 +10,17 @@ from pipelines.train.trainer.conversations import alpaca_turns, conversation, is
 from pipelines.train.trainer.examples import IGNORE, Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
 from pipelines.train.trainer.templates import Unshown
-from pipelines.train.trainer.tokenizing import Made
+from pipelines.train.trainer.tokenizing import TokenizedRecords
 
 
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
     """Raises ValueError where the tokenizer puts another token in front (`bos`; `none`: no token) or ends an answer with another
     one (`end`) than experiments.yaml says of the model; some tokenizers changed this between revisions."""
-    found = {
+    actual = {
         "bos": form.tokenizer.decode(form.prefix) if form.prefix else "none",
         "end": form.tokenizer.decode([form.end_of_answer]),
     }
-    for name, token in found.items():
+    for name, token in actual.items():
         if record.get(name) not in (None, token):
             raise ValueError(
                 f"{name}: the tokenizer has {token!r}, experiments.yaml says {record[name]!r} of this model: pin the revision "
@@ -41,7 +41,7 @@ def end_stops_generation(form: PromptFormat, record: Mapping[str, str | None]) -
     )
 
 
-def something_is_shown(train: Made, held_out: Made) -> None:
+def something_is_shown(train: TokenizedRecords, held_out: TokenizedRecords) -> None:
     """Raises ValueError where the model's template can show none of the records of a side."""
     for what, side in (("training", train), ("evaluation", held_out)):
         if side.records and len(side.unshown) == side.records:
@@ -51,22 +51,22 @@ def something_is_shown(train: Made, held_out: Made) -> None:
             )
 
 
-def enough_is_left(made: Made, what: str, *, max_length: int) -> None:
+def enough_is_left(tokenized: TokenizedRecords, what: str, *, max_length: int) -> None:
     """Raises ValueError where nearly all records of a side are left out: what is left says nothing of the data. `max_length` is the
     setting; the model may read less."""
-    if not is_nearly_all(made.left_out, made.records):
+    if not is_nearly_all(tokenized.left_out, tokenized.records):
         return
-    length = made.length_to_hold_most
-    if len(made.unshown) > made.left_out / 2:
-        advice = f"the first that the template cannot show: {made.unshown[0]}"
-    elif made.limit < max_length:
+    length = tokenized.length_to_hold_most
+    if len(tokenized.unshown) > tokenized.left_out / 2:
+        advice = f"the first that the template cannot show: {tokenized.unshown[0]}"
+    elif tokenized.limit < max_length:
         advice = (
-            f"this model reads {made.limit} tokens, {HELD:.0%} of the records have up to {length}: bring shorter records, or take "
-            "a model that reads more"
+            f"this model reads {tokenized.limit} tokens, {HELD:.0%} of the records have up to {length}: "
+            "bring shorter records, or take a model that reads more"
         )
     else:
         advice = f"raise max_length to {length}, which would hold {HELD:.0%} of them, or bring shorter records"
-    raise ValueError(f"{made.left_out_in_words(what)}, more than {NEARLY_ALL:.0%}: {advice}")
+    raise ValueError(f"{tokenized.left_out_in_words(what)}, more than {NEARLY_ALL:.0%}: {advice}")
 
 
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
@@ -108,22 +108,22 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
             examples = form.tokenize(record)
         except Unshown:  # it is left out, and counted
             continue
-        told = [
+        scored_tokens = [
             [token for token, scored in zip(example.input_ids, example.scored, strict=True) if scored]
             for example in examples
         ]
-        learned = "".join("".join(map(form.tokenizer.decode, told)).split())
+        learned = "".join("".join(map(form.tokenizer.decode, scored_tokens)).split())
         for answer, stray in _answers(record, form):
             expected = "".join(
                 form.tokenizer.decode(form.tokenizer(answer, add_special_tokens=False).input_ids).split()
             )
-            found = learned.find(expected)
-            if not 0 <= found <= stray:
+            place = learned.find(expected)
+            if not 0 <= place <= stray:
                 raise ValueError(
                     f"record {record['example_id']}: what is learned is not its answer but {learned[:80]!r}; the tokenizer's "
                     "chat template marks the answer's place otherwise than expected: try prompt: alpaca for this model"
                 )
-            learned = learned[found + len(expected) :]
+            learned = learned[place + len(expected) :]
         if learned:
             raise ValueError(
                 f"record {record['example_id']}: what is learned goes on behind its answer: {learned[:80]!r}"

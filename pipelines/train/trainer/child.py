@@ -17,7 +17,7 @@ from pipelines.runs.process import memory_unlimited
 from pipelines.runs.worker import Worker, start
 from pipelines.settings.methods import traits_of
 from pipelines.train import provenance
-from pipelines.train.trainer.devices.ranks import draw_apart, join, part
+from pipelines.train.trainer.devices.ranks import draw_apart, join, leave
 
 CHECKED = 64  # records whose learned text is compared with their answer before training
 
@@ -68,12 +68,12 @@ def train_cell(worker: Worker) -> None:
     trainer.train(sample, validation)
 
     worker.phase("save")
-    put_together = trainer.zero.weights(trainer.named) if trainer.zero else None
+    full_weights = trainer.zero.weights(trainer.named) if trainer.zero else None
     if ranks.sharding == "fsdp":
-        put_together = sharding.whole_weights(model)
+        full_weights = sharding.whole_weights(model)
     if ranks.rank == 0:
-        _save(worker, model, put_together, check=check)
-    part()
+        _save(worker, model, full_weights, check=check)
+    leave()
 
 
 def load(worker: Worker, *, whole: bool = True) -> Any:
@@ -110,7 +110,7 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if traits.has_adapter:
         peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
-    paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
+    paths = fast_paths.active(model, in_float32=compute_dtype(recipe) is None)
     if "head" not in paths and traits.trains:
         worker.say(
             f"{model.config.model_type}: its logits are made whole, not piece by piece, which takes memory and time "
@@ -136,7 +136,7 @@ def _measure_parameters(worker: Worker, model: Any) -> None:
 
     recipe = worker.spec["recipe"]
     trainable, total = loading.parameter_counts(model)
-    paths = fast_paths.taken(model, in_float32=compute_dtype(recipe) is None)
+    paths = fast_paths.active(model, in_float32=compute_dtype(recipe) is None)
     worker.measure(
         fast_paths=", ".join(paths) or "none",
         trainable_params=trainable if traits_of(recipe).trains else 0,
@@ -198,9 +198,9 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     form = PromptFormat.of(worker.root / spec["weights"], recipe)
     limit = longest(recipe["max_length"], model.config, virtual := traits_of(recipe).virtual_tokens)
     if limit < recipe["max_length"]:
-        behind = f" behind the adapter's {virtual}" if virtual else ""
+        hint = f" behind the adapter's {virtual}" if virtual else ""
         worker.say(
-            f"max_length is {recipe['max_length']}, this model reads {limit} tokens{behind}: longer examples are left out"
+            f"max_length is {recipe['max_length']}, this model reads {limit} tokens{hint}: longer examples are left out"
         )
     if form.tells_the_day:
         worker.say(DAY_BY_DAY.format(spec["model"]))
@@ -220,8 +220,8 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
     checks.something_is_shown(train, held_out)
-    for made, what in ((train, "training"), (held_out, "evaluation")):
-        checks.enough_is_left(made, what, max_length=recipe["max_length"])
+    for tokenized, what in ((train, "training"), (held_out, "evaluation")):
+        checks.enough_is_left(tokenized, what, max_length=recipe["max_length"])
     checks.tokens_are_sound(train.examples, held_out.examples, form)
     checks.labels_are_the_answers(selected.train[:CHECKED], form)
     return Tokens(train.examples, held_out.examples)
@@ -241,16 +241,16 @@ def _earlier(worker: Worker) -> Path | None:
     """The checkpoint to go on from; one that other package versions wrote would not end in the same bits."""
     from pipelines.train.trainer import checkpoint
 
-    told = worker.spec.get("resume")
-    if not told:
+    resume = worker.spec.get("resume")
+    if not resume:
         return None
-    folder = worker.root / told["checkpoint"]
+    folder = worker.root / resume["checkpoint"]
     if not (folder / checkpoints.STATE).exists():
         return None
     if (made_by := checkpoint.read_state(folder)["versions"]) != worker.report["versions"]:
         worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
         return None
-    measured, peaks = worker.report["measured"], told["peaks"]
+    measured, peaks = worker.report["measured"], resume["peaks"]
     worker.measure(
         load_peak_memory_gb=max(measured["load_peak_memory_gb"], peaks.get("load_peak_memory_gb", 0)),
         host_peak_memory_gb=max(measured["host_peak_memory_gb"], peaks.get("host_peak_memory_gb", 0)),
@@ -263,14 +263,16 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     the best step's weights are kept, those that the last checkpoint links and those of a better step since may both be there."""
     from pipelines.train.trainer import checkpoint
 
-    one = checkpoint.size(trainer.named, worker.spec["recipe"])
-    model = sum(p.numel() * p.element_size() for p in trainer.named.values())
-    needed = max(one, model) if resumed else max(2 * one, one + model)
+    checkpoint_bytes = checkpoint.size(trainer.named, worker.spec["recipe"])
+    model_bytes = sum(p.numel() * p.element_size() for p in trainer.named.values())
+    needed_bytes = (
+        max(checkpoint_bytes, model_bytes) if resumed else max(2 * checkpoint_bytes, checkpoint_bytes + model_bytes)
+    )
     keeps_best = bool(worker.spec["recipe"]["early_stop_patience"])
-    needed += 2 * model if keeps_best else 0
-    worker.report["bytes_needed"] = needed
+    needed_bytes += 2 * model_bytes if keeps_best else 0
+    worker.report["bytes_needed"] = needed_bytes
     more = ", and the best step's weights twice" if keeps_best else ""
-    disk.require(worker.folder, needed, f"two checkpoints, or one and the trained model{more}")
+    disk.require(worker.folder, needed_bytes, f"two checkpoints, or one and the trained model{more}")
 
 
 def _save(
@@ -305,10 +307,10 @@ def _save(
             data = json.loads(worker.report["measured"]["training_data"])
             provenance.name_base(partial, base)
             if check:
-                peft_adapter.note(model, check, partial)
+                peft_adapter.write_check(model, check, partial)
             rate = worker.report["measured"].get("learning_rate", recipe["learning_rate"])  # of several, the chosen one
-            told = {**worker.spec, "recipe": {**recipe, "learning_rate": rate}}
-            (partial / "README.md").write_text(provenance.adapter_card(told, base, data), encoding="utf-8")
+            card_spec = {**worker.spec, "recipe": {**recipe, "learning_rate": rate}}
+            (partial / "README.md").write_text(provenance.adapter_card(card_spec, base, data), encoding="utf-8")
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if disk.is_full(error):
@@ -321,12 +323,12 @@ def _save(
 
 def in_format(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """`weights` as `dtype`; tied ones stay one tensor. Whole numbers, which a buffer may hold, stay what they are."""
-    made: dict[tuple[int, Any], Any] = {}
+    converted: dict[tuple[int, Any], Any] = {}
     for tensor in weights.values():
         place = tensor.data_ptr(), tensor.shape
-        if place not in made:
-            made[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return {name: made[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
+        if place not in converted:
+            converted[place] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: converted[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
 
 
 def name_format(folder: Path, dtype: Any) -> None:

@@ -79,61 +79,61 @@ class _SummedLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         kind = hidden.device.type
         casts = torch.is_autocast_enabled(kind)
-        half = torch.get_autocast_dtype(kind) if casts else hidden.dtype
-        inputs, head = hidden.to(half), weight.to(half)
-        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = None
+        dtype = torch.get_autocast_dtype(kind) if casts else hidden.dtype
+        inputs, head = hidden.to(dtype), weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = None
         # Slopes lie between -1 and 1. A share of them, one of thousands, would leave float16's range before the loss is scaled:
         # in half precision the share comes later, together with that scale.
-        now, ctx.later = (share, 1.0) if half is torch.float32 else (1.0, share)
+        share_now, ctx.share_later = (share, 1.0) if dtype is torch.float32 else (1.0, share)
         total = hidden.new_zeros((), dtype=torch.float32)
         # from here on formats are chosen one by one
         with torch.autocast(kind, enabled=False) if casts else nullcontext():
             for piece in _pieces(len(targets), len(weight), hidden.device):
                 logits = logits_of(inputs[piece], head, cap)
                 total += _loss_into_gradient(logits, targets[piece], cap) * share
-                grad_logits = (logits if now == 1 else logits.mul_(now)).to(half)
-                if of_hidden is not None:
-                    of_hidden[piece] = product(grad_logits, head.t())
+                grad_logits = (logits if share_now == 1 else logits.mul_(share_now)).to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[piece] = product(grad_logits, head.t())
                 if ctx.needs_input_grad[1]:
-                    of_weight = _add_of_weight(of_weight, logits, grad_logits, inputs[piece])
-        ctx.save_for_backward(of_hidden, of_weight)
+                    grad_weight = _add_grad_weight(grad_weight, logits, grad_logits, inputs[piece])
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # what comes back is the loss's scale: 1, or float16's
-        of_hidden, of_weight = ctx.saved_tensors
-        scale = gradients[0].float() * ctx.later
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_outputs[0].float() * ctx.share_later
         if scale.device.type == "cpu" and scale.item() == 1:  # on a card, looking at it would make the host wait
-            return of_hidden, of_weight, None, None, None
-        of_hidden = None if of_hidden is None else (of_hidden.float() * scale).to(of_hidden.dtype)
-        of_weight = None if of_weight is None else of_weight.mul_(scale)
-        return of_hidden, of_weight, None, None, None
+            return grad_hidden, grad_weight, None, None, None
+        grad_hidden = None if grad_hidden is None else (grad_hidden.float() * scale).to(grad_hidden.dtype)
+        grad_weight = None if grad_weight is None else grad_weight.mul_(scale)
+        return grad_hidden, grad_weight, None, None, None
 
 
-def _add_of_weight(
+def _add_grad_weight(
     total: torch.Tensor | None, logits: torch.Tensor, grad_logits: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
     """The head's gradient (float32) with a piece's: grad_logitsᵀ · inputs, summed in float32. `grad_logits` is `logits`, which
     hold float32 gradients by now, in the format of `inputs`; `total` (None: nothing yet) may be changed."""
     if sums_in_float32(grad_logits):
         return wide_product(grad_logits.t(), inputs, total)
-    made = product(logits.t(), inputs.float().t())
-    return made if total is None else total.add_(made)
+    grad = product(logits.t(), inputs.float().t())
+    return grad if total is None else total.add_(grad)
 
 
 def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
     """The summed negative log-likelihood; `logits` become its gradient by what the head itself put out: softmax minus one at
     the target, times the soft-cap's slope 1 − (logits / cap)²."""
-    at = torch.arange(len(targets), device=targets.device)
-    slope = None if cap is None else (logits / cap).square_().neg_().add_(1)
+    rows = torch.arange(len(targets), device=targets.device)
+    cap_grad = None if cap is None else (logits / cap).square_().neg_().add_(1)
     normalizer = logits.logsumexp(dim=-1)
-    loss = (normalizer - logits[at, targets]).sum()
+    loss = (normalizer - logits[rows, targets]).sum()
     logits.sub_(normalizer[:, None]).exp_()
-    logits[at, targets] -= 1
-    if slope is not None:
-        logits.mul_(slope)
+    logits[rows, targets] -= 1
+    if cap_grad is not None:
+        logits.mul_(cap_grad)
     return loss
 
 

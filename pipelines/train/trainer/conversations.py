@@ -37,21 +37,23 @@ def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     if not record.get("messages"):
         form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
         return [(form.format(instruction=record["instruction"], input=record["input"]), record["output"], True)]
-    turns, opening, asked = [], ALPACA_OPENING, ""
+    turns, opening, instruction = [], ALPACA_OPENING, ""
     for message in conversation(record):
         if message["role"] == "system":
             opening = f"{message['content']}\n\n"
         elif message["role"] == "assistant":
-            turns.append((opening + ALPACA_TURN.format(instruction=asked), message["content"], is_learned(message)))
-            opening = asked = ""
+            turns.append(
+                (opening + ALPACA_TURN.format(instruction=instruction), message["content"], is_learned(message))
+            )
+            opening = instruction = ""
         else:
-            asked = "\n\n".join(part for part in (asked, message["content"]) if part)
+            instruction = "\n\n".join(part for part in (instruction, message["content"]) if part)
     return turns
 
 
 def alpaca_shots(shots: Shots) -> str:
     """The shots as blocks of the same format, an empty line after each."""
-    return "".join(f"{asked}{answer.strip()}\n\n" for shot in shots for asked, answer, _ in alpaca_turns(shot))
+    return "".join(f"{prompt}{answer.strip()}\n\n" for shot in shots for prompt, answer, _ in alpaca_turns(shot))
 
 
 def with_shots(messages: Sequence[Message], shots: Shots) -> list[Message]:
@@ -65,12 +67,12 @@ def without_system(messages: Sequence[Message]) -> list[Message]:
     """The messages with the system prompt, if there is one, at the head of the first question."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
-    told, *rest = messages
+    system, *rest = messages
     first = next((i for i, message in enumerate(rest) if message["role"] == "user"), None)
     if first is None:
         return rest
-    asked = {**rest[first], "content": f"{told['content']}\n\n{rest[first]['content']}"}
-    return [*rest[:first], asked, *rest[first + 1 :]]
+    merged = {**rest[first], "content": f"{system['content']}\n\n{rest[first]['content']}"}
+    return [*rest[:first], merged, *rest[first + 1 :]]
 
 
 def conversation(record: Mapping[str, Any]) -> list[Message]:
@@ -79,8 +81,8 @@ def conversation(record: Mapping[str, Any]) -> list[Message]:
         turns = [{**turn, "content": turn["content"].strip()} for turn in json.loads(record["messages"])]
         last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
         return turns[: last + 1]
-    asked = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")
-    return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": record["output"].strip()}]
+    prompt = record["instruction"] + (f"\n\n{record['input']}" if record["input"].strip() else "")
+    return [{"role": "user", "content": prompt.strip()}, {"role": "assistant", "content": record["output"].strip()}]
 
 
 def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:

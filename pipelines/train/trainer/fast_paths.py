@@ -60,21 +60,21 @@ def known_of(model: Any) -> Known:
     return ARCHITECTURES.get(config.model_type, UNKNOWN)
 
 
-def taken(model: Any, *, in_float32: bool) -> list[str]:
+def active(model: Any, *, in_float32: bool) -> list[str]:
     """The fast paths that `model` runs with, as it is now: `head`, `gates`, `adapters` (where it holds for all of them),
     `products`."""
     from pipelines.train.trainer.chunked import plain_head
 
     own = [module for module in model.modules() if "forward" in vars(module)]
     gates = known_of(model).gates
-    found = {
+    states = {
         "head": plain_head(model) is not None,
         "gates": in_float32 and any(type(module).__name__ == gates for module in own),
         "adapters": adapters_are_grouped(model),
         "products": in_float32
         and any(type(module).__name__ in ("Linear", "Conv1D") and not hasattr(module, "lora_A") for module in own),
     }
-    return [name for name, is_taken in found.items() if is_taken]
+    return [name for name, is_active in states.items() if is_active]
 
 
 def adapters_are_grouped(model: Any) -> bool:
@@ -85,7 +85,7 @@ def adapters_are_grouped(model: Any) -> bool:
     return bool(adapted) and all(map(is_grouped, adapted))
 
 
-def covers_adapters(told: str | None, recipe: Mapping[str, Any]) -> bool | None:
+def covers_adapters(names: str | None, recipe: Mapping[str, Any]) -> bool | None:
     """Whether a run of `recipe` that told of these fast paths (`fast_paths` of its row) computed its adapters by one; None where it
     has none, or never came so far as to tell."""
-    return "adapters" in told.split(", ") if told and traits_of(recipe).has_adapter else None
+    return "adapters" in names.split(", ") if names and traits_of(recipe).has_adapter else None

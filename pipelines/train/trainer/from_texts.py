@@ -29,8 +29,10 @@ def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, 
     from peft import initialize_lora_eva_weights
 
     config, before = model.active_peft_config, Random.now()
-    wanted = round(config.r * config.eva_config.rho)
-    shown = _shown(_in_order(train, recipe, seed), wanted, learned_only=config.eva_config.use_label_mask, recipe=recipe)
+    directions = round(config.r * config.eva_config.rho)
+    shown_batches = _batches(
+        _in_order(train, recipe, seed), directions, learned_only=config.eva_config.use_label_mask, recipe=recipe
+    )
     device = next(model.parameters()).device
     calls = 0
 
@@ -40,16 +42,16 @@ def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, 
         def forward(adapted: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
             nonlocal calls
             calls += 1
-            if calls > PASSES * len(shown):
+            if calls > PASSES * len(shown_batches):
                 raise UnavailableError(
-                    f"EVA has not settled after {PASSES} passes over {len(shown)} batches: take a smaller r or rho, a smaller tau, "
-                    "or more examples"
+                    f"EVA has not settled after {PASSES} passes over {len(shown_batches)} batches: "
+                    "take a smaller r or rho, a smaller tau, or more examples"
                 )
             return adapted(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
 
         initialize_lora_eva_weights(
             model,
-            shown,
+            shown_batches,
             forward_fn=forward,
             prepare_model_inputs_fn=_places,
             prepare_layer_inputs_fn=_at_places,
@@ -79,7 +81,7 @@ def _in_order(train: Sequence[Tokenized], recipe: Mapping[str, Any], seed: int) 
     return [example for step in plan for example in step]
 
 
-def _shown(
+def _batches(
     examples: Sequence[Tokenized], directions: int, *, learned_only: bool, recipe: Mapping[str, Any]
 ) -> list[dict[str, torch.Tensor]]:
     """At most BATCHES batches, each of as many examples as an optimizer step and with at least as many tokens as `directions`: PEFT
@@ -88,24 +90,24 @@ def _shown(
     Raises:
         UnavailableError: all examples together have fewer.
     """
-    made: list[dict[str, torch.Tensor]] = []
+    full_batches: list[dict[str, torch.Tensor]] = []
     rows: list[Tokenized] = []
     for example in examples:
         rows.append(example)
         tokens = sum(row.learned if learned_only else len(row) for row in rows)
         if len(rows) >= recipe["examples_per_step"] and tokens >= directions:
-            made.append(_batch(rows))
+            full_batches.append(_batch(rows))
             rows = []
-        if len(made) == BATCHES:
+        if len(full_batches) == BATCHES:
             break
-    if rows and not made and sum(row.learned if learned_only else len(row) for row in rows) >= directions:
-        made.append(_batch(rows))
-    if not made:
+    if rows and not full_batches and sum(row.learned if learned_only else len(row) for row in rows) >= directions:
+        full_batches.append(_batch(rows))
+    if not full_batches:
         raise UnavailableError(
             f"EVA looks for {directions} directions (r × rho) in the training examples, which learn fewer tokens: take a smaller r "
             "or rho, or more examples"
         )
-    return made
+    return full_batches
 
 
 def _batch(rows: Sequence[Tokenized]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ def _gelu(gate: Tensor) -> Tensor:
     return functional.gelu(gate, approximate="tanh")
 
 
-SLOPES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
+GRADIENTS: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
     _silu: torch.ops.aten.silu_backward,
     _gelu: lambda grad_output, gate: torch.ops.aten.gelu_backward(grad_output, gate, approximate="tanh"),
 }
@@ -36,10 +36,10 @@ class _Gated(torch.autograd.Function):
         return act(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
-        of_up = ctx.act(gate).mul_(gradients[0])
-        return SLOPES[ctx.act](gradients[0] * up, gate), of_up, None
+        grad_up = ctx.act(gate).mul_(grad_outputs[0])
+        return GRADIENTS[ctx.act](grad_outputs[0] * up, gate), grad_up, None
 
 
 def use_lean_gates(model: nn.Module) -> None:

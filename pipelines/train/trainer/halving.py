@@ -44,21 +44,21 @@ def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
     those that follow: what lies past an end matters more than how long the last trials are.
     """
     halves = rounds(len(rates), budget)
-    left = middle(rates, halves[0]) if halves else []
-    made: list[Trial] = []
-    before = FEWEST_STEPS - 1
+    remaining = middle(rates, halves[0]) if halves else []
+    trials: list[Trial] = []
+    previous_steps = FEWEST_STEPS - 1
     for place, count in enumerate(halves):
-        unspent = budget - sum(trial.steps for trial in made)
+        unspent = budget - sum(trial.steps for trial in trials)
         steps = unspent // _shares(halves[place:])
-        if steps <= before:  # no longer than those it would be chosen by already
+        if steps <= previous_steps:  # no longer than those it would be chosen by already
             break
-        latest = [Trial(rate, measure(rate, steps), steps) for rate in left[:count]]
-        for _ in range(0 if made else min(MORE, unspent // steps - count)):
+        latest = [Trial(rate, measure(rate, steps), steps) for rate in remaining[:count]]
+        for _ in range(0 if trials else min(MORE, unspent // steps - count)):
             if (rate := past_the_end(latest, rates)) is not None:
                 latest.append(Trial(rate, measure(rate, steps), steps))
-        made, before = [*made, *latest], steps
-        left = [trial.rate for trial in sorted(latest, key=lambda trial: trial.order) if trial.loss is not None]
-    return made
+        trials, previous_steps = [*trials, *latest], steps
+        remaining = [trial.rate for trial in sorted(latest, key=lambda trial: trial.order) if trial.loss is not None]
+    return trials
 
 
 def rate_share(step: int, *, total: int, warmup_share: float) -> float:
@@ -87,13 +87,13 @@ def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | Non
 def chosen(trials: Sequence[Trial], *, near: float = NEAR) -> Trial:
     """The best trial of the last round, whose trials are the longest, or of the last one in which some did not diverge. Of those
     within `near` (a share of the best loss) it is the one with the smallest rate."""
-    ended = [trial for trial in trials if trial.loss is not None] or trials
-    longest = max(trial.steps for trial in ended)
-    last = [trial for trial in ended if trial.steps == longest]
-    least = min(last, key=lambda trial: trial.order)
-    if least.loss is None:
-        return least
-    return min((one for one in last if one.loss is not None and one.loss <= least.loss * (1 + near)), key=_rate)
+    converged = [trial for trial in trials if trial.loss is not None] or trials
+    longest = max(trial.steps for trial in converged)
+    last = [trial for trial in converged if trial.steps == longest]
+    best = min(last, key=lambda trial: trial.order)
+    if best.loss is None:
+        return best
+    return min((one for one in last if one.loss is not None and one.loss <= best.loss * (1 + near)), key=_rate)
 
 
 def _rate(trial: Trial) -> float:
@@ -103,8 +103,8 @@ def _rate(trial: Trial) -> float:
 def rounds(rates: int, budget: int) -> list[int]:
     """How many rates each round tries, down to two. Fewer begin where `budget` is short; three make one round where it is very
     short, and none where not even they get FEWEST_STEPS each."""
-    for begin in range(rates, FEWEST_RATES - 1, -1):
-        halves = [begin]
+    for first in range(rates, FEWEST_RATES - 1, -1):
+        halves = [first]
         while halves[-1] > 2:
             halves.append(math.ceil(halves[-1] / 2))
         if budget // _shares(halves) >= FEWEST_STEPS:

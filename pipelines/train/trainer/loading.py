@@ -72,10 +72,10 @@ def load_model(
         options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available() and on_device:
         options["device_map"] = {"": torch.cuda.current_device()}
-    wide = options["dtype"] is torch.float32 and not recipe["quantization"]
-    stored = _stored_half(folder) if wide and "device_map" in options else None
-    model = _with_attention(folder, recipe, options | {"dtype": stored or options["dtype"]})
-    if stored:
+    in_float32 = options["dtype"] is torch.float32 and not recipe["quantization"]
+    half = _stored_half(folder) if in_float32 and "device_map" in options else None
+    model = _with_attention(folder, recipe, options | {"dtype": half or options["dtype"]})
+    if half:
         model = model.float()
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
@@ -89,11 +89,11 @@ def load_model(
 def _stored_half(folder: Path) -> torch.dtype | None:
     """The half-precision format that all weights of the folder have in their files, if a model of it can be loaded so and widened.
     On the way to a card the weights are half as many bytes in it. None where there is no such format."""
-    found: set[str] = set()
+    dtypes: set[str] = set()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as held:
-            found |= {held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
-    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop()) if len(found) == 1 else None
+        with safe_open(file, "pt") as shard:
+            dtypes |= {shard.get_slice(name).get_dtype() for name in shard.keys()}  # noqa: SIM118
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtypes.pop()) if len(dtypes) == 1 else None
     return None if stored is None or _computes_numbers(folder, stored) else stored
 
 
@@ -103,8 +103,8 @@ def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
     whole ones may not fit a card."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return any(buffer.dtype is dtype for buffer in made.buffers())
+        empty_model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return any(buffer.dtype is dtype for buffer in empty_model.buffers())
 
 
 def _quantization(recipe: dict[str, Any]) -> Any:
@@ -129,23 +129,23 @@ def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any
     Raises:
         UnavailableError: flash attention is asked for by name and is not there.
     """
-    asked = recipe["attention"]
+    attention = recipe["attention"]
     flash = card.has_flash_attention() and compute_dtype(recipe) is not None
-    if asked == FLASH and not flash:
+    if attention == FLASH and not flash:
         raise UnavailableError(
             f"attention: {FLASH} needs a CUDA card of capability 8.0 or more, the package flash-attn and precision other than fp32"
         )
-    if asked == "auto" and flash:
+    if attention == "auto" and flash:
         try:
-            return _whole(folder, attn_implementation=FLASH, **options)
+            return _load_complete(folder, attn_implementation=FLASH, **options)
         except (ValueError, ImportError):  # not for this architecture, or not with this build
-            asked = "auto"
-    if asked != "auto":
-        options["attn_implementation"] = asked
-    return _whole(folder, **options)
+            attention = "auto"
+    if attention != "auto":
+        options["attn_implementation"] = attention
+    return _load_complete(folder, **options)
 
 
-def _whole(folder: Path, **options: Any) -> Any:
+def _load_complete(folder: Path, **options: Any) -> Any:
     """The folder's model, no tensor of which is one that transformers made up.
 
     Raises:
@@ -153,9 +153,9 @@ def _whole(folder: Path, **options: Any) -> Any:
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     model, info = loaded
-    if lacking := sorted(info["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise WorkError(
-            f"the weights in {folder} lack {len(lacking)} tensors of the model, the first is {lacking[0]}: random ones would stand "
+            f"the weights in {folder} lack {len(missing)} tensors of the model, the first is {missing[0]}: random ones would stand "
             "there; fetch the model anew, or mend its folder"
         )
     return model
@@ -191,11 +191,11 @@ def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | N
     if recipe.get("optimizer") == LORA_FA:  # its optimizer would do so later, when what trains has been counted
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and ".lora_A." not in name)
-    hollow = next(adapted.parameters()).device.type == "meta"
-    if traits_of(recipe).starts_from_rounding and not hollow:
+    on_meta = next(adapted.parameters()).device.type == "meta"
+    if traits_of(recipe).starts_from_rounding and not on_meta:
         plain = load_model(rounding.folder_of(model), {**recipe, "quantization": None}, on_device=False)
         rounding.make_up_for(adapted, plain)
-    if hollow or not traits_of(recipe).starts_from_texts:  # which may still change its ranks
+    if on_meta or not traits_of(recipe).starts_from_texts:  # which may still change its ranks
         speed_up(adapted, recipe, for_card=for_card)
     return adapted
 
@@ -244,9 +244,9 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
     from peft import get_peft_model
 
     config = peft_adapter.config_of(model, recipe, linear_layers(model))
-    asked = recipe["targets"]
-    if isinstance(asked, list) and getattr(config, "target_modules", None) == set(asked):
-        _targets_exist(model, asked)
+    targets = recipe["targets"]
+    if isinstance(targets, list) and getattr(config, "target_modules", None) == set(targets):
+        _targets_exist(model, targets)
     with peft_adapter.in_pefts_words(recipe):
         adapted = get_peft_model(model, config)
     _can_be_merged(adapted, recipe)
@@ -256,14 +256,14 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
 def linear_layers(model: Any, *, head: bool = False) -> list[str]:
     """The names of a model's linear layers, each once, without the path in front; its output head only with `head`."""
     output = model.get_output_embeddings()
-    found = {
+    names = {
         name.split(".")[-1]: None
         for name, module in model.named_modules()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2
         and not isinstance(module, torch.nn.Embedding)
         and (head or module is not output)
     }
-    return list(found)
+    return list(names)
 
 
 def _targets_exist(model: Any, targets: list[str]) -> None:
@@ -282,13 +282,15 @@ def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
     others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
     if not others:
         return
-    told = (
+    advice = (
         f"{others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the adapter would "
         "change both: leave it out"
     )
     if traits_of(recipe).is_short:
-        raise ValueError(f"targets: {told} (lora_targets of the model, or targets of the method, in experiments.yaml)")
-    raise UnavailableError(f"PEFT's {traits_of(recipe).peft_type} with these settings on this model: {told}")
+        raise ValueError(
+            f"targets: {advice} (lora_targets of the model, or targets of the method, in experiments.yaml)"
+        )
+    raise UnavailableError(f"PEFT's {traits_of(recipe).peft_type} with these settings on this model: {advice}")
 
 
 def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> Any:

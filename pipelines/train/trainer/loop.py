@@ -48,7 +48,7 @@ class Trainer:
     ) -> None:
         self.worker = worker
         self.ranks = ranks or Ranks()
-        self.recipe = _fitted(recipe, worker.folder)
+        self.recipe = _with_fitted_size(recipe, worker.folder)
         self.device = device
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = model
@@ -56,14 +56,14 @@ class Trainer:
         self.compute = self.zero.engine if self.zero else model  # what a batch is put through
         self.optimizer = self.zero.optimizer if self.zero else make_optimizer(model, recipe)
         self.scaler = make_scaler(recipe, device)
-        self.chosen = search.given(recipe)
+        self.chosen = search.before_search(recipe)
         self.meter = MemoryMeter()
         self.tally = Tally()
         self._plan: list[list[Tokenized]] = []
         self._virtual = traits_of(recipe).virtual_tokens
         self._random = Random.now()
         self._warm = False
-        self._wanted: list[torch.Tensor] = []
+        self._positions: list[torch.Tensor] = []
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
         self._pace = CheckpointPace(worker.spec)
@@ -88,7 +88,7 @@ class Trainer:
         moving_ranks.plan(self.model, len(self._plan))
         self.worker.listen()
         if earlier:
-            self._go_on(earlier, train)
+            self._resume(earlier, train)
         else:
             self._probe()
             self._search(train, validation)
@@ -104,28 +104,29 @@ class Trainer:
             DiskFullError: a checkpoint could not be written.
         """
         self._held_out, self._validation = held_out, validation
-        self._curve_every = self.worker.spec["eval_every_steps"] if validation else self._every_so_many_steps()
+        self._curve_every = self.worker.spec["eval_every_steps"] if validation else self._curve_interval()
         self._pace = CheckpointPace(self.worker.spec)
         self.meter.start()
         try:
-            with head_on_positions(self.model) as self._wanted:
+            with head_on_positions(self.model) as self._positions:
                 self._run()
         except StoppedError as stop:
-            raise StoppedError(f"{stop}; {self._kept()}") from None
+            raise StoppedError(f"{stop}; {self._keep_and_report()}") from None
         finally:
             self.meter.stop()
             self._measure_memory()
             self.worker.measure(other_seconds=self.tally.other_seconds)
 
-    def _every_so_many_steps(self) -> int:
+    def _curve_interval(self) -> int:
         """After how many steps the curve is measured again."""
-        wanted = self.worker.spec["eval_every_steps"]
-        found = curve_every(self._plan, self._held_out, wanted)
-        if found > wanted:
+        configured = self.worker.spec["eval_every_steps"]
+        interval = curve_every(self._plan, self._held_out, configured)
+        if interval > configured:
             self.worker.say(
-                f"the held-out loss is measured every {found} steps, not every {wanted}, which would take more than 5 % of the time"
+                f"the held-out loss is measured every {interval} steps, not every {configured}, "
+                "which would take more than 5 % of the time"
             )
-        return found
+        return interval
 
     @contextmanager
     def _aside(self) -> Iterator[Stopwatch]:
@@ -148,7 +149,7 @@ class Trainer:
         reset_peaks()
         worst = batches.heaviest(self._plan, self.model.config, self.recipe, ranks=self.ranks.count)
         try:
-            with head_on_positions(self.model) as self._wanted:
+            with head_on_positions(self.model) as self._positions:
                 probe.probe(self, worst)
         finally:
             self.worker.measure(probe_seconds=clock.total(), probe_peak_memory_gb=peak_bytes() / 1e9)
@@ -164,15 +165,15 @@ class Trainer:
             return
         self.worker.phase("search")
         clock, before = Stopwatch(), Random.now()
-        with head_on_positions(self.model) as self._wanted:
-            found = search.search(self, *search.hold_back(train, validation, self.recipe))
+        with head_on_positions(self.model) as self._positions:
+            result = search.search(self, *search.hold_back(train, validation, self.recipe))
         before.set()
         self.meter = MemoryMeter()  # what it saw here is not the training's
-        if not found.trials:
+        if not result.trials:
             self._do_without_search(f"{len(self._plan)} steps are too few to choose one by")
             return
-        self.chosen = search.best(found.trials, near=halving.NEAR if search.is_auto(self.recipe) else 0.0)
-        seconds = clock.total() + found.earlier_seconds
+        self.chosen = search.best(result.trials, near=halving.NEAR if search.is_auto(self.recipe) else 0.0)
+        seconds = clock.total() + result.earlier_seconds
         self.worker.measure(search_seconds=seconds, **self.chosen.measured())
         self.worker.say(f"learning rate {self.chosen.rate:g} of {self.chosen.in_words()}")
 
@@ -186,14 +187,14 @@ class Trainer:
         """Optimizer steps of the whole training, without those of a search."""
         return len(self._plan)
 
-    def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judged: Sequence[Tokenized]) -> float:
+    def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judging: Sequence[Tokenized]) -> float:
         """The loss on `judged` after training `plan` with the peak rate `rate`; infinite where it diverges."""
         share_at = halving.rate_share if search.is_auto(self.recipe) else batches.learning_rate_share
         try:
             for step, examples in enumerate(plan):
                 share = share_at(step, total=len(plan), warmup_share=self.recipe["warmup_share"])
                 self.step_over(examples, rate * share)
-            return self._eval_loss(judged)
+            return self._eval_loss(judging)
         except DivergedError:
             return math.inf
 
@@ -216,16 +217,16 @@ class Trainer:
                 first = self._eval_loss(self._held_out)
             checks.loss_is_sane(first, vocabulary=self.model.config.vocab_size)
             tally.first_eval_loss = first
-            self._point(eval_loss=first)
+            self._add_point(eval_loss=first)
         elif not tally.told:
-            self._tell()
+            self._report_step()
         for examples in self._plan[tally.step :]:
             if self._stops_early():
                 break
             self._random = Random.now()
             self._advance(examples)
             self._random = Random.now()
-            self._tell()
+            self._report_step()
             if tally.step < len(self._plan) and self._checkpoint_is_due():
                 with self._aside() as clock:
                     self._keep()
@@ -291,7 +292,7 @@ class Trainer:
         rate = self.chosen.rate * share
         clock = Stopwatch()
         loss = self.step_over(examples, rate)
-        _finish(self.device)  # else the optimizer's part would be in the time of whatever comes next
+        _synchronize(self.device)  # else the optimizer's part would be in the time of whatever comes next
         tally.loss, tally.rate, tally.told = loss, rate, False
         if tally.step == 0:
             tally.first_loss = loss
@@ -307,7 +308,7 @@ class Trainer:
         )
         self._warm = True
 
-    def _tell(self) -> None:
+    def _report_step(self) -> None:
         """The last step's point on the curve, with an evaluation where one is due."""
         step = self.tally.step
         due = step == len(self._plan) or step % self._curve_every == 0
@@ -316,7 +317,7 @@ class Trainer:
             eval_loss = self._eval_loss(self._held_out) if due else None
         if due:
             self.tally.eval_loss = eval_loss
-        self._point(eval_loss=eval_loss, validation_loss=validation_loss)
+        self._add_point(eval_loss=eval_loss, validation_loss=validation_loss)
         if validation_loss is not None and self.tally.note(validation_loss):
             with self._aside():
                 self._keep_best()
@@ -335,8 +336,8 @@ class Trainer:
         if self.ranks.count > 1:
             summary |= self._most_of_ranks(summary, together=together)
             each = [peaks.get("peak_memory_gb", 0.0) for peaks in self._peaks]
-            told = json.dumps([round(peak, 4) for peak in each])
-            summary |= {"memory_in_all_gb": sum(each), "memory_per_device_gb": told}
+            per_device = json.dumps([round(peak, 4) for peak in each])
+            summary |= {"memory_in_all_gb": sum(each), "memory_per_device_gb": per_device}
         self.worker.measure(**summary)
 
     def _most_of_ranks(self, summary: Mapping[str, Any], *, together: bool) -> dict[str, float]:
@@ -379,19 +380,19 @@ class Trainer:
         set_rate(self.optimizer, rate)
         learned = learned or sum(example.learned for group in groups for example in group)
         summed: Any = torch.zeros((), dtype=torch.float64, device=self.device)
-        passes = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
-        inputs = put_on(self.device, [group for group, _ in passes])
-        for place, (batch, (_, of)) in enumerate(zip(inputs, passes, strict=True), start=1):
+        batches_and_divisors = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
+        inputs = put_on(self.device, [group for group, _ in batches_and_divisors])
+        for place, (batch, (_, divisor)) in enumerate(zip(inputs, batches_and_divisors, strict=True), start=1):
             if self._is_stopping():
                 break
             with autocast(self.recipe, self.device):
-                loss = step_loss(self.compute, batch, self._wanted, self.device, learned=of)
-            self._backward(loss, last=place == len(passes))
+                loss = step_loss(self.compute, batch, self._positions, self.device, learned=divisor)
+            self._backward(loss, last=place == len(batches_and_divisors))
             summed += loss.detach()
         # no part of the loss that is shown, which is the same for every method; the ranks' gradients are summed
         if (penalty := moving_ranks.penalty(self.model)) is not None:
             self.scaler.scale(penalty / self.ranks.count).backward()
-        summed = self._whole(summed)
+        summed = self._sum_over_ranks(summed)
         norm = self.zero.step() if self.zero else self._clip()
         # where a rank is alone this is a step's one look at the card: until here the host only hands out work
         total, norm = _numbers(summed, norm)
@@ -443,21 +444,23 @@ class Trainer:
         """
         if self.ranks.count == 1:
             return list(numbers)
-        asked, *summed = self.ranks.sums([self.worker.asked_to_stop, *numbers])
-        if asked:
+        stop_requests, *summed = self.ranks.sums([self.worker.asked_to_stop, *numbers])
+        if stop_requests:
             raise StoppedError(STOPPED)
         return summed
 
-    def _whole(self, loss: torch.Tensor) -> torch.Tensor | float:
+    def _sum_over_ranks(self, loss: torch.Tensor) -> torch.Tensor | float:
         """The loss of the whole step; and the gradients become those of the whole step. Where a rank is alone they are that
         already, and the loss stays on its device."""
         if self.ranks.count == 1:
             return loss
         parameters = list(self.named.values())
-        whole, *taking_part = self._sums([loss.item(), *(parameter.grad is not None for parameter in parameters)])
+        total, *contributions = self._sums([loss.item(), *(parameter.grad is not None for parameter in parameters)])
         if not self.ranks.sharded:
-            self.ranks.sum_gradients([p for p, anywhere in zip(parameters, taking_part, strict=True) if anywhere])
-        return whole
+            self.ranks.sum_gradients(
+                [p for p, contributed in zip(parameters, contributions, strict=True) if contributed]
+            )
+        return total
 
     def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
         """Mean loss per learned token on `examples`, in nats; its time and memory are not the training's."""
@@ -469,7 +472,7 @@ class Trainer:
             for place, batch in enumerate((*mine, *self._idle(parts))):
                 if self._is_stopping():
                     break
-                losses = token_losses(self.compute, batch, self._wanted, self.device)
+                losses = token_losses(self.compute, batch, self._positions, self.device)
                 if place < len(mine):
                     summed, learned = summed + losses.double().sum(), learned + len(losses)
         sharding.put_away(self.model)
@@ -478,7 +481,7 @@ class Trainer:
             raise DivergedError(f"the loss on held-out records is {total}: lower learning_rate")
         return total / learned
 
-    def _point(self, *, eval_loss: float | None, validation_loss: float | None = None) -> None:
+    def _add_point(self, *, eval_loss: float | None, validation_loss: float | None = None) -> None:
         tally = self.tally
         self.worker.point(
             {
@@ -502,8 +505,8 @@ class Trainer:
     def _keep_best(self) -> None:
         """Write the weights of the best step so far."""
         step, weights = self.tally.step, self._weights()
-        held = weights if self.ranks.holder == self.ranks.rank else {}
-        self._best = checkpoint.write_best(self.worker.folder, step, held, self.ranks)
+        own_weights = weights if self.ranks.holder == self.ranks.rank else {}
+        self._best = checkpoint.write_best(self.worker.folder, step, own_weights, self.ranks)
 
     def _keep(self) -> None:
         """Write a checkpoint of the state after the last whole step."""
@@ -531,10 +534,14 @@ class Trainer:
         grouped = {"weights": weights, "optimizer": tensors, "random": self._random.tensors}
         if self.ranks.holder != self.ranks.rank:  # they are in the file of another rank
             grouped = {"random": self._random.tensors}
-        named = {f"{group}/{name}": tensor for group, held in grouped.items() for name, tensor in held.items()}
+        named = {
+            f"{group}/{name}": tensor
+            for group, tensors_of_group in grouped.items()
+            for name, tensor in tensors_of_group.items()
+        }
         checkpoint.write(self.worker.folder, self.tally.step, named, state, self.ranks, self._best)
 
-    def _kept(self) -> str:
+    def _keep_and_report(self) -> str:
         """Keep what is done when asked to stop, and say so."""
         if self.tally.step == 0:
             return "no step was done yet"
@@ -545,7 +552,7 @@ class Trainer:
             return str(error)
         return f"the next run goes on after step {self.tally.step}"
 
-    def _go_on(self, earlier: Path, train: Sequence[Tokenized]) -> None:
+    def _resume(self, earlier: Path, train: Sequence[Tokenized]) -> None:
         """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
         rank, holder = self.ranks.rank, self.ranks.holder
         state = checkpoint.read_state(earlier, rank)
@@ -567,9 +574,9 @@ class Trainer:
         if self.tally.best_step is not None:
             self._best = checkpoint.take_over_best(earlier, self.worker.folder, self.tally.best_step, self.ranks)
         if isinstance(self.recipe["learning_rate"], list):
-            told = state["search"]
-            self.chosen = search.Chosen(told["rate"], told["tried"], told["source"])
-            self.worker.measure(search_seconds=told["seconds"], **self.chosen.measured())
+            searched = state["search"]
+            self.chosen = search.Chosen(searched["rate"], searched["tried"], searched["source"])
+            self.worker.measure(search_seconds=searched["seconds"], **self.chosen.measured())
         self.meter.go_on(state["memory"], {} if rank else self.worker.spec["resume"]["peaks"])
         for row in checkpoint.read_curve(earlier):
             self.worker.point(row, quietly=True)
@@ -580,25 +587,25 @@ class Trainer:
 
     def _warm_up(self, train: Sequence[Tokenized]) -> None:
         """A step that changes nothing, since DeepSpeed makes room for what an optimizer remembers during its first one."""
-        with head_on_positions(self.model) as self._wanted:
+        with head_on_positions(self.model) as self._positions:
             self.step([[min(train, key=len)]], 0.0)
 
 
-def _numbers(*given: Any) -> list[float]:
+def _numbers(*scalars: Any) -> list[float]:
     """The values of scalars, also of such whose parts lie on several ranks; a device is read once."""
-    whole = [one.full_tensor() if hasattr(one, "full_tensor") else one for one in given]
-    tensors = [one.double() for one in whole if isinstance(one, torch.Tensor)]
-    read = iter(torch.stack(tensors).tolist() if tensors else ())
-    return [next(read) if isinstance(one, torch.Tensor) else one for one in whole]
+    full = [scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar for scalar in scalars]
+    tensors = [scalar.double() for scalar in full if isinstance(scalar, torch.Tensor)]
+    values = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(values) if isinstance(scalar, torch.Tensor) else scalar for scalar in full]
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     """Wait until `device` has done all that it was handed."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _fitted(recipe: Recipe, folder: Path) -> Recipe:
+def _with_fitted_size(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with the micro-batches to take where an earlier process of the attempt could not take its own."""
-    told = read_json(folder / FIT)
-    return {**recipe, "micro_batch_tokens": told["micro_batch_tokens"]} if told else recipe
+    fit = read_json(folder / FIT)
+    return {**recipe, "micro_batch_tokens": fit["micro_batch_tokens"]} if fit else recipe

@@ -31,16 +31,16 @@ Batch = Sequence[Tokenized] | Inputs  # of one micro-batch
 def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
     """While open, the output head sees only the hidden states at the positions (`Inputs.positions`) put into the yielded
     one-element list, so that logits are (positions × vocabulary) rather than (batch × length × vocabulary)."""
-    wanted: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
     head = model.get_output_embeddings()
 
     def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = inputs[0]
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, wanted[0]), *inputs[1:])
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions[0]), *inputs[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield wanted
+        yield positions
     finally:
         handle.remove()
 
@@ -54,8 +54,8 @@ def put_on(device: torch.device, micro_batches: Sequence[Sequence[Tokenized]]) -
     if device.type != "cpu":
         flat = flat.pin_memory()
     pieces = flat.to(device, non_blocking=True).split([part.numel() for part in parts])
-    there = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    return [Inputs(*three) for three in zip(there[::3], there[1::3], there[2::3], strict=True)]
+    tensors = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    return [Inputs(*fields) for fields in zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)]
 
 
 def _on_host(batch: Sequence[Tokenized]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,13 +71,13 @@ def _on_host(batch: Sequence[Tokenized]) -> tuple[torch.Tensor, torch.Tensor, to
     return ids, positions, targets[positions]
 
 
-def token_losses(model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+def token_losses(model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Negative log-likelihood (nats, float32) of every learned token of `batch`, row after row; where gradients are off, a
     piece of the logits at a time.
 
     Rows are padded on the right; under a causal mask no real token sees the padding, so no padding mask is needed.
     """
-    inputs = _wanted_inputs(model, batch, wanted, device)
+    inputs = _inputs_and_positions(model, batch, positions, device)
     head = None if torch.is_grad_enabled() else chunked.plain_head(model)
     if head is None:
         logits = _forward(model, inputs.ids).logits
@@ -87,22 +87,22 @@ def token_losses(model: Any, batch: Batch, wanted: list[torch.Tensor], device: t
 
 
 def step_loss(
-    model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device, *, learned: float
+    model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device, *, learned: float
 ) -> torch.Tensor:
     """Σ of `token_losses` / `learned`, for a backward pass: with a head that `chunked` knows, its gradient is made a piece at
     a time; otherwise by plain autograd."""
     head = chunked.plain_head(model)
     if head is None:
-        return token_losses(model, batch, wanted, device).sum() / learned
-    inputs = _wanted_inputs(model, batch, wanted, device)
+        return token_losses(model, batch, positions, device).sum() / learned
+    inputs = _inputs_and_positions(model, batch, positions, device)
     hidden = _hidden(model, head, inputs.ids)
     return chunked.summed_loss(hidden, head.weight, inputs.targets, cap=chunked.soft_cap(model), share=1 / learned)
 
 
-def _wanted_inputs(model: Any, batch: Batch, wanted: list[torch.Tensor], device: torch.device) -> Inputs:
+def _inputs_and_positions(model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device) -> Inputs:
     """The inputs of `batch`; their positions, as `model` counts them, are put into `wanted`."""
     inputs = batch if isinstance(batch, Inputs) else put_on(device, [batch])[0]
-    wanted[:] = [virtual_tokens.shifted(inputs.positions, inputs.ids.shape[1], virtual_tokens.embedded(model))]
+    positions[:] = [virtual_tokens.shifted(inputs.positions, inputs.ids.shape[1], virtual_tokens.embedded(model))]
     return inputs
 
 
@@ -115,10 +115,10 @@ def _forward(model: Any, ids: torch.Tensor) -> Any:
 def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
     """What the head would get (positions × width). It is passed by, so that whatever the model does to its output afterwards
     is done to something small and dropped."""
-    caught: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
 
     def pass_by(hidden: torch.Tensor) -> torch.Tensor:
-        caught.append(hidden)
+        captured.append(hidden)
         return hidden.detach()
 
     head.forward = pass_by
@@ -126,7 +126,7 @@ def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
         _forward(model, ids)
     finally:
         del head.forward
-    return caught[0]
+    return captured[0]
 
 
 def scored_mask(batch: Sequence[Tokenized]) -> torch.Tensor:

@@ -56,39 +56,41 @@ def move_with(optimizer: torch.optim.Optimizer, model: Any) -> None:
         if not any(group["lr"] for group in optimizer.param_groups):
             return
         counter = optimizer.state[named[values[0]]]
-        _tell(base, optimizer, named)
+        _load_state(base, optimizer, named)
         step = int(counter.get(STEPS, 0)) + 1
         base.update_and_allocate(step)
-        _note(base, optimizer, named)
+        _store_state(base, optimizer, named)
         counter[STEPS] = step
 
     optimizer.register_step_post_hook(after_step)
 
 
-def _tell(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
+def _load_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
     """Give PEFT what the optimizer's state holds."""
     allocator, config = base.rankallocator, base.peft_config[base.trainable_adapter_name]
-    known = {name: optimizer.state[p] for name, p in named.items() if IMPORTANCE in optimizer.state[p]}
-    allocator.ipt = dict.fromkeys(known)  # it looks for the name alone
-    allocator.exp_avg_ipt = {name: state[IMPORTANCE] for name, state in known.items()}
-    allocator.exp_avg_unc = {name: state[SPREAD] for name, state in known.items()}
-    kept = {name: optimizer.state[p][KEPT] for name, p in named.items() if KEPT in optimizer.state[p]}
-    config.rank_pattern = {name: of_layer.view(-1).bool().tolist() for name, of_layer in kept.items()} or None
+    states = {name: optimizer.state[p] for name, p in named.items() if IMPORTANCE in optimizer.state[p]}
+    allocator.ipt = dict.fromkeys(states)  # it looks for the name alone
+    allocator.exp_avg_ipt = {name: state[IMPORTANCE] for name, state in states.items()}
+    allocator.exp_avg_unc = {name: state[SPREAD] for name, state in states.items()}
+    masks = {name: optimizer.state[p][KEPT] for name, p in named.items() if KEPT in optimizer.state[p]}
+    config.rank_pattern = {name: mask.view(-1).bool().tolist() for name, mask in masks.items()} or None
 
 
-def _note(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
+def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
     """Keep in the optimizer's state what PEFT holds, and nothing of it twice."""
     allocator, config = base.rankallocator, base.peft_config[base.trainable_adapter_name]
     for name, parameter in named.items():
         state = optimizer.state[parameter]
-        for key, held in ((IMPORTANCE, allocator.exp_avg_ipt), (SPREAD, allocator.exp_avg_unc)):
-            if name in held:
-                state[key] = held[name]
+        for key, averages in ((IMPORTANCE, allocator.exp_avg_ipt), (SPREAD, allocator.exp_avg_unc)):
+            if name in averages:
+                state[key] = averages[name]
             else:
                 state.pop(key, None)  # the schedule is at its end
-    for name, kept in (config.rank_pattern or {}).items():
-        like = named[name]
-        optimizer.state[like][KEPT] = torch.tensor(kept, dtype=torch.uint8, device=like.device).view(-1, 1)
+    for name, mask in (config.rank_pattern or {}).items():
+        singular_values = named[name]
+        optimizer.state[singular_values][KEPT] = torch.tensor(
+            mask, dtype=torch.uint8, device=singular_values.device
+        ).view(-1, 1)
     allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc = {}, {}, {}
 
 

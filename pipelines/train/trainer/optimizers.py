@@ -98,9 +98,9 @@ def _lora_fa(model: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
 
 def _keep_by_parameter(optimizer: torch.optim.Optimizer) -> None:
     (group,) = optimizer.param_groups
-    held = _ByParameter(dict(zip(group["names"], group["params"], strict=True)))
-    held.update(optimizer.state)
-    optimizer.state = held
+    state = _ByParameter(dict(zip(group["names"], group["params"], strict=True)))
+    state.update(optimizer.state)
+    optimizer.state = state
 
 
 def _has_pairs_alone(model: Any) -> None:

@@ -59,7 +59,7 @@ def curve_every(plan: Sequence[Sequence[Tokenized]], sample: Sequence[Tokenized]
     tokens evaluated within SHARE of those computed in training, as long as FEWEST_POINTS remain. Never more for few records."""
     if len({example.example_id for example in sample}) <= FEW_RECORDS:
         return every
-    trained = sum(len(example) for step in plan for example in step) / len(plan)
-    wanted = sum(map(len, sample)) / (SHARE * PASSES * trained * every)
-    most = len(plan) // (FEWEST_POINTS * every)
-    return every * max(1, min(math.ceil(wanted), most))
+    tokens_per_step = sum(len(example) for step in plan for example in step) / len(plan)
+    factor = sum(map(len, sample)) / (SHARE * PASSES * tokens_per_step * every)
+    largest_factor = len(plan) // (FEWEST_POINTS * every)
+    return every * max(1, min(math.ceil(factor), largest_factor))

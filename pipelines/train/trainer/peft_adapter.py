@@ -37,27 +37,30 @@ def config_of(model: Any, recipe: Recipe, linear: Sequence[str]) -> Any:
     import peft
 
     traits = traits_of(recipe)
-    given = dict(traits.peft)
-    kind = given.pop("peft_type")
+    settings = dict(traits.peft)
+    kind = settings.pop("peft_type")
     with in_pefts_words(recipe):
-        known = {getattr(name, "value", name): made for name, made in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        if kind not in known:
-            raise UnavailableError(f"PEFT {peft.__version__} has no {kind}; it has {', '.join(sorted(known))}")
-        fields = {field.name: field.type for field in dataclasses.fields(known[kind])}
+        classes = {
+            getattr(name, "value", name): config_class
+            for name, config_class in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        }
+        if kind not in classes:
+            raise UnavailableError(f"PEFT {peft.__version__} has no {kind}; it has {', '.join(sorted(classes))}")
+        fields = {field.name: field.type for field in dataclasses.fields(classes[kind])}
         transposed = model.config.model_type == "gpt2"  # its Conv1D keeps weights so
-        _can_be_trained_here(kind, given, transposed=transposed)
-        _are_what_they_say(given, fields)
+        _can_be_trained_here(kind, settings, transposed=transposed)
+        _are_what_they_say(settings, fields)
         for name in ("target_modules", "modules_to_save"):
-            _modules_exist(model, name, given.get(name))
+            _modules_exist(model, name, settings.get(name))
         if "target_modules" in fields and recipe["targets"] is not None and _goes_where_lora_goes(kind):
-            given["target_modules"] = list(linear) if recipe["targets"] == "auto" else recipe["targets"]
+            settings["target_modules"] = list(linear) if recipe["targets"] == "auto" else recipe["targets"]
         if "fan_in_fan_out" in fields:
-            given.setdefault("fan_in_fan_out", transposed)
-        _set_by_us(model, recipe, given)
-        return known[kind](task_type="CAUSAL_LM", **given)
+            settings.setdefault("fan_in_fan_out", transposed)
+        _set_by_us(model, recipe, settings)
+        return classes[kind](task_type="CAUSAL_LM", **settings)
 
 
-def _set_by_us(model: Any, recipe: Recipe, given: dict[str, Any]) -> None:
+def _set_by_us(model: Any, recipe: Recipe, settings: dict[str, Any]) -> None:
     """Fill in what the trainer knows of model and plan, and PEFT would have to be told.
 
     Raises:
@@ -65,34 +68,34 @@ def _set_by_us(model: Any, recipe: Recipe, given: dict[str, Any]) -> None:
     """
     traits = traits_of(recipe)
     if traits.moves_ranks:
-        given["total_step"] = moving_ranks.UNPLANNED
+        settings["total_step"] = moving_ranks.UNPLANNED
     if traits.peft_type in AS_EMBEDDINGS:  # OPT-350M's embeddings are narrower than its hidden states
-        given.setdefault("token_dim", model.get_input_embeddings().embedding_dim)
-    if given.get("prompt_tuning_init") == "TEXT":
-        given.setdefault("tokenizer_name_or_path", model.name_or_path)
+        settings.setdefault("token_dim", model.get_input_embeddings().embedding_dim)
+    if settings.get("prompt_tuning_init") == "TEXT":
+        settings.setdefault("tokenizer_name_or_path", model.name_or_path)
     if traits.starts_from_rounding:  # after PEFT has put plain LoRA there (`rounding`)
-        rounding.require_known(given, recipe)
-        given |= {"init_lora_weights": True}
-        given.pop("loftq_config", None)
+        rounding.require_known(settings, recipe)
+        settings |= {"init_lora_weights": True}
+        settings.pop("loftq_config", None)
 
 
-def _are_what_they_say(given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+def _are_what_they_say(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """PEFT takes any value that is not empty for yes, and leaves out without a word what it was shown no texts for."""
-    for name, value in given.items():
+    for name, value in settings.items():
         if fields.get(name) in (bool, "bool") and not isinstance(value, bool):
             raise UnavailableError(f"peft.{name}: got {value!r}; expected true or false")
-    if (start := given.get("init_lora_weights")) in NEEDS_DATA:
+    if (start := settings.get("init_lora_weights")) in NEEDS_DATA:
         raise UnavailableError(
             f"peft.init_lora_weights: {start} wants to be shown texts before it begins, which is not done here"
         )
 
 
-def _modules_exist(model: Any, setting: str, named: Any) -> None:
+def _modules_exist(model: Any, setting: str, names: Any) -> None:
     """PEFT itself complains only where none of the names is found."""
-    if not isinstance(named, list):
+    if not isinstance(names, list):
         return  # a pattern, or PEFT's own choice
-    there = [f".{name}" for name, _ in model.named_modules()]
-    if missing := [name for name in named if not any(path.endswith(f".{name}") for path in there)]:
+    paths = [f".{name}" for name, _ in model.named_modules()]
+    if missing := [name for name in names if not any(path.endswith(f".{name}") for path in paths)]:
         raise UnavailableError(f"peft.{setting}: this model has no module {', '.join(map(str, missing))}")
 
 
@@ -100,7 +103,7 @@ def _tuner(kind: str) -> Any:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     return next(
-        (made for name, made in PEFT_TYPE_TO_TUNER_MAPPING.items() if getattr(name, "value", name) == kind), None
+        (tuner for name, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items() if getattr(name, "value", name) == kind), None
     )
 
 
@@ -109,21 +112,21 @@ def _goes_where_lora_goes(kind: str) -> bool:
     return set(defaults.get("llama") or ()) == LORAS_DEFAULT
 
 
-def _can_be_trained_here(kind: str, given: Mapping[str, Any], *, transposed: bool) -> None:
-    stays = kind == "ADAMSS" and not given.get("use_asa")
-    if hasattr(_tuner(kind), "update_and_allocate") and kind != MOVES_RANKS and not stays:
+def _can_be_trained_here(kind: str, settings: Mapping[str, Any], *, transposed: bool) -> None:
+    keeps_ranks = kind == "ADAMSS" and not settings.get("use_asa")
+    if hasattr(_tuner(kind), "update_and_allocate") and kind != MOVES_RANKS and not keeps_ranks:
         raise UnavailableError(
             f"{kind} moves its ranks about after every step (PEFT's update_and_allocate), which is done here for {MOVES_RANKS} "
             "alone: without it, it would be another method"
         )
-    if given.get("init_lora_weights") == "olora" and transposed:
+    if settings.get("init_lora_weights") == "olora" and transposed:
         raise UnavailableError(
             "peft.init_lora_weights: PEFT's olora takes this model's weights, which lie transposed (Conv1D), for the others' way "
             "round, and the model would begin as another one: take pissa"
         )
     if kind == "CPT":
         raise UnavailableError("CPT weighs the losses of its own tokens with those of a text, which is not done here")
-    if kind == MOVES_RANKS and (end := given.get("target_r", 8)) >= (start := given.get("init_r", 12)):
+    if kind == MOVES_RANKS and (end := settings.get("target_r", 8)) >= (start := settings.get("init_r", 12)):
         raise UnavailableError(
             f"peft.target_r: got {end}; expected less than init_r, {start}, from which ranks are taken"
         )
@@ -142,11 +145,11 @@ def in_pefts_words(recipe: Recipe) -> Iterator[None]:
         if traits.is_short or is_out_of_memory(error):
             raise
         raise UnavailableError(
-            f"PEFT's {traits.peft_type} with these settings on this model: {_said(error)}"
+            f"PEFT's {traits.peft_type} with these settings on this model: {_message_of(error)}"
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text:.400}" if text else type(error).__name__
 
@@ -168,9 +171,9 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnavailableError(f"{traits_of(recipe).peft_type} with these settings trains nothing of this model")
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        if (further := logits.shape[1] - ids.shape[1]) != virtual_tokens.embedded(model):
+        if (shift := logits.shape[1] - ids.shape[1]) != virtual_tokens.embedded(model):
             raise UnavailableError(
-                f"{traits_of(recipe).peft_type} moves a text's tokens by {further} places, and its settings do not say so: the "
+                f"{traits_of(recipe).peft_type} moves a text's tokens by {shift} places, and its settings do not say so: the "
                 "losses would be of others"
             )
         logits.float().logsumexp(-1).sum().backward()
@@ -180,19 +183,19 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
 
 def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
     """Loss (nats) of each token after the first of a text's first ones, the model not training."""
-    training, checked = model.training, list(ids[:CHECK_TOKENS])
+    training, checked_ids = model.training, list(ids[:CHECK_TOKENS])
     device = next(model.parameters()).device
-    tokens = torch.tensor([checked], device=device)
+    tokens = torch.tensor([checked_ids], device=device)
     model.eval()
     with torch.no_grad():
-        whole = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
-    logits = whole[virtual_tokens.embedded(model) : -1].float()
+        all_logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+    logits = all_logits[virtual_tokens.embedded(model) : -1].float()
     model.train(training)
     return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none").tolist()
 
 
 @dataclass(frozen=True)
-class Noted:
+class ReloadCheck:
     """A text's tokens, and the loss of each after the first before training and after it."""
 
     input_ids: list[int]
@@ -200,27 +203,27 @@ class Noted:
     after: list[float]
 
 
-def note(model: Any, check: Check, folder: Path) -> None:
+def write_check(model: Any, check: Check, folder: Path) -> None:
     """Write down what the trained model says of a text, for `require_as_saved`."""
     ids, before = check
-    write_json(folder / CHECK, asdict(Noted(list(ids[:CHECK_TOKENS]), before, losses_of(model, ids))))
+    write_json(folder / CHECK, asdict(ReloadCheck(list(ids[:CHECK_TOKENS]), before, losses_of(model, ids))))
 
 
 def require_as_saved(model: Any, folder: Path) -> None:
     """Raises WorkError where the reloaded adapter gives other logits for the noted text. A method may change the base when it
     starts, or draw random values that it does not save; its file alone then does not restore it. What
     training has changed is the measure: an adapter may be small."""
-    kept = read_json(folder / CHECK)
-    if kept is None:  # `kind: lora`, one of several ranks', or saved by earlier code
+    record = read_json(folder / CHECK)
+    if record is None:  # `kind: lora`, one of several ranks', or saved by earlier code
         return
-    noted = Noted(**kept)
+    check = ReloadCheck(**record)
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
-    moved = _furthest(noted.before, noted.after)
-    off, most = _furthest(losses_of(model, noted.input_ids), noted.after), max(FLOOR[half], SHARE * moved)
-    if not off <= most:  # NaN too
+    change = _furthest(check.before, check.after)
+    deviation, limit = _furthest(losses_of(model, check.input_ids), check.after), max(FLOOR[half], SHARE * change)
+    if not deviation <= limit:  # NaN too
         raise WorkError(
-            f"the saved adapter, loaded again, is not what was trained: the loss of a token is off by {off:.2g} nats, where "
-            f"training had moved it by {moved:.2g} at most. Its file alone does not hold the method's result (an initialization "
+            f"the saved adapter, loaded again, is not what was trained: the loss of a token is off by {deviation:.2g} nats, where "
+            f"training had moved it by {change:.2g} at most. Its file alone does not hold the method's result (an initialization "
             "that changes the base or draws by chance, or random parts that are not saved): choose another one in peft"
         )
 

@@ -77,16 +77,16 @@ class PromptFormat:
         """
         try:
             answers = list(self._text.answers(record, shots))
-            told = [answer for answer in answers if answer.learned]
-            if len(told) == 1:
-                return [self._alone(record, told[0])]
-            if _goes_on(answers) and (whole := self._whole(record, told)):
-                return [whole]
-            return [self._alone(record, answer, turn=answer.turn) for answer in told]
+            learned = [answer for answer in answers if answer.learned]
+            if len(learned) == 1:
+                return [self._single(record, learned[0])]
+            if _goes_on(answers) and (joined := self._joined(record, learned)):
+                return [joined]
+            return [self._single(record, answer, turn=answer.turn) for answer in learned]
         except Unshown as error:
             raise Unshown(f"record {record['example_id']}: {error}") from None
 
-    def _alone(self, record: Mapping[str, Any], answer: Shown, *, turn: int | None = None) -> Tokenized:
+    def _single(self, record: Mapping[str, Any], answer: Shown, *, turn: int | None = None) -> Tokenized:
         """An example of one answer: its prompt's own tokens, then those of the whole text; where a token would span the two, what
         follows the prompt becomes tokens by itself."""
         prompt, encoded = self._encoded(answer.prompt), self._encoded(answer.text)
@@ -97,38 +97,38 @@ class PromptFormat:
 
     def _split(self, prompt: "_Encoded", answer: Shown, whole: "_Encoded") -> "_Encoded":
         """The prompt's tokens and those of the rest, which together read as the text."""
-        rest, read = answer.text[answer.asked :], self.tokenizer.decode(whole.ids)
-        for before in (
+        rest, expected = answer.text[answer.prompt_length :], self.tokenizer.decode(whole.ids)
+        for lead in (
             "",
             "\n",
             " ",
             "a",
             ".",
         ):  # something in front keeps SentencePiece from adding a space of its own
-            front, encoded = self._ids(before), self._encoded(before + rest)
-            moved, first = answer.asked - len(before), len(front)
+            front, encoded = self._ids(lead), self._encoded(lead + rest)
+            shift, first = answer.prompt_length - len(lead), len(front)
             joined = _Encoded(
                 prompt.ids + encoded.ids[first:],
-                prompt.spans + [(start + moved, end + moved) for start, end in encoded.spans[first:]],
+                prompt.spans + [(start + shift, end + shift) for start, end in encoded.spans[first:]],
             )
-            if encoded.ids[:first] == front and self.tokenizer.decode(joined.ids) == read:
+            if encoded.ids[:first] == front and self.tokenizer.decode(joined.ids) == expected:
                 return joined
         raise Unshown(f"the tokens of its prompt and of its answer do not read as the whole: {answer.text[-60:]!r}")
 
-    def _whole(self, record: Mapping[str, Any], told: Sequence[Shown]) -> Tokenized | None:
+    def _joined(self, record: Mapping[str, Any], learned: Sequence[Shown]) -> Tokenized | None:
         """One example in which every answer stands behind its prompt, token for token; None where a token would span the place
         where a prompt ends."""
-        encoded = self._encoded(told[-1].text)
+        encoded = self._encoded(learned[-1].text)
         # tokens do not reach across a special one: of a prompt's tokens those behind its last special one are enough to look at
         marks = {start: i for i, (start, _) in enumerate(encoded.spans) if encoded.ids[i] in self._special_ids}
         starts, answers = sorted(marks), []
-        for answer in told:
-            behind = bisect_left(starts, answer.asked)
+        for answer in learned:
+            behind = bisect_left(starts, answer.prompt_length)
             start = starts[behind - 1] if behind else 0
-            wanted, first = self._ids(answer.prompt[start:]), marks[start] if behind else 0
-            if encoded.ids[first : first + len(wanted)] != wanted:
+            prompt_ids, first = self._ids(answer.prompt[start:]), marks[start] if behind else 0
+            if encoded.ids[first : first + len(prompt_ids)] != prompt_ids:
                 return None
-            answers.append((first + len(wanted), answer))
+            answers.append((first + len(prompt_ids), answer))
         return self._example(record, encoded, answers)
 
     def _example(
@@ -149,10 +149,10 @@ class PromptFormat:
             if self.end_of_answer in ids[first:last]:
                 raise Unshown(f"answer {answer.turn + 1} holds the token that ends an answer")
             for place in range(first, last):
-                scored[place] = any(_overlap(encoded.spans[place], span) for span in answer.said)
-            if answer.said and not any(scored[first:last]):
+                scored[place] = any(_overlap(encoded.spans[place], span) for span in answer.content_spans)
+            if answer.content_spans and not any(scored[first:last]):
                 raise Unshown(f"answer {answer.turn + 1} becomes no token")
-            size += sum(len(answer.text[begin:stop].encode()) for begin, stop in answer.said)
+            size += sum(len(answer.text[begin:stop].encode()) for begin, stop in answer.content_spans)
         front = self._front
         return Tokenized(
             example_id=record["example_id"],
@@ -216,7 +216,7 @@ class PromptFormat:
     @cached_property
     def _special_ids(self) -> set[int]:
         added = self.tokenizer.added_tokens_decoder.items()
-        return {*self.tokenizer.all_special_ids, *(token for token, held in added if held.special)}
+        return {*self.tokenizer.all_special_ids, *(token for token, entry in added if entry.special)}
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -226,9 +226,9 @@ class PromptFormat:
         return _Encoded(encoded.input_ids, encoded.offset_mapping)
 
 
-def _overlap(token: tuple[int, int], said: tuple[int, int]) -> bool:
+def _overlap(token: tuple[int, int], span: tuple[int, int]) -> bool:
     """Whether a token stands for something of what is said. Some tokenizers give a token no width, at its end."""
-    (start, end), (begin, stop) = token, said
+    (start, end), (begin, stop) = token, span
     return begin < start <= stop if start == end else start < stop and begin < end
 
 

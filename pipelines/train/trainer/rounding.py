@@ -16,9 +16,9 @@ from pipelines.errors import UnavailableError
 from pipelines.settings.methods import FOUR_BITS
 
 
-def require_known(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+def require_known(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
     """Raises UnavailableError for LoftQ with a base that is not in 4 bits, or with settings that would do something else."""
-    loftq = given.get("loftq_config") or {}
+    loftq = settings.get("loftq_config") or {}
     bits, rounds = (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) if isinstance(loftq, dict) else (loftq, 1)
     if recipe.get("quantization") not in FOUR_BITS:
         raise UnavailableError(
@@ -29,7 +29,7 @@ def require_known(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
         raise UnavailableError(
             f"peft.loftq_config: got {loftq}; the base is quantized as it is loaded, so expected loftq_bits: 4 and loftq_iter: 1"
         )
-    if given.get("use_dora") or given.get("lora_bias"):
+    if settings.get("use_dora") or settings.get("lora_bias"):
         raise UnavailableError("peft.init_lora_weights: loftq sets A and B alone: leave use_dora and lora_bias out")
 
 
@@ -41,15 +41,15 @@ def make_up_for(model: Any, original: Any) -> None:
     Raises:
         UnavailableError: no layer of it is quantized.
     """
-    found = False
+    any_quantized = False
     for name, layer in model.named_modules():
         base = layer.get_base_layer() if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer") else None
         if getattr(getattr(base, "weight", None), "quant_state", None) is None:
             continue
-        found = True
+        any_quantized = True
         plain = original.get_submodule(name.removeprefix("base_model.model."))
         _make_up(layer, plain.weight.T if isinstance(plain, Conv1D) else plain.weight)
-    if not found:
+    if not any_quantized:
         raise UnavailableError("peft.init_lora_weights: loftq found no adapter over a layer in 4 bits")
 
 
@@ -59,8 +59,8 @@ def _make_up(layer: Any, weight: torch.Tensor) -> None:
 
     (adapter,) = layer.lora_A
     packed = layer.get_base_layer().weight
-    rest = weight.to(packed.device, torch.float32) - dequantize_4bit(packed.data, packed.quant_state).float()
-    left, values, right = torch.linalg.svd(rest, full_matrices=False)
+    residual = weight.to(packed.device, torch.float32) - dequantize_4bit(packed.data, packed.quant_state).float()
+    left, values, right = torch.linalg.svd(residual, full_matrices=False)
     rank = layer.r[adapter]
     root = (values[:rank] / layer.scaling[adapter]).sqrt()
     layer.lora_A[adapter].weight.copy_(root[:, None] * right[:rank])

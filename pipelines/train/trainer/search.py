@@ -55,7 +55,7 @@ class Chosen:
         return ", ".join(f"{rate:g} ({_loss(*of)})" for rate, of in sorted(longest.items()))
 
 
-def given(recipe: dict[str, Any]) -> Chosen:
+def before_search(recipe: dict[str, Any]) -> Chosen:
     """The recipe's one rate, or what stands in for several that are still to be tried."""
     rate = recipe["learning_rate"]
     if is_auto(recipe):
@@ -91,20 +91,20 @@ def hold_back(
         return list(train), list(validation[:most])
     share = recipe["validation_share"]
     if is_auto(recipe):
-        wanted = min(most, max(least, round(share * len(train))))
-        share = min(wanted / len(train), max(share, MOST))
+        count = min(most, max(least, round(share * len(train))))
+        share = min(count / len(train), max(share, MOST))
     return batches.held_back(train, share)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """All trials of a search, and how long those of them took that an earlier process of the cell had made."""
 
     trials: list[Trial]
     earlier_seconds: float
 
 
-def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]) -> Found:
+def search(trainer: Any, train: Sequence[Tokenized], judging: Sequence[Tokenized]) -> SearchResult:
     """Try the recipe's learning rates on `train`, judged on `judged`; the weights end as they were. What trains is kept on disk
     meanwhile, so that no second set of it is in memory. No trials where auto has too few steps to choose by.
 
@@ -113,23 +113,23 @@ def search(trainer: Any, train: Sequence[Tokenized], judged: Sequence[Tokenized]
         DiskFullError: the weights cannot be kept.
     """
     if not train and is_auto(trainer.recipe):
-        return Found([], 0.0)
+        return SearchResult([], 0.0)
     if not train:
         raise ValueError(
             "a search for the learning rate needs two training examples or more: bring more, or name one rate"
         )
     recipe, spec = trainer.recipe, trainer.worker.spec
-    whole = batches.steps(train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=spec["seed"])
+    plan = batches.steps(train, epochs=recipe["epochs"], per_step=recipe["examples_per_step"], seed=spec["seed"])
     rates = sorted(recipe["learning_rate"])
     budget = math.floor(recipe["search_cap"] * trainer.planned_steps) if is_auto(recipe) else 0
     expected = sum(halving.rounds(len(rates), budget)) if is_auto(recipe) else len(rates)
-    with Trials(trainer, whole, judged, expected=expected) as trials:
+    with Trials(trainer, plan, judging, expected=expected) as trials:
         if is_auto(recipe):
-            made = halving.halve(rates, budget, trials.measure)
+            results = halving.halve(rates, budget, trials.measure)
         else:
-            steps = max(1, math.ceil(recipe["search_share"] * len(whole)))
-            made = [Trial(rate, trials.measure(rate, steps), steps) for rate in rates]
-        return Found(made, trials.earlier_seconds)
+            steps = max(1, math.ceil(recipe["search_share"] * len(plan)))
+            results = [Trial(rate, trials.measure(rate, steps), steps) for rate in rates]
+        return SearchResult(results, trials.earlier_seconds)
 
 
 class Trials:
@@ -137,21 +137,21 @@ class Trials:
     trial that an earlier process of the cell finished is not run again: it depends on its rate and its steps alone."""
 
     def __init__(
-        self, trainer: Any, whole: list[list[Tokenized]], judged: Sequence[Tokenized], *, expected: int
+        self, trainer: Any, plan: list[list[Tokenized]], judging: Sequence[Tokenized], *, expected: int
     ) -> None:
         """`expected`: how many trials there will be, as far as that is known; shown in the progress."""
-        self._trainer, self._whole, self._judged, self._of = trainer, whole, judged, expected
+        self._trainer, self._plan, self._judging, self._expected = trainer, plan, judging, expected
         worker = trainer.worker
         self._file = worker.folder / checkpoints.SEARCH
-        self._like = {
+        self._conditions = {
             "versions": worker.report["versions"], "micro_batch_tokens": trainer.recipe["micro_batch_tokens"],
             "ranks": trainer.ranks.count,
         }  # fmt: skip
-        self._known: dict[tuple[float, int], float | None] = {}
+        self._losses: dict[tuple[float, int], float | None] = {}
         self.earlier_seconds = 0.0
         self._start = worker.folder / checkpoints.START
-        self._weights = self._start / checkpoint.of_rank(checkpoint.TENSORS, trainer.ranks.rank)
-        self._kept = False
+        self._weights = self._start / checkpoint.rank_file(checkpoint.TENSORS, trainer.ranks.rank)
+        self._start_is_kept = False
         self._count = 0
 
     def __enter__(self) -> "Trials":
@@ -168,14 +168,14 @@ class Trials:
         """The loss after `steps` steps with the peak rate `rate`; None where it diverges."""
         self._count += 1
         worker = self._trainer.worker
-        of = f" of {self._of}" if self._of >= self._count else ""  # those past an end come on top
+        of = f" of {self._expected}" if self._expected >= self._count else ""  # those past an end come on top
         worker.report["doing"] = f"learning rate {self._count}{of}: {rate:g} for {steps} steps"
         worker.save()
-        if (rate, steps) not in self._known:
+        if (rate, steps) not in self._losses:
             clock = Stopwatch()
-            self._known[rate, steps] = loss = self._try(rate, steps)
-            self._append({"rate": rate, "steps": steps, "loss": loss, "seconds": clock.total(), **self._like})
-        loss = self._known[rate, steps]
+            self._losses[rate, steps] = loss = self._try(rate, steps)
+            self._append({"rate": rate, "steps": steps, "loss": loss, "seconds": clock.total(), **self._conditions})
+        loss = self._losses[rate, steps]
         worker.say(f"learning rate {rate:g}: {_loss(loss, steps)}")
         return loss
 
@@ -185,12 +185,12 @@ class Trials:
         if not (earlier := worker.spec.get("searched")):
             return
         for row in read_jsonl(worker.root / earlier):
-            if isinstance(row, dict) and all(row.get(name) == value for name, value in self._like.items()):
-                self._known[row["rate"], row["steps"]] = row["loss"]
+            if isinstance(row, dict) and all(row.get(name) == value for name, value in self._conditions.items()):
+                self._losses[row["rate"], row["steps"]] = row["loss"]
                 self.earlier_seconds += row["seconds"]
                 self._append(row)
-        if self._known:
-            worker.say(f"going on with the search for a learning rate after {len(self._known)} trials")
+        if self._losses:
+            worker.say(f"going on with the search for a learning rate after {len(self._losses)} trials")
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._trainer.ranks.rank == 0:
@@ -200,7 +200,7 @@ class Trials:
     def _try(self, rate: float, steps: int) -> float | None:
         trainer, before = self._trainer, checkpoint.Random.now()
         self._keep_start()
-        loss = trainer.loss_of_steps(self._whole[:steps], rate, self._judged)
+        loss = trainer.loss_of_steps(self._plan[:steps], rate, self._judging)
         checkpoint.copy_weights(self._start, trainer.named, trainer.ranks.rank)
         trainer.reset_optimizer()
         before.set()
@@ -208,7 +208,7 @@ class Trials:
 
     def _keep_start(self) -> None:
         """Write the weights that train, before the first trial."""
-        if self._kept:
+        if self._start_is_kept:
             return
         trainer = self._trainer
         size = sum(p.numel() * p.element_size() for p in trainer.named.values())
@@ -216,7 +216,7 @@ class Trials:
         self._start.mkdir(exist_ok=True)
         named = {f"weights/{name}": local_part(p).detach() for name, p in trainer.named.items()}
         save_file(named, self._weights)
-        self._kept = True
+        self._start_is_kept = True
 
 
 def _loss(loss: float | None, steps: int) -> str:

@@ -57,15 +57,15 @@ class Shown:
     that ends it included; `said` are the places of what the record itself says there, without what the template adds."""
 
     text: str
-    asked: int
-    said: tuple[Span, ...]
+    prompt_length: int
+    content_spans: tuple[Span, ...]
     learned: bool
     turn: int
     calls: bool = False
 
     @property
     def prompt(self) -> str:
-        return self.text[: self.asked]
+        return self.text[: self.prompt_length]
 
 
 class AlpacaBlocks:
@@ -86,11 +86,11 @@ class AlpacaBlocks:
         if record.get("messages") and calls_tools(conversation(record)):
             raise Unshown("it calls tools, which Alpaca's format cannot show")
         before = alpaca_shots(shots)
-        for turn, (asked, answer, learned) in enumerate(alpaca_turns(record)):
-            prompt = before + asked
-            whole = prompt + answer + self._end
-            yield Shown(whole, len(prompt), ((len(prompt), len(prompt + answer)),), learned, turn)
-            before = f"{whole}\n\n"
+        for turn, (question, answer, learned) in enumerate(alpaca_turns(record)):
+            prompt = before + question
+            text = prompt + answer + self._end
+            yield Shown(text, len(prompt), ((len(prompt), len(prompt + answer)),), learned, turn)
+            before = f"{text}\n\n"
 
     def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
         *_, last = self.answers(record, shots)
@@ -127,10 +127,10 @@ class ChatTemplate:
 
     def _is_switch(self, name: str) -> bool:
         """Whether a variable that the template also sets is one that it takes: without it, it reads as with one of its values."""
-        asked: list[Message] = [{"role": "user", "content": "a"}]
+        messages: list[Message] = [{"role": "user", "content": "a"}]
         shown = []
         with suppress(*_REFUSALS):
-            shown = [self._apply(asked, [], ask=True, given=given) for given in ({}, {name: True}, {name: False})]
+            shown = [self._apply(messages, [], ask=True, extra=extra) for extra in ({}, {name: True}, {name: False})]
         return bool(shown) and shown[1] != shown[2] and shown[0] in shown[1:]
 
     def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
@@ -170,10 +170,10 @@ class ChatTemplate:
         if calls_tools(messages[:-1]):
             _require_results(messages[:-1], prompt)
         inside = self._inside(messages, tools, prompt, tail) if answer["content"] or not calls else []
-        said = tuple((len(prompt) + start, len(prompt) + end) for start, end in inside)
+        spans = tuple((len(prompt) + start, len(prompt) + end) for start, end in inside)
         stop = self._stop(tail, 0 if calls else inside[-1][1], calls=calls)
         text = prompt + (tail[:stop] if stop else tail.rstrip() + self.end)
-        return Shown(text, len(prompt), said, is_learned(answer), place, calls)
+        return Shown(text, len(prompt), spans, is_learned(answer), place, calls)
 
     def _behind(self, messages: list[Message], tools: list[Any], prompt: str) -> str | None:
         """What the template shows behind `prompt`, the answer and what follows it; None where it shows it behind something else."""
@@ -187,12 +187,17 @@ class ChatTemplate:
         if tools or messages[-2]["role"] != "user":
             return None
         question = messages[-2]["content"].strip()
-        asked, shown = self._render(messages[-2:-1], [], ask=True), self._render(messages[-2:], [], ask=False)
-        if not question or not shown.startswith(asked):
+        short_prompt, short_text = (
+            self._render(messages[-2:-1], [], ask=True),
+            self._render(messages[-2:], [], ask=False),
+        )
+        if not question or not short_text.startswith(short_prompt):
             return None
-        _, found, opening = asked.rpartition(question)
-        alike = bool(found) and prompt.endswith(question + opening) and whole.endswith(shown[len(asked) :])
-        return shown[len(asked) :] if alike else None
+        _, separator, opening = short_prompt.rpartition(question)
+        same_frame = (
+            bool(separator) and prompt.endswith(question + opening) and whole.endswith(short_text[len(short_prompt) :])
+        )
+        return short_text[len(short_prompt) :] if same_frame else None
 
     def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, whole: str) -> str | None:
         """The same where thinking is off and inference is therefore sent an empty block of reasoning, which the whole does not show
@@ -205,13 +210,13 @@ class ChatTemplate:
         marked = self._render([*messages[:-1], {**messages[-1], "content": MARKER}], tools, ask=False)
         if not (prompt.startswith(before) and marked.startswith(before)):  # they part before the answer's turn
             return None
-        opened = len(before) + _same(prompt[len(before) :], marked[len(before) :])
-        place = marked.find(MARKER, opened)
+        start = len(before) + _same(prompt[len(before) :], marked[len(before) :])
+        place = marked.find(MARKER, start)
         if place < 0 or not whole.startswith(marked[:place]):
             return None
-        block, header = prompt[opened:], marked[opened:place]
-        held = block.endswith(header) or (header.strip() and block.rstrip().endswith(header.strip()))
-        return ("" if held else header) + whole[place:]
+        block, header = prompt[start:], marked[start:place]
+        has_header = block.endswith(header) or (header.strip() and block.rstrip().endswith(header.strip()))
+        return ("" if has_header else header) + whole[place:]
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """Where the answer stands in `tail`: found by rendering it with markers in its place.
@@ -220,10 +225,10 @@ class ChatTemplate:
             Unshown: it does not stand there as it was written.
         """
         content = messages[-1]["content"]
-        found = _THOUGHT.match(content)
-        pieces = [piece for piece in (found[2], found[4]) if piece] if found else [content]
+        thought = _THOUGHT.match(content)
+        pieces = [piece for piece in (thought[2], thought[4]) if piece] if thought else [content]
         markers = [THOUGHT_MARKER, MARKER][-len(pieces) :]
-        marked = found[1] + (THOUGHT_MARKER if found[2] else "") + found[3] + MARKER if found else MARKER
+        marked = thought[1] + (THOUGHT_MARKER if thought[2] else "") + thought[3] + MARKER if thought else MARKER
         shown = self._behind([*messages[:-1], {**messages[-1], "content": marked}], tools, prompt)
         spans, expected = [], shown or ""
         for marker, piece in zip(markers, pieces, strict=True):
@@ -257,26 +262,26 @@ class ChatTemplate:
     def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
         """The place in `tail` behind the token that ends the answer: the template's end, or what else ends generation; of a call,
         which may hold special tokens of its own, the last where none is known to. None where the template writes none."""
-        found = list(self._specials.finditer(tail, after))
-        known = self._stops | {self.end} if calls else {self.end}
-        if ends := next((match.end() for match in found if match[0] in known), None):
+        matches = list(self._specials.finditer(tail, after))
+        end_tokens = self._stops | {self.end} if calls else {self.end}
+        if ends := next((match.end() for match in matches if match[0] in end_tokens), None):
             return ends
-        return found[-1 if calls else 0].end() if found else None
+        return matches[-1 if calls else 0].end() if matches else None
 
     @cached_property
     def end(self) -> str:
         """The token that the template writes behind an answer, EOS where it writes none: one that ends generation, and of several
         what stands behind every answer (Phi-3's <|end|>), not behind the last alone."""
-        asked = [{"role": "user", "content": "a"}]
-        answered = [*asked, {"role": "assistant", "content": MARKER}]
-        _, found, after = self._render(answered, [], ask=False).rpartition(MARKER)
-        if not found:
+        question = [{"role": "user", "content": "a"}]
+        answered = [*question, {"role": "assistant", "content": MARKER}]
+        _, separator, after = self._render(answered, [], ask=False).rpartition(MARKER)
+        if not separator:
             raise ValueError(
                 "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
             )
         ends = [match[0] for match in self._specials.finditer(after)]
         with suppress(Unshown):  # it may refuse a second question
-            between = self._render([*answered, *asked], [], ask=True).rpartition(MARKER)[2]
+            between = self._render([*answered, *question], [], ask=True).rpartition(MARKER)[2]
             ends = [token for token in ends if token in between] or ends
         return next((token for token in ends if token in self._stops), ends[0] if ends else self._tokenizer.eos_token)
 
@@ -305,16 +310,16 @@ class ChatTemplate:
     @cached_property
     def _specials(self) -> re.Pattern[str]:
         """Every special token, also those without a named role, which `all_special_tokens` leaves out, and what ends generation."""
-        held = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
-        ordered = sorted({*held, *self._tokenizer.all_special_tokens, *self._stops}, key=len, reverse=True)
+        tokens = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        ordered = sorted({*tokens, *self._tokenizer.all_special_tokens, *self._stops}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     @cached_property
     def _refuses_system(self) -> bool:
         """Whether the template has no place for a system prompt: it refuses one (Gemma's), or leaves it out."""
-        told = [{"role": "system", "content": MARKER}, {"role": "user", "content": "a"}]
+        messages = [{"role": "system", "content": MARKER}, {"role": "user", "content": "a"}]
         try:
-            return MARKER not in self._apply(told, [], ask=True)
+            return MARKER not in self._apply(messages, [], ask=True)
         except _REFUSALS:
             return True
 
@@ -336,11 +341,11 @@ class ChatTemplate:
         *,
         ask: bool,
         day: date | None = None,
-        given: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> str:
-        arguments = {**self.arguments, **(given or {})}
+        arguments = {**self.arguments, **(extra or {})}
         shown = [_for_template(message) for message in messages]
-        told = {
+        options = {
             "tokenize": False,
             "add_generation_prompt": ask,
             **({"tools": tools} if tools else {}),
@@ -348,11 +353,11 @@ class ChatTemplate:
             **self._on(day or self._day, tools),
         }
         try:
-            return self._tokenizer.apply_chat_template(shown, **told)
+            return self._tokenizer.apply_chat_template(shown, **options)
         except TypeError:  # a template that joins a call's arguments to its text wants them as JSON (DeepSeek-V3)
             if not any(message.get("tool_calls") for message in shown):
                 raise
-            return self._tokenizer.apply_chat_template([_with_json(message) for message in shown], **told)
+            return self._tokenizer.apply_chat_template([_with_json(message) for message in shown], **options)
 
     def _on(self, day: date | None, tools: list[Any]) -> dict[str, str]:
         """The template to render as if it were that day. It gets a macro by the name of the function that tells it the day, since
@@ -381,8 +386,10 @@ MOMENTS = (
 
 
 def _parsed(tokenizer: Any) -> nodes.Template:
-    held = tokenizer.chat_template  # one, or several by name, such as one for tools
-    source = _GENERATION.sub("", "\n".join(held.values()) if isinstance(held, dict) else tokenizer.get_chat_template())
+    template = tokenizer.chat_template  # one, or several by name, such as one for tools
+    source = _GENERATION.sub(
+        "", "\n".join(template.values()) if isinstance(template, dict) else tokenizer.get_chat_template()
+    )
     return ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
 
 
@@ -411,11 +418,11 @@ def _day_forms(parsed: nodes.Template) -> tuple[list[str], bool]:
     return forms, len(plain) < len(calls) or len(named) > len(calls) + len(tests)
 
 
-def _day(named: Any) -> date:
+def _day(text: Any) -> date:
     try:
-        return date.fromisoformat(named)
+        return date.fromisoformat(text)
     except (TypeError, ValueError):
-        raise ValueError(f'template: {DAY}: got {named!r}; expected a day, such as "2025-07-08"') from None
+        raise ValueError(f'template: {DAY}: got {text!r}; expected a day, such as "2025-07-08"') from None
 
 
 def _for_template(message: Message) -> Message:
@@ -429,8 +436,10 @@ def _with_json(message: Message) -> Message:
     if not message.get("tool_calls"):
         return message
     functions = [call["function"] for call in message["tool_calls"]]
-    told = [{**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions]
-    calls = [{**call, "function": function} for call, function in zip(message["tool_calls"], told, strict=True)]
+    serialized = [
+        {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)} for function in functions
+    ]
+    calls = [{**call, "function": function} for call, function in zip(message["tool_calls"], serialized, strict=True)]
     return {**message, "tool_calls": calls}
 
 
@@ -443,12 +452,12 @@ def _require_results(messages: Sequence[Message], prompt: str) -> None:
 def _words_of(value: Any) -> Iterator[str]:
     """The names, texts, numbers and other values in a call's arguments, as JSON has them."""
     if isinstance(value, dict):
-        for name, held in value.items():
+        for name, item in value.items():
             yield str(name)
-            yield from _words_of(held)
+            yield from _words_of(item)
     elif isinstance(value, list):
-        for held in value:
-            yield from _words_of(held)
+        for item in value:
+            yield from _words_of(item)
     elif isinstance(value, str):
         yield value.strip()
     else:
@@ -464,9 +473,9 @@ def _stands_in(words: str, text: str) -> bool:
 
 def _same(one: str, other: str) -> int:
     """The length of the common beginning of both texts, without a tag that is only partly common."""
-    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    begun = re.search(r"[<\[][^<\[>\]]*\Z", one[:alike])
-    return begun.start() if begun else alike
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    open_tag = re.search(r"[<\[][^<\[>\]]*\Z", one[:length])
+    return open_tag.start() if open_tag else length
 
 
 def _where_it_parts(prompt: str, whole: str) -> str:

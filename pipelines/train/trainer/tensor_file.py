@@ -60,18 +60,18 @@ def used_by_transformers() -> Iterator[None]:
 
 def _header(tensors: Mapping[str, torch.Tensor], order: list[str], metadata: Mapping[str, str] | None) -> bytes:
     """The length of the description (8 bytes), and the description: JSON, filled up with spaces to a multiple of 8."""
-    described: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    description: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.numel() * tensor.element_size()
-        described[name] = {
+        description[name] = {
             "dtype": KINDS[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
         start = end
-    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -94,7 +94,7 @@ def _pieces(tensor: torch.Tensor, buffer: torch.Tensor | None) -> Iterator[memor
         return
     flat = tensor.detach().contiguous().view(-1)  # one that lies otherwise is copied, and it alone
     for part in flat.view(torch.uint8).split(PIECE_BYTES):
-        held = part if buffer is None else buffer[: len(part)]
+        piece = part if buffer is None else buffer[: len(part)]
         if buffer is not None:
-            held.copy_(part)
-        yield held.numpy().data
+            piece.copy_(part)
+        yield piece.numpy().data

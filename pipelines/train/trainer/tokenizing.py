@@ -14,7 +14,7 @@ MOST_UNSHOWN = 0.1  # a larger share of the records is worth a warning
 
 
 @dataclass(frozen=True)
-class Made:
+class TokenizedRecords:
     """The examples of `records` records. Of `too_long` records something did not fit into `limit` tokens; `unshown` says of each
     other that is missing why the template cannot show it. `lengths` are those of the records' longest examples, in tokens."""
 
@@ -70,20 +70,22 @@ class Made:
         return lines
 
 
-def tokenize(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int, *, turns: str = "all") -> Made:
+def tokenize(
+    form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int, *, turns: str = "all"
+) -> TokenizedRecords:
     """Every record as examples of at most `limit` tokens. `turns`: of a conversation that makes several examples, `all`, or the
     `last`."""
     examples: list[Tokenized] = []
     too_long, unshown, lengths = 0, [], []
     for record in records:
         try:
-            made = form.tokenize(record)
+            record_examples = form.tokenize(record)
         except Unshown as error:
             unshown.append(str(error))
             continue
-        made = made[-1:] if turns == "last" else made
-        fitting = [example for example in made if len(example) <= limit]
-        too_long += len(fitting) < len(made)
-        lengths.append(max(map(len, made), default=0))
+        record_examples = record_examples[-1:] if turns == "last" else record_examples
+        fitting = [example for example in record_examples if len(example) <= limit]
+        too_long += len(fitting) < len(record_examples)
+        lengths.append(max(map(len, record_examples), default=0))
         examples += fitting
-    return Made(examples, len(records), too_long, unshown, limit, lengths)
+    return TokenizedRecords(examples, len(records), too_long, unshown, limit, lengths)

@@ -37,9 +37,9 @@ class _Apply(torch.autograd.Function):
         return (x * mask).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return (gradients[0] * mask).mul_(ctx.scale), None
+        return (grad_outputs[0] * mask).mul_(ctx.scale), None
 
 
 class CheapDropout(nn.Module):

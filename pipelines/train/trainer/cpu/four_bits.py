@@ -159,9 +159,9 @@ def _library() -> dict[tuple[str, torch.dtype], Any]:
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     library = getattr(lib, "_lib", None)
-    asked = {
+    function_names = {
         (kind, dtype): f"cdequantize_blockwise_cpu_{kind}_{name}"
         for kind in ("nf4", "fp4")
         for dtype, name in names.items()
     }
-    return {key: getattr(library, name) for key, name in asked.items() if hasattr(library, name)}
+    return {key: getattr(library, name) for key, name in function_names.items() if hasattr(library, name)}

@@ -62,10 +62,10 @@ def sums_in_float32(matrix: torch.Tensor) -> bool:
 def _card_sums_in_float32(dtype: torch.dtype) -> bool:
     ones = torch.ones(16, 16, dtype=dtype, device="cuda")
     try:
-        made = wide_product(ones, ones, wide_product(ones, ones))
+        result = wide_product(ones, ones, wide_product(ones, ones))
     except (RuntimeError, TypeError):
         return False
-    return made.dtype is torch.float32 and bool((made == 32).all())
+    return result.dtype is torch.float32 and bool((result == 32).all())
 
 
 def wide_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,19 +82,19 @@ class _Product(torch.autograd.Function):
         return product(rows, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
-        grad_output = gradients[0]
-        wants_rows, wants_weight, wants_bias = ctx.needs_input_grad
-        of_rows = product(grad_output, weight.t()) if wants_rows else None
-        of_weight = product(grad_output.t(), rows.t()) if wants_weight else None
-        return of_rows, of_weight, grad_output.sum(0) if wants_bias else None
+        grad_output = grad_outputs[0]
+        needs_rows, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_rows = product(grad_output, weight.t()) if needs_rows else None
+        grad_weight = product(grad_output.t(), rows.t()) if needs_weight else None
+        return grad_rows, grad_weight, grad_output.sum(0) if needs_bias else None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As torch.nn.functional.linear, gradients included. What comes of it may be changed in place, as some adapters do."""
-    made: Any = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-    return made.view(*x.shape[:-1], len(weight))
+    output: Any = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return output.view(*x.shape[:-1], len(weight))
 
 
 def use_faster_products(model: nn.Module) -> None:

@@ -53,9 +53,11 @@ def trouble() -> str | None:
     if not torch.cuda.is_available():
         return f"{_cannot_use(name)}; or hide it (CUDA_VISIBLE_DEVICES=) and use the processor" if name else None
     if name is None:
-        said = cuda_devices.trouble()  # of one that is installed
+        message = cuda_devices.trouble()  # of one that is installed
         why = (
-            f"nvidia-smi fails ({said}): mend that" if said else "nvidia-smi lists no card: put nvidia-smi on the PATH"
+            f"nvidia-smi fails ({message}): mend that"
+            if message
+            else "nvidia-smi lists no card: put nvidia-smi on the PATH"
         )
         return f"torch finds {torch.cuda.get_device_name()}, {why}, or hide the card (CUDA_VISIBLE_DEVICES=)"
     return lacks_kernels()
@@ -166,5 +168,5 @@ def _own_words() -> str:
 
 
 def _number(version: str) -> int | None:
-    found = re.match(r"\d+", version)
-    return int(found.group()) if found else None
+    match = re.match(r"\d+", version)
+    return int(match.group()) if match else None

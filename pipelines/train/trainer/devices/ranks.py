@@ -42,9 +42,9 @@ class Ranks:
         import torch
         from torch import distributed
 
-        told = torch.tensor(list(numbers), dtype=torch.float64)
-        distributed.all_reduce(told)
-        return told.tolist()
+        totals = torch.tensor(list(numbers), dtype=torch.float64)
+        distributed.all_reduce(totals)
+        return totals.tolist()
 
     def each(self, number: float) -> list[float]:
         """Every rank's `number`, by rank."""
@@ -122,7 +122,7 @@ def join(sharding: str) -> Ranks:
     if torch.cuda.is_available():
         if place >= (cards := torch.cuda.device_count()):
             raise UnavailableError(
-                f"devices: {count}, but this machine has {cards} GPUs{_of_all()}: set devices to {cards} or fewer"
+                f"devices: {count}, but this machine has {cards} GPUs{_visible_hint()}: set devices to {cards} or fewer"
             )
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -131,13 +131,13 @@ def join(sharding: str) -> Ranks:
     return Ranks(rank, count, sharding)
 
 
-def _of_all() -> str:
+def _visible_hint() -> str:
     """What makes some of the machine's GPUs invisible, if anything does."""
-    told = os.environ.get(VISIBLE)
-    return "" if told is None else f" (those of {VISIBLE}={told})"
+    visible = os.environ.get(VISIBLE)
+    return "" if visible is None else f" (those of {VISIBLE}={visible})"
 
 
-def part() -> None:
+def leave() -> None:
     """Leave the others, at a good end."""
     from torch import distributed
 

@@ -43,15 +43,15 @@ class Zero:
             os.environ["DS_ACCELERATOR"] = "cpu"
         deepspeed: Any = import_module("deepspeed")  # an extra, which whoever checks types need not have
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        ours: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # as good as any: steps end where we say, and the loss is divided already
             "gradient_clipping": recipe["gradient_clip"],
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": ZERO_STAGES[ranks.sharding]},
         }
-        given = spec.get("deepspeed") or {}
-        stage = given.get("zero_optimization", {}) | ours["zero_optimization"]
-        config = ours | given | {"zero_optimization": {"overlap_comm": False} | stage}
+        overrides = spec.get("deepspeed") or {}
+        stage = overrides.get("zero_optimization", {}) | defaults["zero_optimization"]
+        config = defaults | overrides | {"zero_optimization": {"overlap_comm": False} | stage}
         optimizer = make_optimizer(model, recipe)
         self.engine, self.optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._fragments: Any = import_module("deepspeed.utils")

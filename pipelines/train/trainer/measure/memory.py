@@ -119,8 +119,8 @@ class MemoryMeter:
         """All it has measured, for a run that goes on later; None stands for nothing sampled yet."""
         self._hold_peaks()
         self._other_cpu.lap()
-        kept = {"process": self._samples, "gpu_access": self._gpu_access}
-        sampled = {name: asdict(samples) if samples.count else None for name, samples in kept.items()}
+        series = {"process": self._samples, "gpu_access": self._gpu_access}
+        sampled = {name: asdict(samples) if samples.count else None for name, samples in series.items()}
         cpu = [self._other_cpu.others, self._other_cpu.available]
         return {**sampled, "peaks": dict(self._peaks), "other_cpu": cpu}
 
@@ -129,9 +129,9 @@ class MemoryMeter:
         self._samples = Samples(**(state["process"] or {}))
         self._gpu_access = Samples(**(state["gpu_access"] or {}))
         self._other_cpu.others, self._other_cpu.available = state.get("other_cpu", (0.0, 0.0))
-        known = {name: round(peaks.get(name, 0.0) * 1e9) for name in (ALLOCATED, RESERVED, DEVICE)}
-        known[HOST] = 0 if self._card is not None else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
-        for earlier in (state["peaks"], known):
+        latest = {name: round(peaks.get(name, 0.0) * 1e9) for name in (ALLOCATED, RESERVED, DEVICE)}
+        latest[HOST] = 0 if self._card is not None else round(peaks.get("peak_memory_gb", 0.0) * 1e9)
+        for earlier in (state["peaks"], latest):
             self._note(earlier)
 
     @contextmanager
@@ -200,10 +200,10 @@ class MemoryMeter:
             allocated, reserved = torch.cuda.max_memory_allocated(card), torch.cuda.max_memory_reserved(card)
             self._note({ALLOCATED: allocated, RESERVED: reserved, DEVICE: _in_use(card)})
 
-    def _note(self, seen: Mapping[str, int]) -> None:
+    def _note(self, sizes: Mapping[str, int]) -> None:
         """Keep the larger of each peak and what was seen of it."""
         with self._noting:
-            for name, size in seen.items():
+            for name, size in sizes.items():
                 self._peaks[name] = max(self._peaks[name], size)
 
     def _sample(self) -> None:

@@ -18,23 +18,23 @@ class OtherCpu:
         self.others = others
         self.available = available
         self._ours = _ours()
-        self._began: tuple[float, float, float] | None = None
+        self._span_start: tuple[float, float, float] | None = None
 
     def start(self) -> None:
-        self._began = self._now()
+        self._span_start = self._now()
 
     def stop(self) -> None:
         """End the span that `start` began; without one nothing happens."""
-        if self._began is None:
+        if self._span_start is None:
             return
-        busy, all_time, own = (now - before for now, before in zip(self._now(), self._began, strict=True))
+        busy, all_time, own = (now - before for now, before in zip(self._now(), self._span_start, strict=True))
         self.others += min(max(0.0, busy - own), all_time)
         self.available += all_time
-        self._began = None
+        self._span_start = None
 
     def lap(self) -> None:
         """Count what has passed of the present span."""
-        if self._began is not None:
+        if self._span_start is not None:
             self.stop()
             self.start()
 
@@ -51,23 +51,23 @@ class OtherCpu:
 
 
 def _ours() -> list[psutil.Process]:
-    above = _processes([os.getpid(), os.getppid()])
+    ancestors = _processes([os.getpid(), os.getppid()])
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return above
+        return ancestors
     with suppress(psutil.Error):
-        agent = above[1]
+        agent = ancestors[1]
         return [agent, *agent.children(), *_processes([agent.ppid()])]
-    return above
+    return ancestors
 
 
 def _processes(pids: Sequence[int]) -> list[psutil.Process]:
-    found = []
+    processes = []
     for pid in pids:
         try:
-            found.append(psutil.Process(pid))
+            processes.append(psutil.Process(pid))
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -62,14 +62,14 @@ class Quantizing:
 @contextmanager
 def watched(*, quantizes: bool) -> Iterator[Quantizing]:
     """Count what is quantized inside. A version of transformers that does it elsewhere leaves the numbers None."""
-    found = Quantizing()
-    plain = _conversions() if quantizes else {}
-    for step, convert in plain.items():
-        step.convert = found.timed(convert)
+    quantizing = Quantizing()
+    originals = _conversions() if quantizes else {}
+    for step, convert in originals.items():
+        step.convert = quantizing.timed(convert)
     try:
-        yield found
+        yield quantizing
     finally:
-        for step, convert in plain.items():
+        for step, convert in originals.items():
             step.convert = convert
 
 
