@@ -86,7 +86,7 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
     if refused and refused.final:
         raise UnavailableError(f"sources.hub: {refused}.")
     try:
-        with hub.unasked() if refused else hub.soon_lost():
+        with hub.cache_only() if refused else hub.short_timeout():
             rows = datasets.load_dataset(named, split=source.split)
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None

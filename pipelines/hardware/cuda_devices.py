@@ -36,12 +36,12 @@ class CudaDevice:
 def query(*fields: str) -> dict[int, list[str]]:
     """What nvidia-smi says of `fields`, by its number of the card; empty without one. It is asked once a process, so only for what
     stays. A line that is no card's (`No devices were found`) is passed over."""
-    found = {}
+    rows = {}
     for line in _of_cards(fields)[0].splitlines():
         index, *values = [value.strip() for value in line.split(",", len(fields))]
         if index.isdigit() and len(values) == len(fields):
-            found[int(index)] = values
-    return found
+            rows[int(index)] = values
+    return rows
 
 
 def used_bytes() -> int | None:
@@ -55,8 +55,8 @@ def used_bytes() -> int | None:
         "--query-gpu=memory.used",
         "--format=csv,noheader,nounits",
     )
-    said = _answer.__wrapped__(*command)[0].strip()
-    return int(said) * 2**20 if said.isdigit() else None
+    output = _answer.__wrapped__(*command)[0].strip()
+    return int(output) * 2**20 if output.isdigit() else None
 
 
 def trouble() -> str | None:
@@ -75,22 +75,22 @@ def listed() -> list[CudaDevice]:
 
 def visible() -> list[CudaDevice]:
     """The devices that a process started now would see, in CUDA's order. CUDA shows one slice at most, and no card beside it."""
-    told, cards = os.environ.get(VISIBLE), listed()
-    chosen = cards if told is None else _named(told, cards)
-    whole = [device for device in chosen if device.slices is None and not _is_slice(device)]
+    setting, cards = os.environ.get(VISIBLE), listed()
+    chosen = cards if setting is None else _named(setting, cards)
+    cards_alone = [device for device in chosen if device.slices is None and not _is_slice(device)]
     slices = [one for device in chosen for one in (device.slices or ([device] if _is_slice(device) else []))]
-    return slices[:1] or whole
+    return slices[:1] or cards_alone
 
 
 def _of_cards(fields: Sequence[str]) -> tuple[str, str | None]:
     return _answer(shutil.which("nvidia-smi"), f"--query-gpu=index,{','.join(fields)}", "--format=csv,noheader,nounits")
 
 
-def _named(told: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
+def _named(setting: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
     """The devices in the words of CUDA_VISIBLE_DEVICES, as CUDA reads them: the first that names nothing ends the list, and one
     that is named twice makes it empty."""
     chosen: list[CudaDevice] = []
-    for word in told.split(","):
+    for word in setting.split(","):
         device = _device(word.strip(), cards)
         if device is None:
             break
@@ -107,8 +107,8 @@ def _device(word: str, cards: Sequence[CudaDevice]) -> CudaDevice | None:
         return cards[index] if 0 <= index < len(cards) else None
     if not word.startswith(("GPU-", "MIG-")):
         return None
-    found = [device for card in cards for device in (card, *(card.slices or ())) if device.uuid.startswith(word)]
-    return found[0] if len(found) == 1 else None
+    matches = [device for card in cards for device in (card, *(card.slices or ())) if device.uuid.startswith(word)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _is_slice(device: CudaDevice) -> bool:
@@ -119,10 +119,10 @@ def _slices(card: CudaDevice) -> Iterator[CudaDevice]:
     """The MIG slices of a card, named as torch names them. Their memory is what their profile (`1g.5gb`) says."""
     index = None
     for line in _answer(shutil.which("nvidia-smi"), "-L")[0].splitlines():
-        if found := CARD_LINE.match(line):
-            index = int(found.group(1))
-        elif index == card.index and (found := SLICE_LINE.match(line)):
-            profile, uuid = found.groups()
+        if match := CARD_LINE.match(line):
+            index = int(match.group(1))
+        elif index == card.index and (match := SLICE_LINE.match(line)):
+            profile, uuid = match.groups()
             size = re.search(r"(\d+)gb", profile)
             memory = int(size.group(1)) * 10**9 if size else None
             yield CudaDevice(card.index, uuid, f"{card.name} MIG {profile}", memory)
@@ -134,12 +134,12 @@ def _answer(program: str | None, *arguments: str) -> tuple[str, str | None]:
     if program is None:
         return "", None
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [program, *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=DRIVER_SECONDS
         )
     except (subprocess.SubprocessError, OSError) as error:
         return "", str(error)
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip()
-        return "", said.splitlines()[0] if said else f"exit code {done.returncode}"
-    return done.stdout, None
+    if process.returncode:
+        output = (process.stdout + process.stderr).strip()
+        return "", output.splitlines()[0] if output else f"exit code {process.returncode}"
+    return process.stdout, None

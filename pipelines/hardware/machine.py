@@ -15,8 +15,8 @@ PROCESSOR = "cpu: "  # how the name of a device begins that is no card
 
 def cuda_query(field: str) -> list[str]:
     """What nvidia-smi says of `field` (such as `driver_version`) of each visible device, of a slice that of its card."""
-    said = cuda_devices.query(field)
-    return [said[device.index][0] for device in cuda_devices.visible() if device.index in said]
+    values = cuda_devices.query(field)
+    return [values[device.index][0] for device in cuda_devices.visible() if device.index in values]
 
 
 def cuda_name() -> str | None:
@@ -132,7 +132,7 @@ def _boot() -> str:
 def _ticks(pid: int) -> int | None:
     """When the process was started, in clock ticks since the boot (proc(5), stat, field 22); None where that cannot be read."""
     try:
-        said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return int(said.rpartition(")")[2].split()[19])
+    return int(stat.rpartition(")")[2].split()[19])

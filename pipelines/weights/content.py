@@ -43,11 +43,11 @@ def content_of(folder: Path, record: Path, *, say: Say) -> str | None:
     with _one_at_a_time:
         try:
             files = dict(files_of(folder))
-            kept = (read_json(record) or {}).get("files", {})
-            known = {name: _known(path, kept.get(name)) for name, path in files.items()}
-            _announce(folder, [files[name] for name, found in known.items() if found is None], say)
+            recorded = (read_json(record) or {}).get("files", {})
+            known = {name: _known(path, recorded.get(name)) for name, path in files.items()}
+            _announce(folder, [files[name] for name, digest in known.items() if digest is None], say)
             hashes = {name: known[name] or _hash(path) for name, path in files.items()}
-            _keep(record, files, hashes, kept)
+            _keep(record, files, hashes, recorded)
         except OSError:
             return None
     return stable_hash(hashes)
@@ -68,13 +68,13 @@ def newest_change(folder: Path) -> float:
 
 
 def _weights(folder: Path) -> list[str]:
-    found = next((name for name in WEIGHTS if (folder / name).exists()), None)
-    if found is None or not found.endswith(".index.json"):
-        return [found] if found else []
+    loaded = next((name for name in WEIGHTS if (folder / name).exists()), None)
+    if loaded is None or not loaded.endswith(".index.json"):
+        return [loaded] if loaded else []
     try:
-        return sorted(set(map(str, (read_json(folder / found) or {})["weight_map"].values())))
+        return sorted(set(map(str, (read_json(folder / loaded) or {})["weight_map"].values())))
     except (KeyError, TypeError, AttributeError):  # loading it says what is wrong
-        return [found]
+        return [loaded]
 
 
 def _stamp(path: Path) -> Stamp:
@@ -82,11 +82,11 @@ def _stamp(path: Path) -> Stamp:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _known(path: Path, kept: Any) -> str | None:
+def _known(path: Path, recorded: Any) -> str | None:
     stamp = _stamp(path)
-    if found := _hashed.get((str(path), stamp)):
-        return found
-    return kept["sha256"] if isinstance(kept, dict) and kept.get("stamp") == list(stamp) else None
+    if digest := _hashed.get((str(path), stamp)):
+        return digest
+    return recorded["sha256"] if isinstance(recorded, dict) and recorded.get("stamp") == list(stamp) else None
 
 
 def _announce(folder: Path, unknown: list[Path], say: Say) -> None:
@@ -97,10 +97,10 @@ def _announce(folder: Path, unknown: list[Path], say: Say) -> None:
 
 def _hash(path: Path) -> str:
     before = _stamp(path)
-    found = _of_json(path) or file_sha256(path)
+    digest = _of_json(path) or file_sha256(path)
     if _stamp(path) == before and time.time() - path.stat().st_mtime > SETTLED:
-        _hashed[str(path), before] = found
-    return found
+        _hashed[str(path), before] = digest
+    return digest
 
 
 def _of_json(path: Path) -> str | None:
@@ -108,22 +108,22 @@ def _of_json(path: Path) -> str | None:
     if not path.name.endswith("config.json"):
         return None
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        said = {name: value for name, value in told.items() if name not in SAYS_NOTHING}
+        config = json.loads(path.read_text(encoding="utf-8"))
+        fields = {name: value for name, value in config.items() if name not in SAYS_NOTHING}
     except (ValueError, AttributeError):
         return None
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _keep(record: Path, files: dict[str, Path], hashes: dict[str, str], kept: dict[str, Any]) -> None:
+def _keep(record: Path, files: dict[str, Path], hashes: dict[str, str], recorded: dict[str, Any]) -> None:
     """Write down the hashes of files that have not changed since, where that is news."""
-    news = {}
+    updated = {}
     for name, path in files.items():
         stamp = _stamp(path)
-        if kept.get(name, {}).get("stamp") == list(stamp):
-            news[name] = kept[name]
+        if recorded.get(name, {}).get("stamp") == list(stamp):
+            updated[name] = recorded[name]
         elif (str(path), stamp) in _hashed:
-            news[name] = {"stamp": list(stamp), "sha256": hashes[name]}
-    if news != kept:
+            updated[name] = {"stamp": list(stamp), "sha256": hashes[name]}
+    if updated != recorded:
         with suppress(WorkError):  # a lake that is only read: the next process hashes again
-            write_json(record, {**(read_json(record) or {}), "files": news})
+            write_json(record, {**(read_json(record) or {}), "files": updated})

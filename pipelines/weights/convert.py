@@ -53,9 +53,9 @@ def convert_torch(folder: Path) -> None:
         folder, dtype="auto", use_safetensors=False, trust_remote_code=False, output_loading_info=True
     )
     model, info = loaded
-    if lacking := sorted(info["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         sys.exit(
-            f"Its weights lack {len(lacking)} tensors of the model, the first is {lacking[0]}: random ones would stand there"
+            f"Its weights lack {len(missing)} tensors of the model, the first is {missing[0]}: random ones would stand there"
         )
     model.save_pretrained(folder)
     for old in folder.glob("pytorch_model*.bin*"):  # last, so that a conversion that was killed is done again

@@ -35,9 +35,9 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
             return None
     except HFValidationError as error:
         return str(in_words(error, repository))
-    do = "connect once, or set HF_HOME to a filled cache"
+    advice = "connect once, or set HF_HOME to a filled cache"
     if is_offline():
-        return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {do}."
+        return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {advice}."
     if fault := misconfigured():
         return f"cannot ask the hub for {repository}: {fault}."
     if _proxy():  # its answer would say nothing of the hub
@@ -46,7 +46,7 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     if _answers(host, port, int(time.monotonic() / REMEMBERED)):
         return None
-    return f"cannot reach the hub for {repository}: {host} does not answer; {do}."
+    return f"cannot reach the hub for {repository}: {host} does not answer; {advice}."
 
 
 def misconfigured() -> str | None:
@@ -123,11 +123,11 @@ def cached_folder(repository: str, revision: str | None) -> Path | None:
     """Where the hub's cache holds the revision; None where it has no configuration of it."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    path = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(path).parent if isinstance(path, str) else None
 
 
-class Because(NamedTuple):
+class Refusal(NamedTuple):
     """Why the hub did not do it, and what to do. `final`: it would not at a second try either."""
 
     words: str
@@ -137,14 +137,14 @@ class Because(NamedTuple):
         return self.words
 
 
-def dataset_refused(name: str) -> Because | None:
+def dataset_refused(name: str) -> Refusal | None:
     """Why the hub does not give a dataset, asked once and for as long as SILENCE; None where it does, or is not to be asked."""
     from huggingface_hub import HfApi
 
     if is_offline():
         return None
     if fault := misconfigured():
-        return Because(fault, final=False)
+        return Refusal(fault, final=False)
     try:
         HfApi().dataset_info(name, timeout=SILENCE)
     except Exception as error:
@@ -155,7 +155,7 @@ def dataset_refused(name: str) -> Because | None:
 
 
 @contextmanager
-def soon_lost() -> Iterator[None]:
+def short_timeout() -> Iterator[None]:
     """Within, a file that the hub's client downloads for others counts as lost after some 25 seconds without a byte: it tries six
     times, and would wait ten seconds each. HF_HUB_DOWNLOAD_TIMEOUT, where it is set, says how long instead."""
     from huggingface_hub import constants
@@ -170,7 +170,7 @@ def soon_lost() -> Iterator[None]:
 
 
 @contextmanager
-def unasked() -> Iterator[None]:
+def cache_only() -> Iterator[None]:
     """Within, `datasets` takes what its cache holds and asks nobody: it would wait for minutes for a hub that says nothing."""
     from datasets import config
     from huggingface_hub import constants
@@ -183,7 +183,7 @@ def unasked() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
-def in_words(error: BaseException, repository: str, *, writes: bool = False) -> Because | None:
+def in_words(error: BaseException, repository: str, *, writes: bool = False) -> Refusal | None:
     """An error of the hub's client in words; None where it is none. `writes`: it was to upload. No header and no token
     stands in it."""
     import httpx2
@@ -201,26 +201,28 @@ def in_words(error: BaseException, repository: str, *, writes: bool = False) -> 
         own = (
             "see that HF_TOKEN is of the account that did, with access to gated models" if _token() else "set HF_TOKEN"
         )
-        return Because(f"{repository} is gated: accept its terms on its page, and {own}{_said(error)}", final=True)
+        return Refusal(
+            f"{repository} is gated: accept its terms on its page, and {own}{_hub_message(error)}", final=True
+        )
     if isinstance(error, RepositoryNotFoundError):
-        return Because(f"the hub knows no {repository}: check the name; a private one needs HF_TOKEN", final=True)
+        return Refusal(f"the hub knows no {repository}: check the name; a private one needs HF_TOKEN", final=True)
     if isinstance(error, RevisionNotFoundError):
-        return Because(f"{repository} has no such revision: name a branch, a tag or a commit of it", final=True)
+        return Refusal(f"{repository} has no such revision: name a branch, a tag or a commit of it", final=True)
     if isinstance(error, HfHubHTTPError):
-        return _refusal(error, repository, _writing(repository) if writes else _READING)
+        return _http_refusal(error, repository, _writing(repository) if writes else _READING)
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return Because(
+        return Refusal(
             f"the hub is not asked for {repository} (HF_HUB_OFFLINE): connect once, or fill its cache", final=True
         )
     if isinstance(error, httpx2.TimeoutException):
-        return Because(
+        return Refusal(
             f"the hub does not answer for {repository}: nothing came for a while; try again later", final=False
         )
     if isinstance(error, HFValidationError):
-        return Because(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)
+        return Refusal(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)
     if isinstance(error, (httpx2.RequestError, httpx2.InvalidURL)):
         kind, through = type(error).__name__, f" through the proxy of {name}" if (name := _proxy()) else ""
-        return Because(
+        return Refusal(
             f"the connection to the hub{through} was lost for {repository} ({kind}): connect, and try again",
             final=False,
         )
@@ -239,7 +241,7 @@ _READING = {
 def _writing(repository: str) -> dict[int, tuple[str, str]]:
     owner = repository.partition("/")[0]
     lost = "somebody changed it at the same moment: the same again looks first at what is there"
-    told = {
+    advice = {
         401: "the token is not accepted: make a new one that may write",
         402: f"{owner} has no room left for it: make some, or name another owner",
         403: f"the token may not write there: give it that permission, or name an owner other than {owner}",
@@ -248,25 +250,25 @@ def _writing(repository: str) -> dict[int, tuple[str, str]]:
         412: lost,
         413: "a file is too large for it",
     }
-    return {status: (words, words) for status, words in told.items()}
+    return {status: (text, text) for status, text in advice.items()}
 
 
-def _refusal(error: Exception, repository: str, told: dict[int, tuple[str, str]]) -> Because:
+def _http_refusal(error: Exception, repository: str, advice_by_status: dict[int, tuple[str, str]]) -> Refusal:
     status = error.response.status_code  # type: ignore[attr-defined]
     busy = "too many requests: wait some minutes; with HF_TOKEN set more are allowed"
     fault = "the hub has a fault of its own: try again later" if status >= 500 else "check the name and the revision"
-    do = busy if status == 429 else told.get(status, (fault, fault))[0 if _token() else 1]
-    return Because(f"the hub refuses {repository} (HTTP {status}): {do}{_said(error)}", final=status < 500)
+    advice = busy if status == 429 else advice_by_status.get(status, (fault, fault))[0 if _token() else 1]
+    return Refusal(f"the hub refuses {repository} (HTTP {status}): {advice}{_hub_message(error)}", final=status < 500)
 
 
 def _token() -> bool:
     return bool(os.environ.get("HF_TOKEN"))
 
 
-def _said(error: Exception) -> str:
+def _hub_message(error: Exception) -> str:
     """What the hub itself says of it, on one line."""
-    said = re.sub(r"\s+", " ", error.response.headers.get("x-error-message") or "").strip()  # type: ignore[attr-defined]
-    return f" (it says: {said:.200})" if said else ""
+    message = re.sub(r"\s+", " ", error.response.headers.get("x-error-message") or "").strip()  # type: ignore[attr-defined]
+    return f" (it says: {message:.200})" if message else ""
 
 
 @contextmanager

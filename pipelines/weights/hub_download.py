@@ -81,19 +81,21 @@ def download(
         WorkError: what came is not what the hub promised.
     """
     with silence():
-        held = _listed(repository, revision)
-        if held.away:
-            say(f"taking {held.where()} from the hub's cache: {held.away}")
-        if "config.json" not in held.files:
-            raise UnavailableError(f"{held.where()} has no config.json: it is no transformers model. {_its(held)}")
-        folder = beside.parent / f".{beside.name}.{held.commit[:12]}.partial"
+        repo = _listed(repository, revision)
+        if repo.away:
+            say(f"taking {repo.where()} from the hub's cache: {repo.away}")
+        if "config.json" not in repo.files:
+            raise UnavailableError(
+                f"{repo.where()} has no config.json: it is no transformers model. {_file_names(repo)}"
+            )
+        folder = beside.parent / f".{beside.name}.{repo.commit[:12]}.partial"
         folder.mkdir(parents=True, exist_ok=True)
-        small = [file for name, file in held.files.items() if "/" not in name and name.endswith(ENDINGS)]
-        _fetch(held, [file for file in small if file.name != "adapter_config.json"], folder, say)
-        weights, is_torch = _weights(held, folder)
+        small = [file for name, file in repo.files.items() if "/" not in name and name.endswith(ENDINGS)]
+        _fetch(repo, [file for file in small if file.name != "adapter_config.json"], folder, say)
+        weights, is_torch = _weights(repo, folder)
         before_weights(folder)
-        _fetch(held, weights, folder, say)
-        return Downloaded(folder, held.commit, is_torch)
+        _fetch(repo, weights, folder, say)
+        return Downloaded(folder, repo.commit, is_torch)
 
 
 def leftovers(beside: Path) -> list[Path]:
@@ -102,15 +104,15 @@ def leftovers(beside: Path) -> list[Path]:
     return [path for path in beside.parent.glob(".*.partial") if mine.fullmatch(path.name)]
 
 
-def _its(held: Repository) -> str:
-    names = sorted(name for name in held.files if not name.startswith("."))
+def _file_names(repo: Repository) -> str:
+    names = sorted(name for name in repo.files if not name.startswith("."))
     return f"Its files: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
 
 
 def _why_not_listed(error: Exception, repository: str) -> str | None:
     """What an error while asking for a listing says of the hub; None where it is an error of another kind."""
-    if (said := in_words(error, repository)) is not None:
-        return str(said)
+    if (failure := in_words(error, repository)) is not None:
+        return str(failure)
     if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
         return f"what answers for the hub is none: {type(error).__name__} in its listing"
     return None
@@ -120,10 +122,10 @@ def _listed(repository: str, revision: str | None) -> Repository:
     """What the hub says of the repository; where it cannot be asked, what its cache holds."""
     from huggingface_hub import HfApi
 
-    kept, because = cached_folder(repository, revision), "HF_HUB_OFFLINE is set"
+    cached, because = cached_folder(repository, revision), "HF_HUB_OFFLINE is set"
     if not is_offline() and (fault := hub.misconfigured()):
         because = fault
-        if kept is None:
+        if cached is None:
             raise UnavailableError(f"cannot ask the hub for {repository}: {fault}")
     elif not is_offline():
         try:
@@ -132,16 +134,16 @@ def _listed(repository: str, revision: str | None) -> Repository:
             because = _why_not_listed(error, repository)
             if because is None:
                 raise
-            if kept is None:
+            if cached is None:
                 raise UnavailableError(because) from None
         else:
             files = {one.rfilename: _file(one) for one in info.siblings or []}
             commit = str(info.sha)
             return Repository(repository, commit, files, cached_folder(repository, commit))
-    if kept is None:
+    if cached is None:
         raise UnavailableError(f"{repository} is not in the hub's cache, and the hub is not asked (HF_HUB_OFFLINE)")
-    files = {path.name: File(path.name) for path in kept.iterdir() if path.is_file()}
-    return Repository(repository, kept.name, files, kept, because)
+    files = {path.name: File(path.name) for path in cached.iterdir() if path.is_file()}
+    return Repository(repository, cached.name, files, cached, because)
 
 
 def _file(sibling: Any) -> File:
@@ -149,113 +151,113 @@ def _file(sibling: Any) -> File:
     return File(sibling.rfilename, sibling.size, large.sha256 if large else None, None if large else sibling.blob_id)
 
 
-def _weights(held: Repository, folder: Path) -> tuple[list[File], bool]:
+def _weights(repo: Repository, folder: Path) -> tuple[list[File], bool]:
     """The files of the weights, in the order in which transformers looks for them, and whether they are PyTorch's."""
     for single, index, is_torch in ((SINGLE, BY_INDEX, False), (TORCH, TORCH_BY_INDEX, True)):
-        if single in held.files:
-            return [held.files[single]], is_torch
-        if index in held.files:
+        if single in repo.files:
+            return [repo.files[single]], is_torch
+        if index in repo.files:
             try:
                 named = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise WorkError(f"{held.where()}: {index} names no weights ({type(error).__name__}: {error})") from None
+                raise WorkError(f"{repo.where()}: {index} names no weights ({type(error).__name__}: {error})") from None
             shards = sorted(set(map(str, named)))
-            if missing := [shard for shard in shards if "/" in shard or shard not in held.files]:
-                where = f"in the hub's cache ({held.away})" if held.away else "there"
-                raise UnavailableError(f"{held.where()}: its index names {missing[0]!r}, which is not {where}")
-            return [held.files[shard] for shard in shards], is_torch
-    if "adapter_config.json" in held.files:
+            if missing := [shard for shard in shards if "/" in shard or shard not in repo.files]:
+                where = f"in the hub's cache ({repo.away})" if repo.away else "there"
+                raise UnavailableError(f"{repo.where()}: its index names {missing[0]!r}, which is not {where}")
+            return [repo.files[shard] for shard in shards], is_torch
+    if "adapter_config.json" in repo.files:
         raise UnavailableError(
-            f"{held.where()} is an adapter, no model: name the model that it was trained on as source.hub"
+            f"{repo.where()} is an adapter, no model: name the model that it was trained on as source.hub"
         )
     where = "it holds no weights that transformers loads"
-    if held.away:
-        where = f"in the hub's cache are no weights of it, and {held.away}"
-    raise UnavailableError(f"{held.where()}: {where}; expected {SINGLE} or {TORCH}. {_its(held)}")
+    if repo.away:
+        where = f"in the hub's cache are no weights of it, and {repo.away}"
+    raise UnavailableError(f"{repo.where()}: {where}; expected {SINGLE} or {TORCH}. {_file_names(repo)}")
 
 
-def _fetch(held: Repository, files: Sequence[File], folder: Path, say: Say) -> None:
+def _fetch(repo: Repository, files: Sequence[File], folder: Path, say: Say) -> None:
     """Each file whole into the folder, from the hub's cache where it lies there."""
     missing = [file for file in files if not _is_whole(folder / file.name, file)]
     for file in list(missing):
-        if held.cached and (kept := held.cached / file.name).is_file() and _is_as_promised(kept, file):
-            _take(kept, folder / file.name)
+        if repo.cached and (cached_file := repo.cached / file.name).is_file() and _is_as_promised(cached_file, file):
+            _copy_cached(cached_file, folder / file.name)
             missing.remove(file)
     if not missing:
         return
-    if held.away:
-        raise UnavailableError(f"{held.where()}: its cache lacks {missing[0].name} or has it damaged, and {held.away}")
-    needed = sum(file.size or 0 for file in missing)
-    here = sum(part.stat().st_size for file in missing if (part := folder / (file.name + PART)).exists())
-    disk.require(folder, max(0, needed - here), f"the files of {held.name}")
-    if here:
-        say(f"going on with {here / 1e6:,.0f} of {needed / 1e6:,.0f} MB of {held.name}")
-    with _bar(held.name, needed, here) as bar:
+    if repo.away:
+        raise UnavailableError(f"{repo.where()}: its cache lacks {missing[0].name} or has it damaged, and {repo.away}")
+    needed_bytes = sum(file.size or 0 for file in missing)
+    partial_bytes = sum(part.stat().st_size for file in missing if (part := folder / (file.name + PART)).exists())
+    disk.require(folder, max(0, needed_bytes - partial_bytes), f"the files of {repo.name}")
+    if partial_bytes:
+        say(f"going on with {partial_bytes / 1e6:,.0f} of {needed_bytes / 1e6:,.0f} MB of {repo.name}")
+    with _bar(repo.name, needed_bytes, partial_bytes) as bar:
         for file in missing:
-            _fetch_one(held, file, folder, bar)
+            _fetch_one(repo, file, folder, bar)
 
 
 def _is_whole(path: Path, file: File) -> bool:
     return path.exists() and (file.size is None or path.stat().st_size == file.size)
 
 
-def _take(kept: Path, path: Path) -> None:
+def _copy_cached(source: Path, path: Path) -> None:
     """A copy; of weights the same file under another name where both lie on one disk."""
-    kept = kept.resolve()  # the cache's snapshots are links
+    source = source.resolve()  # the cache's snapshots are links
     path.unlink(missing_ok=True)
     # other files may be written anew by a conversion, and the cache's must stay as they are
     if path.suffix == ".safetensors":
         with suppress(OSError):
-            os.link(kept, path)
+            os.link(source, path)
             return
     partial = path.with_name(path.name + PART)
-    shutil.copyfile(kept, partial)
+    shutil.copyfile(source, partial)
     partial.rename(path)
 
 
-def _fetch_one(held: Repository, file: File, folder: Path, bar: Any) -> None:
+def _fetch_one(repo: Repository, file: File, folder: Path, bar: Any) -> None:
     part = folder / (file.name + PART)
-    lost = 0
+    failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         bar.set_postfix_str(file.name, refresh=False)
         try:
-            _stream(held, file, part, bar)
+            _stream(repo, file, part, bar)
             break
         except Exception as error:
-            because = in_words(error, held.name)
+            because = in_words(error, repo.name)
             if because is None:
                 raise
-            gained = part.stat().st_size - before if part.exists() else 0
-            lost = 1 if gained >= GAIN else lost + 1
+            gained_bytes = part.stat().st_size - before if part.exists() else 0
+            failures = 1 if gained_bytes >= GAIN else failures + 1
             if because.final:
                 raise UnavailableError(str(because)) from None
-            if lost >= TRIES:
+            if failures >= TRIES:
                 raise UnavailableError(f"{because}. What came of it is kept: the same again goes on there") from None
     if not _is_as_promised(part, file):
         size = part.stat().st_size
         part.unlink()
         raise WorkError(
-            f"{held.where()}: {file.name} came damaged: {size:,} bytes of another hash than the hub says. It was thrown away: "
+            f"{repo.where()}: {file.name} came damaged: {size:,} bytes of another hash than the hub says. It was thrown away: "
             "fetch again"
         )
     part.rename(folder / file.name)
 
 
-def _stream(held: Repository, file: File, part: Path, bar: Any) -> None:
+def _stream(repo: Repository, file: File, part: Path, bar: Any) -> None:
     """Fetch what is missing of a file behind what there is of it."""
     import httpx2
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    begun = part.stat().st_size if part.exists() else 0
-    if file.size is not None and begun >= file.size:
+    start = part.stat().st_size if part.exists() else 0
+    if file.size is not None and start >= file.size:
         part.touch()
         return
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={begun}-"} if begun else {})}
-    url = hf_hub_url(held.name, file.name, revision=held.commit)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    url = hf_hub_url(repo.name, file.name, revision=repo.commit)
     with get_session().stream("GET", url, headers=headers, timeout=hub.SILENCE) as response:
-        if response.status_code == 416 and begun:  # there is nothing behind what we have, or it cannot send a part
+        if response.status_code == 416 and start:  # there is nothing behind what we have, or it cannot send a part
             if not _is_as_promised(part, file):
                 part.unlink()
                 raise httpx2.RemoteProtocolError("the part could not be gone on with")
@@ -264,8 +266,8 @@ def _stream(held: Repository, file: File, part: Path, bar: Any) -> None:
             response.read()
         hf_raise_for_status(response)
         goes_on = response.status_code == 206
-        if begun and not goes_on:  # it sends the whole file again
-            bar.update(-begun)
+        if start and not goes_on:  # it sends the whole file again
+            bar.update(-start)
         with part.open("ab" if goes_on else "wb") as out:
             for chunk in response.iter_bytes():
                 out.write(chunk)
@@ -283,18 +285,18 @@ def _is_as_promised(path: Path, file: File) -> bool:
     promised = file.sha256 or file.blob or kept_as
     if file.size not in (None, size) or promised is None:
         return file.size in (None, size)
-    hashed = hashlib.sha256() if len(promised) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            hashed.update(piece)
-    return hashed.hexdigest() == promised
+    digest = hashlib.sha256() if len(promised) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest() == promised
 
 
 @contextmanager
-def _bar(name: str, total: int, begun: int) -> Iterator[Any]:
+def _bar(name: str, total: int, start: int) -> Iterator[Any]:
     """Bytes as they come: a bar that redraws itself on a terminal, a line every ten seconds in a log."""
     calm = 0.2 if sys.stderr.isatty() else 10
     with tqdm(
-        total=total, initial=begun, desc=name, unit="B", unit_scale=True, mininterval=calm, file=sys.stderr, leave=False
+        total=total, initial=start, desc=name, unit="B", unit_scale=True, mininterval=calm, file=sys.stderr, leave=False
     ) as bar:
         yield bar

