@@ -1,9 +1,10 @@
 """The training loop: plain PyTorch, since the speed and the memory of a step are what this project measures.
 
-A plain loop rather than transformers.Trainer: the examples of an optimizer step stay fixed while micro-batches follow a token
-budget, the output head runs on completion positions only, a run can stop between two micro-batches and go on to the same bits,
-and importing Trainer alone takes as long as loading the model.
-The loss of a step is the mean over all its learned tokens, so how it is cut into micro-batches does not change it.
+It replaces transformers.Trainer for four reasons. The examples of an optimizer step stay fixed while micro-batches
+follow a token budget. The output head runs on completion positions only. A run can stop between two micro-batches and
+resume to the same bits. Importing Trainer alone takes as long as loading the model.
+
+The loss of a step is the mean over all its learned tokens, so the cut into micro-batches does not change it.
 """
 # ruff: noqa: TID253
 
@@ -36,12 +37,15 @@ from pipelines.train.trainer.pace import CheckpointPace, curve_every
 from pipelines.train.trainer.precision import autocast, make_scaler
 
 Recipe = dict[str, Any]
-SMALLEST_SCALE = 2.0**-14  # of float16's loss: below it not the scale overflows but the model
+# float16's loss scale: at or below this value the model overflows, not the scaling.
+SMALLEST_SCALE = 2.0**-14
 
 
 class Trainer:
-    """One cell's run over its planned steps; every number it measures goes to the worker. Of several `ranks` each computes a part
-    of every step and of every evaluation, and all of them know the whole's loss."""
+    """One cell's run over its planned steps; it reports every measured number to the worker.
+
+    With several `ranks`, each rank computes a part of every step and evaluation, and all ranks know the total loss.
+    """
 
     def __init__(
         self, worker: Worker, model: Any, recipe: Recipe, device: torch.device, ranks: Ranks | None = None
@@ -53,7 +57,8 @@ class Trainer:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.model = model
         self.zero = Zero(model, worker.spec, device, self.ranks) if self.ranks.sharding in ZERO_STAGES else None
-        self.compute = self.zero.engine if self.zero else model  # what a batch is put through
+        # The module that a batch goes through.
+        self.compute = self.zero.engine if self.zero else model
         self.optimizer = self.zero.optimizer if self.zero else make_optimizer(model, recipe)
         self.scaler = make_scaler(recipe, device)
         self.chosen = search.before_search(recipe)
@@ -67,15 +72,20 @@ class Trainer:
         self._held_out: Sequence[Tokenized] = ()
         self._validation: Sequence[Tokenized] = ()
         self._pace = CheckpointPace(worker.spec)
-        self._curve_every = 1  # steps
-        self._peaks: list[dict[str, float]] = [{}] * self.ranks.count  # GB by column, of each rank, as last told
-        self._best: Path | None = None  # where the best step's weights are, where early stopping asks for them
+        # Optimizer steps between two points of the held-out curve.
+        self._curve_every = 1
+        # Each rank's latest peaks in GB, by column.
+        self._peaks: list[dict[str, float]] = [{}] * self.ranks.count
+        # The folder of the best step's weights; only early stopping sets it.
+        self._best: Path | None = None
 
     def prepare(
         self, train: Sequence[Tokenized], earlier: Path | None = None, *, validation: Sequence[Tokenized] = ()
     ) -> None:
-        """Plan the steps over `train`; then find out whether they fit and, of several learning rates, which is the best, or take
-        over the checkpoint `earlier`. Rates are compared on `validation`, else on a slice of `train`, which is trained on after.
+        """Plan the steps over `train`, then resume from the checkpoint `earlier`, or probe and search.
+
+        The probe tests whether the steps fit into memory. The search chooses among several learning rates. It compares
+        them on `validation`, else on a slice of `train`, which the run then trains on as well.
 
         Raises:
             DivergedError, StoppedError: as `train` does.
@@ -94,13 +104,15 @@ class Trainer:
             self._search(train, validation)
 
     def train(self, held_out: Sequence[Tokenized], validation: Sequence[Tokenized] = ()) -> None:
-        """Train what was prepared; the loss on `held_out` is a point on the curve at the start, at intervals and at the end,
-        and that on `validation` (a slice held back from train) beside it, which alone may end the run early. Where that is asked
-        for, every interval is as the spec says; else those of a long run may be longer (`pace.curve_every`).
+        """Train the prepared steps.
+
+        The curve gets the loss on `held_out` at the start, at intervals and at the end, and beside it the loss on
+        `validation`, a slice held back from train. Only the validation loss may end the run early. With a validation
+        slice the intervals are those of the spec; without one a long run may have longer ones (`pace.curve_every`).
 
         Raises:
-            DivergedError: a loss or a gradient is no longer finite, or the losses ended clearly higher than they began.
-            StoppedError: SIGTERM came; the state after the last whole step is kept.
+            DivergedError: a loss or a gradient is not finite, or the losses ended clearly higher than they began.
+            StoppedError: SIGTERM came; a checkpoint holds the state after the last whole step.
             DiskFullError: a checkpoint could not be written.
         """
         self._held_out, self._validation = held_out, validation
@@ -118,7 +130,7 @@ class Trainer:
             self.worker.measure(other_seconds=self.tally.other_seconds)
 
     def _curve_interval(self) -> int:
-        """After how many steps the curve is measured again."""
+        """Optimizer steps between two measurements of the held-out loss."""
         configured = self.worker.spec["eval_every_steps"]
         interval = curve_every(self._plan, self._held_out, configured)
         if interval > configured:
@@ -130,7 +142,7 @@ class Trainer:
 
     @contextmanager
     def _aside(self) -> Iterator[Stopwatch]:
-        """What happens inside is no optimizer step; its time counts as `other_seconds`."""
+        """Count the time inside as `other_seconds`: it belongs to no optimizer step."""
         clock = Stopwatch()
         try:
             yield clock
@@ -138,8 +150,10 @@ class Trainer:
             self.tally.other_seconds += clock.total()
 
     def _probe(self) -> None:
-        """Fail now rather than at the longest batch; weights, optimizer and random states are afterwards as before. With
-        `fit_micro_batch` it says first what is to be tried if it fails, since a killed process says nothing."""
+        """Fail now rather than at the longest batch. Weights, optimizer and random states end as they were.
+
+        With `fit_micro_batch` it first reports the next smaller size to try, since a killed process reports nothing.
+        """
         if self.recipe.get("fit_micro_batch"):
             size = self.recipe["micro_batch_tokens"]
             cut = {"max_tokens": size, "ranks": self.ranks.count, "virtual": self._virtual}
@@ -157,7 +171,7 @@ class Trainer:
         before.set()
 
     def _search(self, train: Sequence[Tokenized], validation: Sequence[Tokenized]) -> None:
-        """Choose the learning rate where the recipe names several; all else is afterwards as before."""
+        """Choose the learning rate if the recipe names several; everything else ends as it was."""
         if not isinstance(self.recipe["learning_rate"], list):
             return
         if self.zero:
@@ -168,7 +182,8 @@ class Trainer:
         with head_on_positions(self.model) as self._positions:
             result = search.search(self, *search.hold_back(train, validation, self.recipe))
         before.set()
-        self.meter = MemoryMeter()  # what it saw here is not the training's
+        # The search's memory is not the training's.
+        self.meter = MemoryMeter()
         if not result.trials:
             self._do_without_search(f"{len(self._plan)} steps are too few to choose one by")
             return
@@ -178,17 +193,17 @@ class Trainer:
         self.worker.say(f"learning rate {self.chosen.rate:g} of {self.chosen.in_words()}")
 
     def _do_without_search(self, because: str) -> None:
-        """Train with the default rate, and have the row say so."""
+        """Train with the default rate, and report that to the row and the log."""
         self.worker.measure(**self.chosen.measured())
         self.worker.say(f"learning_rate: auto: {because}, so it is the default, {self.chosen.rate:g}")
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole training, without those of a search."""
+        """Optimizer steps of the training, without those of a search."""
         return len(self._plan)
 
     def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judging: Sequence[Tokenized]) -> float:
-        """The loss on `judged` after training `plan` with the peak rate `rate`; infinite where it diverges."""
+        """The loss on `judging` after training `plan` with the peak rate `rate`; infinite if training diverges."""
         share_at = halving.rate_share if search.is_auto(self.recipe) else batches.learning_rate_share
         try:
             for step, examples in enumerate(plan):
@@ -199,7 +214,7 @@ class Trainer:
             return math.inf
 
     def reset_optimizer(self) -> None:
-        """A new one that remembers nothing; gradients go too, and the loss's scale."""
+        """Drop the optimizer's state, the gradients and the loss scale."""
         if self.zero:
             self.zero.forget()
             return
@@ -212,6 +227,7 @@ class Trainer:
 
     def _run(self) -> None:
         tally = self.tally
+        # The curve's first point: the loss before any step. A resumed run adds the point that its stop prevented.
         if tally.step == 0:
             with self._aside():
                 first = self._eval_loss(self._held_out)
@@ -220,6 +236,8 @@ class Trainer:
             self._add_point(eval_loss=first)
         elif not tally.told:
             self._report_step()
+
+        # The random states are noted around each step: a stop inside a step returns to the state before it.
         for examples in self._plan[tally.step :]:
             if self._stops_early():
                 break
@@ -231,6 +249,7 @@ class Trainer:
                 with self._aside() as clock:
                     self._keep()
                 self._pace.written(clock.total())
+
         with self._aside():
             self._load_best()
             self._require_convergence()
@@ -240,13 +259,13 @@ class Trainer:
         return self.ranks.as_first_says(due) if self._pace.by_time else due
 
     def _load_best(self) -> None:
-        """Go back to the best step's weights, as transformers' `load_best_model_at_end` does."""
+        """Load the best step's weights, as transformers' `load_best_model_at_end` does."""
         if self._best is None:
             return
         best, last = self.tally.best_step, self.tally.step
         self.worker.say(
-            f"kept are the weights of step {best}, the best on the slice held back (loss {self.tally.best:.4f}); the last step was "
-            f"{last}"
+            f"keeping the weights of step {best}, the best on the slice held back (loss {self.tally.best:.4f}); "
+            f"the last step was {last}"
         )
         if best == last:
             return
@@ -259,8 +278,11 @@ class Trainer:
         self.tally.eval_loss = self.tally.best_eval_loss
 
     def _require_convergence(self) -> None:
-        """Raises DivergedError, on all ranks alike, where training made the model worse rather than better. Only a held-out loss
-        that rose costs the second look, at the first step's own examples, and it tells overfitting from divergence."""
+        """Raises DivergedError, on all ranks alike, if training made the model worse.
+
+        A held-out loss that rose may be overfitting. Only then the loss on the first step's own examples is measured
+        as well: after overfitting it is lower than it was, after divergence it is not.
+        """
         vocabulary = self.model.config.vocab_size
         first, last, learned = self.tally.first_eval_loss, self.tally.eval_loss, self.tally.first_loss
         if first is None or last is None or learned is None:
@@ -269,9 +291,9 @@ class Trainer:
             (again := self._eval_loss(self._plan[0])) >= learned
         ):
             raise DivergedError(
-                f"the loss on held-out records went from {first:,.2f} to {last:,.2f} nats per token (guessing among {vocabulary:,} "
-                f"tokens gives {math.log(vocabulary):.2f}), that on the first step's examples from {learned:,.2f} to {again:,.2f}: "
-                "lower learning_rate"
+                f"the loss on held-out records went from {first:,.2f} to {last:,.2f} nats per token (guessing among "
+                f"{vocabulary:,} tokens gives {math.log(vocabulary):.2f}), that on the first step's examples from "
+                f"{learned:,.2f} to {again:,.2f}: lower learning_rate"
             )
 
     def _stops_early(self) -> bool:
@@ -280,25 +302,27 @@ class Trainer:
             return False
         self.worker.measure(stopped_early=True)
         self.worker.say(
-            f"no better on the slice held back for {patience} evaluations, the best was step {self.tally.best_step}: stopping "
-            f"after step {self.tally.step}"
+            f"no better on the slice held back for {patience} evaluations, the best was step {self.tally.best_step}: "
+            f"stopping after step {self.tally.step}"
         )
         return True
 
     def _advance(self, examples: list[Tokenized]) -> None:
-        """One optimizer step and its place in the tally."""
+        """Take one optimizer step and count it in the tally."""
         tally = self.tally
         share = batches.learning_rate_share(tally.step, total=len(self._plan), warmup_share=self.recipe["warmup_share"])
         rate = self.chosen.rate * share
         clock = Stopwatch()
         loss = self.step_over(examples, rate)
-        _synchronize(self.device)  # else the optimizer's part would be in the time of whatever comes next
+        # Without this, the optimizer's time would count for whatever runs next.
+        _synchronize(self.device)
         tally.loss, tally.rate, tally.told = loss, rate, False
         if tally.step == 0:
             tally.first_loss = loss
         size = sum(len(example) for example in examples)
         mine = clock.stopped()
-        stopped = max(self.ranks.each(mine))  # while one rank is stopped the others wait for it
+        # While one rank stands still, the others wait for it: the longest standstill counts for all.
+        stopped = max(self.ranks.each(mine))
         tally.stopped_seconds += stopped
         tally.add(
             examples=len(examples),
@@ -309,7 +333,7 @@ class Trainer:
         self._warm = True
 
     def _report_step(self) -> None:
-        """The last step's point on the curve, with an evaluation where one is due."""
+        """Add the last step's point to the curve, with an evaluation if one is due."""
         step = self.tally.step
         due = step == len(self._plan) or step % self._curve_every == 0
         with self._aside():
@@ -327,10 +351,14 @@ class Trainer:
         self.worker.save()
 
     def _measure_memory(self, *, together: bool = False) -> None:
-        """The row's memory columns. Of several ranks a peak is that of the device that needs most: what a device must have.
-        `together`: all ranks are here and say theirs; else what the others said last counts."""
+        """Report the row's memory columns.
+
+        With several ranks a peak is the largest of all devices: the memory that each device must have. `together`: all
+        ranks call this now and exchange their peaks; otherwise their latest ones count.
+        """
         summary: dict[str, Any] = self.meter.summary()
-        host = max(summary[HOST], self.worker.report["measured"].get(HOST) or 0.0)  # that of loading, too
+        # The host's peak includes that of loading.
+        host = max(summary[HOST], self.worker.report["measured"].get(HOST) or 0.0)
         pages = paged.pageable_bytes(self.optimizer)
         summary |= {"host_peak_memory_gb": host, "pageable_gb": None if pages is None else pages / 1e9}
         if self.ranks.count > 1:
@@ -348,7 +376,10 @@ class Trainer:
         return {name: max(peaks.get(name, 0.0) for peaks in self._peaks) for name in own}
 
     def step_over(self, examples: list[Tokenized], rate: float) -> float:
-        """One optimizer step over `examples`, of which this rank computes its part; returns the whole's loss per learned token."""
+        """One optimizer step over `examples`, of which this rank computes its part.
+
+        Returns the loss of all ranks per learned token, in nats.
+        """
         parts = self._parts(examples)
         learned = sum(example.learned for example in examples)
         return self.step(parts[self.ranks.rank], rate, learned=learned, idle=self._idle(parts))
@@ -359,7 +390,7 @@ class Trainer:
         return batches.split_by_rank(examples, max_tokens=size, ranks=self.ranks.count, virtual=self._virtual)
 
     def _idle(self, parts: Sequence[list[list[Tokenized]]]) -> list[list[Tokenized]]:
-        """What this rank computes for nothing, where weights are sharded and others have more micro-batches."""
+        """Filler micro-batches, so that all ranks of a sharded model make equally many passes."""
         if not self.ranks.sharded:
             return []
         missing = max(map(len, parts)) - len(parts[self.ranks.rank])
@@ -374,14 +405,24 @@ class Trainer:
         learned: int | None = None,
         idle: Sequence[list[Tokenized]] = (),
     ) -> float:
-        """One optimizer step over the micro-batches `groups`, of a step that learns `learned` tokens on all ranks (None: those of
-        `groups`); returns its loss per learned token in nats. `idle` are computed too, but count for nothing."""
+        """One optimizer step over the micro-batches `groups`; returns its loss per learned token in nats.
+
+        `learned` is the number of tokens that the step learns on all ranks; None means those of `groups`. The
+        micro-batches of `idle` are computed too, but do not count.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite.
+            StoppedError: SIGTERM came.
+        """
+        # An idle micro-batch's loss is divided by infinity, so its gradient is zero.
         self.model.train()
         set_rate(self.optimizer, rate)
         learned = learned or sum(example.learned for group in groups for example in group)
         summed: Any = torch.zeros((), dtype=torch.float64, device=self.device)
         batches_and_divisors = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
         inputs = put_on(self.device, [group for group, _ in batches_and_divisors])
+
+        # Forward and backward, one micro-batch at a time. The loss stays on the device, so the host never waits.
         for place, (batch, (_, divisor)) in enumerate(zip(inputs, batches_and_divisors, strict=True), start=1):
             if self._is_stopping():
                 break
@@ -389,18 +430,25 @@ class Trainer:
                 loss = step_loss(self.compute, batch, self._positions, self.device, learned=divisor)
             self._backward(loss, last=place == len(batches_and_divisors))
             summed += loss.detach()
-        # no part of the loss that is shown, which is the same for every method; the ranks' gradients are summed
+
+        # AdaLoRA's penalty has gradients but no part in the reported loss, which is the same for every method. The
+        # ranks' gradients are summed, so each rank adds its share of the penalty.
         if (penalty := moving_ranks.penalty(self.model)) is not None:
             self.scaler.scale(penalty / self.ranks.count).backward()
+
+        # Loss and gradients of all ranks, then the gradient's norm before clipping. A process without other ranks reads
+        # from the card only here; until here the host only hands out work.
         summed = self._sum_over_ranks(summed)
         norm = self.zero.step() if self.zero else self._clip()
-        # where a rank is alone this is a step's one look at the card: until here the host only hands out work
         total, norm = _numbers(summed, norm)
-        # float16's loss is scaled up until gradients overflow; then the scaler leaves out the step and halves the scale
+
+        # float16's loss is scaled up until gradients overflow; then the scaler skips the step and halves the scale.
         if not (math.isfinite(total) and (math.isfinite(norm) or self._scale_overflows())):
             raise DivergedError(
                 f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
             )
+
+        # DeepSpeed has taken its step above, where it clipped.
         if not self.zero:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -408,26 +456,26 @@ class Trainer:
         return total
 
     def _backward(self, loss: Any, *, last: bool) -> None:
-        """`last`: no micro-batch of the step follows."""
+        """Add the gradients of `loss`; `last`: this is the step's last micro-batch."""
         if self.zero:
             self.zero.backward(loss, last=last)
         else:
             self.scaler.scale(loss).backward()
 
     def _scale_overflows(self) -> bool:
-        """Whether gradients that are not finite may come of the loss's scale alone."""
+        """Whether the loss scale alone may have made the gradients infinite."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
 
     def _clip(self) -> torch.Tensor:
-        """The gradients' norm before they are cut to the recipe's."""
+        """Clip the gradients to the recipe's norm; returns their norm before."""
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.recipe["gradient_clip"])
 
     def _is_stopping(self) -> bool:
-        """Whether to compute nothing more of this step: its end, where all ranks meet, then stops them together.
+        """Whether to skip the rest of this step: all ranks meet at its end and stop there together.
 
         Raises:
-            StoppedError: SIGTERM came, and this process is alone, or all ranks are at the same micro-batch.
+            StoppedError: SIGTERM came, and there are no other ranks or all are at the same micro-batch.
         """
         if self.ranks.count == 1:
             self.worker.stop_if_asked()
@@ -440,7 +488,7 @@ class Trainer:
         """Each of `numbers` summed over the ranks.
 
         Raises:
-            StoppedError: SIGTERM came to one of them.
+            StoppedError: SIGTERM came to any of them.
         """
         if self.ranks.count == 1:
             return list(numbers)
@@ -450,8 +498,10 @@ class Trainer:
         return summed
 
     def _sum_over_ranks(self, loss: torch.Tensor) -> torch.Tensor | float:
-        """The loss of the whole step; and the gradients become those of the whole step. Where a rank is alone they are that
-        already, and the loss stays on its device."""
+        """Sum the loss and, in place, the gradients over the ranks.
+
+        Without other ranks nothing changes, and the loss stays on its device.
+        """
         if self.ranks.count == 1:
             return loss
         parameters = list(self.named.values())
@@ -463,7 +513,7 @@ class Trainer:
         return total
 
     def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
-        """Mean loss per learned token on `examples`, in nats; its time and memory are not the training's."""
+        """Mean loss per learned token on `examples`, in nats. Its memory does not count as the training's."""
         self.model.eval()
         summed, learned = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         parts = self._parts(examples)
@@ -499,7 +549,7 @@ class Trainer:
         )
 
     def _weights(self) -> Mapping[str, torch.Tensor]:
-        """What trains, as this rank holds it; with ZeRO all of it, gathered on every rank."""
+        """The trainable weights as this rank holds them; with ZeRO all of them, gathered on every rank."""
         return self.zero.weights(self.named) if self.zero else self.named
 
     def _keep_best(self) -> None:
@@ -532,7 +582,8 @@ class Trainer:
             "versions": self.worker.report["versions"],
         }
         grouped = {"weights": weights, "optimizer": tensors, "random": self._random.tensors}
-        if self.ranks.holder != self.ranks.rank:  # they are in the file of another rank
+        # Another rank's file holds the weights and the optimizer's state.
+        if self.ranks.holder != self.ranks.rank:
             grouped = {"random": self._random.tensors}
         named = {
             f"{group}/{name}": tensor
@@ -542,7 +593,7 @@ class Trainer:
         checkpoint.write(self.worker.folder, self.tally.step, named, state, self.ranks, self._best)
 
     def _keep_and_report(self) -> str:
-        """Keep what is done when asked to stop, and say so."""
+        """Write a checkpoint before stopping; returns what the message says of it."""
         if self.tally.step == 0:
             return "no step was done yet"
         try:
@@ -553,12 +604,15 @@ class Trainer:
         return f"the next run goes on after step {self.tally.step}"
 
     def _resume(self, earlier: Path, train: Sequence[Tokenized]) -> None:
-        """Take over the state of `earlier`: weights, optimizer, random states, batch order, sums, curve."""
+        """Resume from `earlier`: weights, optimizer, random states, batch order, sums and curve."""
         rank, holder = self.ranks.rank, self.ranks.holder
         state = checkpoint.read_state(earlier, rank)
-        tokens = state.get("micro_batch_tokens", self.recipe["micro_batch_tokens"])  # as fitted to the memory then
+        # The size that was fitted to the memory then. Another size would give other bits.
+        tokens = state.get("micro_batch_tokens", self.recipe["micro_batch_tokens"])
         self.recipe = {**self.recipe, "micro_batch_tokens": tokens}
         self.worker.measure(micro_batch_tokens=tokens)
+
+        # Weights and the optimizer's state. DeepSpeed needs a first step before it can take them over.
         tensors = checkpoint.read_tensors(earlier, "optimizer", holder)
         if self.zero:
             self._warm_up(train)
@@ -568,11 +622,15 @@ class Trainer:
             checkpoint.copy_weights(earlier, self.named, holder)
             checkpoint.set_optimizer_state(self.optimizer, list(self.named.values()), tensors, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+        # The order of the examples, the sums so far, and the best step's weights.
         by_name = {example.name: example for example in train}
         self._plan = [[by_name[name] for name in step] for step in state["order"]]
         self.tally = Tally(**state["tally"])
         if self.tally.best_step is not None:
             self._best = checkpoint.take_over_best(earlier, self.worker.folder, self.tally.best_step, self.ranks)
+
+        # What the search chose, and what the meter and the curve have seen.
         if isinstance(self.recipe["learning_rate"], list):
             searched = state["search"]
             self.chosen = search.Chosen(searched["rate"], searched["tried"], searched["source"])
@@ -582,17 +640,19 @@ class Trainer:
             self.worker.point(row, quietly=True)
         self.worker.measure(**self.tally.measured())
         self.worker.say(f"going on after step {self.tally.step} of {len(self._plan)}")
+
+        # Last, since everything above may draw random numbers.
         self._random = Random(checkpoint.read_tensors(earlier, "random", rank), state["random"])
         self._random.set()
 
     def _warm_up(self, train: Sequence[Tokenized]) -> None:
-        """A step that changes nothing, since DeepSpeed makes room for what an optimizer remembers during its first one."""
+        """Take a step that changes nothing: DeepSpeed allocates the optimizer's states during its first step."""
         with head_on_positions(self.model) as self._positions:
             self.step([[min(train, key=len)]], 0.0)
 
 
 def _numbers(*scalars: Any) -> list[float]:
-    """The values of scalars, also of such whose parts lie on several ranks; a device is read once."""
+    """The values of scalars, sharded ones included; all tensors are read from the device at once."""
     full = [scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar for scalar in scalars]
     tensors = [scalar.double() for scalar in full if isinstance(scalar, torch.Tensor)]
     values = iter(torch.stack(tensors).tolist() if tensors else ())
@@ -600,12 +660,12 @@ def _numbers(*scalars: Any) -> list[float]:
 
 
 def _synchronize(device: torch.device) -> None:
-    """Wait until `device` has done all that it was handed."""
+    """Wait until `device` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _with_fitted_size(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the micro-batches to take where an earlier process of the attempt could not take its own."""
+    """The recipe, with the smaller micro-batches of FIT if an earlier process of the attempt ran out of memory."""
     fit = read_json(folder / FIT)
     return {**recipe, "micro_batch_tokens": fit["micro_batch_tokens"]} if fit else recipe
