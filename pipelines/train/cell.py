@@ -23,7 +23,8 @@ from pipelines.settings import benchmarks
 from pipelines.train.trainer.devices.ranks import require_divisible
 from pipelines.weights import store
 
-OTHER_BYTES = 1_000_000  # an attempt's curve, log and tokenizer
+# Disk that an attempt needs for its curve, log and tokenizer.
+OTHER_BYTES = 1_000_000
 
 
 def train(
@@ -36,34 +37,42 @@ def train(
     rerun_for: Collection[str] = ANY,
     retime: bool = False,
 ) -> tuple[Attempt, bool]:
-    """Make the cell current and return its newest attempt, and whether that was reused.
+    """Make the cell current; returns its newest attempt and whether that was reused.
 
-    An attempt is made whatever happens; how it ended is its status. A cell whose last attempt is ok and whose fingerprints match,
-    at least those in `rerun_for`, is reused, unless `force` or its peak is above the memory budget that it has now. One that was
-    ended too early goes on from its last checkpoint, in a new attempt. `seen`: the newest attempt when this was asked for ("" for
-    none); what somebody else has made since is taken as it is. `retime`: a good row that nothing has changed since is made again
-    for its speed alone; unless the new attempt ends ok, the good one goes on to speak for the cell.
+    An attempt that fails raises nothing: its status says how it ended. The last attempt is reused if it is ok, the
+    fingerprints in `rerun_for` match, and its peak is within the current memory budget. `force` rules out reuse. An
+    attempt that was interrupted resumes from its last checkpoint, as a new attempt.
+
+    `known_run_id` is the newest attempt at the time of the request ("" for none). An attempt that somebody else has made
+    since is returned as it is. `retime` runs an unchanged good cell again for its speed alone. Unless the new attempt
+    ends ok, the old one continues to represent the cell.
 
     Raises:
         UsageError: unknown model or method.
         WorkError: the lake cannot be written.
     """
     hooks, data = hooks or RunHooks(), resolved.data
+    # Hash the weights first: the plan's fingerprints name them.
     resolved.weights_now(key.model, hooks.say)
     plan = resolved.plan(key)
     with locked(key.folder(data) / "cell.lock", f"train {key}", say=hooks.say):
+        # What the newest attempt is worth today.
         attempts = cells.attempts(data, key)
         newest = cells.newest_that_counts(attempts)
         changed = resolved.changed(newest) if newest else []
         current = newest is not None and _is_current(resolved, newest, set(changed) & set(rerun_for), hooks)
         retimes = _retimed_run(newest, changed) if retime else None
         force = force or retimes is not None
+
+        # Somebody else's newer attempt, or a current one, ends the work here.
         if newest and known_run_id is not None and newest.run_id != known_run_id:
-            hooks.say(f"{key} has been run since this was asked for: {newest.run_id} is {newest.status}")
+            hooks.say(f"{key} has been run since this request: {newest.run_id} is {newest.status}")
             return newest, True
         if newest and current and not force:
             restart.clear(attempts)
             return newest, True
+
+        # Rejoin a run on a cluster that lost its watcher, or start a new attempt.
         if newest and not force and _runs_elsewhere(newest, plan, data):
             run = _run(resolved, newest, hooks)
         else:
@@ -78,24 +87,24 @@ def train(
 
 
 def _is_current(resolved: Resolved, newest: Attempt, changed: Collection[str], hooks: RunHooks) -> bool:
-    """Whether a good attempt can be reused: nothing has `changed` that counts, and its peak is within the budget of now."""
+    """Whether the attempt can be reused: it is ok, nothing that counts has `changed`, and its peak is within budget."""
     if newest.status != "ok" or changed:
         return False
     if peak := resolved.over_budget(newest):
         hooks.say(
-            f"{newest.key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb is now; it is run again"
+            f"{newest.key}: {newest.run_id} used {peak:.2f} GB, more than memory_budget_gb allows now; running it again"
         )
         return False
     return True
 
 
 def _retimed_run(newest: Attempt | None, changed: Sequence[str]) -> str | None:
-    """The good attempt whose speed alone is to be measured again."""
+    """The run id of the good, unchanged attempt whose speed is measured again; None without one."""
     return newest.run_id if newest and newest.status == "ok" and not changed else None
 
 
 def _clear_behind(data: DataRoot, attempts: Sequence[Attempt], finished: Attempt) -> None:
-    """Remove the checkpoints and models that nothing needs any more."""
+    """Remove the checkpoints and models that nothing needs now."""
     if finished.status in restart.FINAL:
         restart.clear([*attempts, finished])
     if finished.status == "ok":
@@ -103,7 +112,7 @@ def _clear_behind(data: DataRoot, attempts: Sequence[Attempt], finished: Attempt
 
 
 def _runs_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
-    """Whether the cell still runs on a cluster as it should be, though whoever watched it is gone."""
+    """Whether the cell still runs on a cluster, up to date, although its watching process is gone."""
     lost = newest.status == "lost" and newest.spec.fingerprints == dict(plan.fingerprints)
     return lost and newest.spec.is_of(data.root) and launcher_class(newest.spec.launcher).is_under_way(newest.folder)
 
@@ -117,16 +126,21 @@ def _next_attempt(
     after: str | None = None,
     retimes: str | None = None,
 ) -> Run:
-    """A new attempt, from the last checkpoint of the earlier ones where there is one. `after`: why it is made at once. `retimes`:
-    the good attempt that it measures again."""
+    """A new attempt, which resumes from the last checkpoint of the earlier ones if there is one.
+
+    `after`: why it follows the last attempt at once. `retimes`: the good attempt whose speed it measures again.
+    """
+    # End whatever earlier attempts still have running, and look for a checkpoint.
     attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
     for attempt in (one for one in attempts if one.spec.is_of(resolved.data.root)):
         launcher_class(attempt.spec.launcher).end(attempt.folder)
     resume = None if force else restart.resumable(attempts, plan.fingerprints, resolved.data.root)
     if not force and attempts and attempts[-1].status not in restart.FINAL and not resolved.fits(attempts[-1]):
         hooks.say(
-            f"{key}: {attempts[-1].run_id} was interrupted on other weights or another tokenizer; it is begun anew"
+            f"{key}: {attempts[-1].run_id} was interrupted on other weights or another tokenizer; starting from step 0"
         )
+
+    # The spec of the new attempt, with the finished trials of an interrupted search.
     _require_disk(attempts, resolved.data)
     folder = key.folder(resolved.data) / new_run_id(key.folder(resolved.data))
     spec = _spec(resolved, key, folder.name, resume, after)
@@ -134,16 +148,18 @@ def _next_attempt(
         spec = replace(spec, more={**spec.more, "searched": trials})
     if retimes:
         spec = replace(spec, more={**spec.more, "retimes": retimes})
+
+    # Only the checkpoint that the new attempt resumes from is kept.
     queue(folder, spec)
     restart.clear(attempts, keep=resume["run_id"] if resume else None)
     return _run(resolved, Attempt(key, folder), hooks)
 
 
 def _require_disk(attempts: Sequence[Attempt], data: DataRoot) -> None:
-    """A good row is not given up for an attempt that has less disk than the last one took for its checkpoints and its model.
+    """Refuse to replace a good row on too little disk.
 
     Raises:
-        DiskFullError: there is a good row, and less disk than that.
+        DiskFullError: there is a good row, and less free disk than its checkpoints or model took.
     """
     newest = cells.newest_that_counts(attempts)
     if newest and newest.status == "ok":
@@ -154,13 +170,13 @@ def _require_disk(attempts: Sequence[Attempt], data: DataRoot) -> None:
 
 
 def _run(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> Run:
-    """The attempt as a run."""
+    """The run that carries out the attempt."""
 
     spec, key = attempt.spec, attempt.key
 
     def check() -> None:
         trackers.require(spec.report_to)
-        # here, and not only when the trained model is evaluated
+        # Fail now rather than at the evaluation of the trained model.
         benchmarks.require(resolved.project.settings.evaluation.harness_tasks)
         require_divisible(spec.recipe, spec.sharding)
         if not resolved.plan(key).selected.train:
@@ -178,10 +194,10 @@ def _run(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> Run:
 
 
 def _fetch(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
-    """Bring the weights; where they were not here when the attempt was planned, its spec names now what they are.
+    """Fetch the weights. If they were missing when the attempt was planned, add their hash to its spec.
 
     Raises:
-        UsageError: they have changed since.
+        UsageError: the weights have changed since the plan.
     """
     key, spec = attempt.key, spec_in(attempt.folder)
     store.fetch(resolved.data, resolved.experiments, key.model, say=hooks.say)
@@ -189,18 +205,20 @@ def _fetch(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
     if planned == now or now is None:
         return
     if planned:
-        raise UsageError(f"the weights or the tokenizer of {key.model} changed while {key} waited: run the same again.")
+        raise UsageError(
+            f"the weights or the tokenizer of {key.model} changed while {key} waited: run the same command again."
+        )
     fingerprints = {**spec.fingerprints, "weights": now, "recipe": resolved.plan(key).fingerprints["recipe"]}
     replace(spec, fingerprints=fingerprints, resume=None).write(attempt.folder)
 
 
 def no_examples(project: Project, method: str) -> str:
-    """Why the method has nothing to train on, and what to do."""
+    """The message for a method without training examples: the reason and the remedy."""
     provider = project.selection_of(method).provider
     named = "sources.providers" if provider != project.experiments.local_provider else "sources.local_generator"
     return (
-        f"methods.{method}.data names provider {provider}, and no example of it is among those that profile {project.profile} "
-        f"trains on (languages: {project.selection.languages}): let it be asked (enabled, {named}), run "
+        f"methods.{method}.data names provider {provider}, but profile {project.profile} has no example of it to train on "
+        f"(languages: {project.selection.languages}): enable the provider and list it in {named}, run "
         f"`featherweight generate --provider {provider}`, then `featherweight clean`"
     )
 
@@ -227,7 +245,7 @@ def _spec(
 
 
 def _drop_superseded_models(data: DataRoot, finished: Attempt) -> None:
-    """Of one cell only the newest good model is kept; the other attempts keep their numbers."""
+    """Remove the models of a cell's older attempts; their numbers stay."""
     for attempt in cells.attempts(data, finished.key):
         if attempt.run_id < finished.run_id:
             shutil.rmtree(attempt.model_folder, ignore_errors=True)

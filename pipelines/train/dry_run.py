@@ -1,4 +1,4 @@
-"""One example as the trainer sees it, token by token, with what is learned, and the loss before the first step."""
+"""One example as the trainer sees it, token by token with its labels, and the loss before the first step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,8 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
     """Lines that show the first training example, its labels and ends, and its loss at step 0.
 
     Raises:
-        UsageError: nothing to train on. ValueError: tokens that would be learned wrongly.
+        UsageError: there is nothing to train on.
+        ValueError: the model would learn wrong tokens.
     """
     plan = resolved.plan(key)
     selected, recipe = plan.selected, dict(plan.recipe)
@@ -61,7 +62,7 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
 
 
 def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> tokenizing.TokenizedRecords:
-    """The examples of the first record that the template shows and that has no more tokens; of all where there is none."""
+    """The examples of the first record that the template shows and that fits `limit`; of all records if none does."""
     for record in records:
         tokenized = tokenizing.tokenize(form, [record], limit)
         if tokenized.examples:

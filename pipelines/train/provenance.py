@@ -1,4 +1,4 @@
-"""Where a saved model came from, by names that others know: never a folder of this machine."""
+"""The origin of a saved model, by public names: never a folder of this machine."""
 
 import json
 import re
@@ -24,8 +24,10 @@ CARD_RECIPE = (
 
 @dataclass(frozen=True)
 class Base:
-    """The model that was trained on: a repository of the hub and its commit, or a package and its version, or the name of a
-    folder alone; its licence by the hub's name for it, and where its terms stand."""
+    """The base model: a hub repository and its commit, a package and its version, or only the name of a folder.
+
+    `license` is the hub's name of its licence, and `license_link` the page with the terms.
+    """
 
     name: str
     revision: str | None = None
@@ -35,11 +37,11 @@ class Base:
 
 
 def base_of(folder: Path, licence: Mapping[str, str | None] | None = None) -> Base:
-    """What is known of the weights in `folder`, and of their licence by the model's record."""
+    """The base in `folder`, with the licence that the model's record names."""
     base = _whole_base_of(folder, licence)
     if not (layers := record_of_layers(folder)):
         return base
-    # An adapter of it does not fit what the hub has under the name
+    # An adapter for the shortened model does not fit the hub's model of that name.
     return replace(base, name=f"{base.name} without its layers {in_words(layers['dropped'])}", of_hub=False)
 
 
@@ -52,7 +54,8 @@ def _whole_base_of(folder: Path, licence: Mapping[str, str | None] | None) -> Ba
     if source.get("wheel"):
         parts = packages(source["wheel"], source["file"])
         names, versions = zip(*(package.split("==") for package, _ in parts), strict=True)
-        packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"  # not like a hub's name
+        # A phrase, so that nobody takes it for a hub repository.
+        packaged = f"{packaged_name(source['file'])} of the Python package {', '.join(names)}"
         return Base(packaged, ", ".join(dict.fromkeys(versions)), **known)
     if source.get("random"):
         return Base(f"random weights in the shape of {source['random']}", **known)
@@ -60,8 +63,10 @@ def _whole_base_of(folder: Path, licence: Mapping[str, str | None] | None) -> Ba
 
 
 def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was trained on: each source with its number of records, the most first. Of a generator's answers the source is the model
-    that gave them; a folder of this machine is named by its last part alone."""
+    """The sources of the training records with their counts, the largest first.
+
+    The source of generated records is the model that answered. A path on this machine appears by its last part alone.
+    """
     counts = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
     return [{"source": name, "generated": made, "records": n} for (name, made), n in counts.most_common()]
 
@@ -73,7 +78,7 @@ def _source_of(record: Mapping[str, Any]) -> str:
 
 
 def _without_folder(name: str) -> str:
-    """A name as others know it (`owner/name` of a hub); of a path on this machine its last part."""
+    """A hub name (`owner/name`) as it is; the last part of a path on this machine."""
     return name if _HUB_ID.match(name) and not Path(name).exists() else PurePath(name.replace("\\", "/")).name
 
 
@@ -87,16 +92,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 def name_base(adapter: Path, base: Base) -> None:
-    """Let an adapter's configuration name its base, where PEFT wrote the folder that it, and its tokenizer, were loaded from."""
+    """Put the base's public name into an adapter's configuration, where PEFT wrote local folders."""
     config = read_json(adapter / "adapter_config.json") or {}
     changes = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
-    if config.get("tokenizer_name_or_path"):  # of a prompt that began as words
+    # Prompt tuning that starts from words also names the tokenizer's folder.
+    if config.get("tokenizer_name_or_path"):
         changes["tokenizer_name_or_path"] = base.name
     write_json(adapter / "adapter_config.json", {**config, **changes})
 
 
 def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
-    """A model card for an adapter, in the place of PEFT's, which names a folder and leaves the rest to be filled in."""
+    """An adapter's model card. It replaces PEFT's, which names a local folder and is otherwise a blank form."""
     traits = traits_of(spec["recipe"])
     return "\n".join(
         [
@@ -113,7 +119,7 @@ def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str
 
 
 def terms(base: Base) -> str:
-    """The terms under which the weights may be passed on."""
+    """The terms for distributing the weights."""
     of_base = f"licence of the base model ({base.license_link})" if base.license_link else "licence of the base model"
     return f"The {of_base} and the terms of the data it was trained on apply."
 
@@ -127,7 +133,7 @@ def front_matter(
     relation: str,
     more: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What hubs read at the head of a card, as lines of YAML between two lines of dashes; `more` stands at its end."""
+    """The YAML front matter of a card, as lines between two lines of dashes; the fields of `more` come last."""
     from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
     fields = {
         "library_name": library,
@@ -151,13 +157,13 @@ def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any
 
 
 def in_code(value: Any) -> str:
-    """A value as code inside a table of Markdown: on one line, and nothing in it ends the code or the cell."""
+    """A value as code inside a Markdown table: one line, without characters that end the code or the cell."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     line = re.sub(r"[`|\s]+", " ", one_line(text, 2000)).strip()
     return f"`{line}`"
 
 
 def in_prose(text: str) -> str:
-    """Somebody's text as one paragraph of Markdown that reads as it was written: no markup, no HTML, no link of it works."""
+    """A foreign text as one Markdown paragraph that reads as written: its markup, HTML and links have no effect."""
     escaped = re.sub(r"([\\`*_\[\]<>|~&!])", r"\\\1", " ".join(one_line(text, 2000).split()))
     return re.sub(r"\A([#+=-])", r"\\\1", escaped)

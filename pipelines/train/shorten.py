@@ -1,7 +1,8 @@
 """Write a model without some of its layers. Run as a child: `python -m pipelines.train.shorten JSON`.
 
-Which layers go, where only their number is given, follows Gromov et al. 2024, "The Unreasonable Ineffectiveness of the Deeper
-Layers" (arXiv 2403.17887, section 3): the run of so many layers in a row whose input and output lie nearest to one another.
+If only the number of layers is given, the choice follows Gromov et al. 2024, "The Unreasonable Ineffectiveness of the
+Deeper Layers" (arXiv 2403.17887, section 3). It drops the run of that many consecutive layers whose input and output are
+closest to each other.
 """
 # ruff: noqa: TID253
 
@@ -35,11 +36,14 @@ from pipelines.train.trainer.templates import Unshown
 from pipelines.weights import shortened
 from pipelines.weights.shortened import Drop, Json
 
-MAX_TOKENS = 1024  # read of each record
-DIGITS = 6  # of a distance: other processors add in another order, and must choose the same layers
-# Of the checked logits, in shares of the largest
-TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2  # in float32, in a shorter format
+# Tokens read of each record.
+MAX_TOKENS = 1024
+# Digits of a distance. Rounding makes processors that sum in another order choose the same layers.
+DIGITS = 6
+# Tolerated differences of the checked logits, as shares of the largest: in float32 and in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
 PROBE_TOKENS = 24
+# Subfolder for the complete model's weights, if they had to be converted to safetensors.
 WHOLE = ".whole"
 INDEX = "model.safetensors.index.json"
 SOURCE = "angular distance (arXiv 2403.17887)"
@@ -47,8 +51,10 @@ SOURCE = "angular distance (arXiv 2403.17887)"
 
 @dataclass(frozen=True)
 class ShortenRequest:
-    """The folder of the model to shorten and of the one to be made, both whole paths; which layers go; the data root, and how the
-    model is asked (`prompt`, `template`)."""
+    """`parent` is the model to shorten, `folder` the new one, both absolute paths; `drop` names the layers to remove.
+
+    `root` is the data root. `recipe` holds the model's prompt format (`prompt`, `template`).
+    """
 
     parent: Path
     folder: Path
@@ -59,23 +65,24 @@ class ShortenRequest:
 
 @dataclass(frozen=True)
 class Stack:
-    """A model's blocks, one a layer, and the name that they have in it."""
+    """A model's blocks, one per layer, and the name of their list in the model."""
 
     name: str
     blocks: nn.ModuleList
 
 
 def shorten(request: ShortenRequest) -> None:
-    """Fill `folder` with the model of `parent` without those layers, and the record of them.
+    """Fill `folder` with the model of `parent` without those layers, and with the record of them.
 
     Raises:
-        UsageError: there are not so many layers, or there is no train record to choose them by.
-        UnavailableError: it is no model with one stack of blocks, or it computes something else without them.
+        UsageError: the model has too few layers, or there is no train record to choose them by.
+        UnavailableError: the model has no single stack of blocks, or the shortened one computes something else.
     """
     config = read_json(request.parent / "config.json") or {}
     layers = shortened.layers_of(config)
     shortened.dropped_from(layers, request.drop)
-    choice = _choose_layers(request)  # the whole model is gone by then
+    # The complete model is out of memory again when this returns.
+    choice = _choose_layers(request)
     weights = request.folder / WHOLE if (request.folder / WHOLE).exists() else request.parent
     remaining = [layer for layer in range(layers) if layer not in choice.dropped]
     _copy_small_files(request.parent, request.folder)
@@ -90,7 +97,7 @@ def shorten(request: ShortenRequest) -> None:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What the whole model says: which layers go and `why`, the name of its blocks, and its logits for `probe` without those."""
+    """The layers to drop and `why`, the name of the model's `stack`, and its logits for `probe` without those layers."""
 
     dropped: list[int]
     why: Json
@@ -100,7 +107,7 @@ class LayerChoice:
 
 
 def _choose_layers(request: ShortenRequest) -> LayerChoice:
-    """Ask the whole model; where its weights are in PyTorch's own format, they are in the folder WHOLE afterwards."""
+    """Run the complete model. Weights in PyTorch's own format are converted into the folder WHOLE."""
     model = _loaded(request.parent)
     stack = stack_of(model)
     if isinstance(request.drop, int):
@@ -116,7 +123,7 @@ def _choose_layers(request: ShortenRequest) -> LayerChoice:
 
 
 def _record(parent: Path, layers: int, remaining: Sequence[int]) -> Json:
-    """Layers by their numbers in the first model, also where that in `parent` was shortened before."""
+    """The record of layers, by their numbers in the original model, even if `parent` is already a shortened one."""
     parent_record = shortened.record_of_layers(parent) or {"of": layers, "left": list(range(layers))}
     numbers = [parent_record["left"][layer] for layer in remaining]
     return {
@@ -127,10 +134,10 @@ def _record(parent: Path, layers: int, remaining: Sequence[int]) -> Json:
 
 
 def _loaded(folder: Path) -> Any:
-    """The model on this machine's device, for one pass at a time; on a processor in float32, which holds every other format.
+    """The model on this machine's device, for inference; on a CPU in float32, which holds every other format exactly.
 
     Raises:
-        WorkError: the files lack weights of the model: random ones would stand there.
+        WorkError: the files lack weights of the model, and transformers would fill them with random values.
     """
     options: Json = {"dtype": "auto" if torch.cuda.is_available() else torch.float32, "trust_remote_code": False}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
@@ -141,7 +148,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def stack_of(model: Any) -> Stack:
-    """The blocks that a text goes through one after the other.
+    """The list of blocks that a text goes through, one after the other.
 
     Raises:
         UnavailableError: there is no such list of modules, or more than one.
@@ -151,14 +158,14 @@ def stack_of(model: Any) -> Stack:
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outer) != 1 or len({id(block) for block in lists[outer[0]]}) != layers:
         raise UnavailableError(
-            f"drop_layers: {type(model).__name__} has {len(outer)} stacks of {layers} blocks ({', '.join(outer) or 'none'}); "
-            "expected one. Only a model whose text goes through one stack of blocks can be shortened."
+            f"drop_layers: {type(model).__name__} has {len(outer)} stacks of {layers} blocks "
+            f"({', '.join(outer) or 'none'}); expected one. Only a model with a single stack of blocks can be shortened."
         )
     return Stack(outer[0], lists[outer[0]])
 
 
 def _nearest(model: Any, stack: Stack, request: ShortenRequest) -> Json:
-    """The first layer of the run whose input and output are nearest, and what that was found by."""
+    """The first layer of the run whose input and output are closest, with the distances and the data behind them."""
     assert isinstance(request.drop, int)
     selected = sample(DataRoot(request.root))
     form = PromptFormat.of(request.parent, request.recipe)
@@ -178,7 +185,7 @@ def _nearest(model: Any, stack: Stack, request: ShortenRequest) -> Json:
 
 
 def _texts(selected: Selected, form: PromptFormat, limit: int) -> Iterator[list[int]]:
-    """Each record as it would be trained on, up to where its end is predicted; of a longer one the beginning."""
+    """Each record's tokens as training shows them, up to the one that predicts the end; at most `limit` of them."""
     for record in selected.train:
         try:
             examples = form.tokenize(record)
@@ -192,7 +199,7 @@ def _texts(selected: Selected, form: PromptFormat, limit: int) -> Iterator[list[
 
 @torch.no_grad()
 def _states(model: Any, stack: Stack, ids: Sequence[int]) -> torch.Tensor:
-    """What goes into every block at the last token, and what comes out of the last one: (layers + 1, width), in float64."""
+    """The input of every block at the last token, and the output of the last block: (layers + 1, width), in float64."""
     states: list[torch.Tensor] = []
 
     def capture_input(_block: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
@@ -208,8 +215,8 @@ def _states(model: Any, stack: Stack, ids: Sequence[int]) -> torch.Tensor:
         model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     if len(states) != len(stack.blocks) + 1:
         raise UnavailableError(
-            f"drop_layers: {type(model).__name__} goes through {len(states) - 1} of its {len(stack.blocks)} blocks: it cannot be "
-            "shortened."
+            f"drop_layers: {type(model).__name__} runs {len(states) - 1} of its {len(stack.blocks)} blocks: "
+            "it cannot be shortened."
         )
     return torch.stack(states)
 
@@ -219,8 +226,10 @@ def _hidden(args: tuple[Any, ...], kwargs: Json) -> torch.Tensor:
 
 
 def run_distances(states: torch.Tensor, count: int) -> list[float]:
-    """For each run of `count` layers, by its first one, the mean of arccos(cos(input, output)) / π over the samples: equation 7 of
-    arXiv 2403.17887. `states`: (samples, layers + 1, width)."""
+    """The mean of arccos(cos(input, output)) / π over the samples, for each run of `count` layers, by its first layer.
+
+    This is equation 7 of arXiv 2403.17887. `states`: (samples, layers + 1, width).
+    """
     cosine = nn.functional.cosine_similarity(states[:, :-count], states[:, count:], dim=-1)
     distances = torch.arccos(cosine.clamp(-1, 1)) / math.pi
     return [round(distance, DIGITS) for distance in distances.mean(dim=0).tolist()]
@@ -228,7 +237,7 @@ def run_distances(states: torch.Tensor, count: int) -> list[float]:
 
 @contextmanager
 def passed_by(stack: Stack, dropped: Sequence[int]) -> Iterator[None]:
-    """Within it these blocks hand on what they are given."""
+    """Inside the context these blocks return their input unchanged."""
 
     def pass_on(_block: nn.Module, args: tuple[Any, ...], kwargs: Json, output: Any) -> Any:
         hidden = _hidden(args, kwargs)
@@ -241,21 +250,24 @@ def passed_by(stack: Stack, dropped: Sequence[int]) -> Iterator[None]:
 
 
 def _probe(model: Any) -> torch.Tensor:
-    """Tokens from all over the vocabulary: (1, PROBE_TOKENS)."""
+    """Tokens spread over the vocabulary: (1, PROBE_TOKENS)."""
     words = model.get_input_embeddings().num_embeddings
     return (torch.arange(PROBE_TOKENS) * 7919 % words)[None]
 
 
 @torch.no_grad()
 def logits_without(model: Any, stack: Stack, dropped: Sequence[int], ids: torch.Tensor) -> torch.Tensor:
-    """What the whole model says where its blocks `dropped` do nothing."""
+    """The logits of the complete model with its blocks `dropped` passing their input through."""
     with passed_by(stack, dropped):
         return model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
 
 
 def _require_same(folder: Path, probe: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raises UnavailableError where the model in `folder` says something else than the whole one whose dropped blocks do nothing:
-    a block may depend on its number, or on others."""
+    """Raises UnavailableError if the model in `folder` does not give the `expected` logits.
+
+    Those are the complete model's with its dropped blocks passed by. They differ if a block depends on its number or on
+    other blocks.
+    """
     try:
         model = _loaded(folder)
         logits = logits_without(model, stack_of(model), [], probe)
@@ -268,22 +280,27 @@ def _require_same(folder: Path, probe: torch.Tensor, expected: torch.Tensor) -> 
         fault = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
     if fault:
         raise UnavailableError(
-            f"drop_layers: a model of its architecture cannot be written without these layers, since its blocks depend on their "
-            f"place or on one another ({fault})"
+            f"drop_layers: a model of this architecture cannot be written without these layers, since its blocks depend "
+            f"on their place or on one another ({fault})"
         )
 
 
 def _other_kinds(folder: Path) -> str | None:
-    """What is wrong where transformers takes layers for others than the configuration says: some differ on long texts alone."""
+    """The per-layer fields that transformers reads differently from the configuration; None if it reads them all alike.
+
+    Some kinds of layers differ only on long texts, so the logits alone do not show the fault.
+    """
     fields = shortened.per_layer(read_json(folder / "config.json") or {})
     loaded_fields = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True).to_dict()
     differing = [name for name, kinds in fields.items() if loaded_fields.get(name) != kinds]
-    return f"transformers reads other {', '.join(differing)} than were written" if differing else None
+    return f"transformers reads other values of {', '.join(differing)} than were written" if differing else None
 
 
 def _with_layer_lists(parent: Path, config: Json) -> Json:
-    """The configuration with what each layer is like spelled out, where it says that by a rule (every sixth layer is another): of
-    fewer layers the rule would say something else."""
+    """The configuration with every per-layer field spelled out as a list.
+
+    A rule such as "every sixth layer is of another kind" would mean something else for fewer layers.
+    """
     loaded_fields = AutoConfig.from_pretrained(parent, trust_remote_code=False).get_text_config(decoder=True).to_dict()
     fields = shortened.per_layer(loaded_fields)
     if shortened.described(config) is config:
@@ -292,7 +309,7 @@ def _with_layer_lists(parent: Path, config: Json) -> Json:
 
 
 def _copy_small_files(parent: Path, folder: Path) -> None:
-    """Tokenizer, templates and generation settings: all but what holds or describes weights."""
+    """Copy tokenizer, templates and generation settings: everything except weights and their index."""
     for path in parent.iterdir():
         holds_weights = path.suffix in (".safetensors", ".bin", ".gguf") or path.name.endswith(".index.json")
         if path.is_file() and not path.name.startswith(".") and not holds_weights:
@@ -302,11 +319,12 @@ def _copy_small_files(parent: Path, folder: Path) -> None:
 
 
 def write_weights(parent: Path, folder: Path, stack: str, remaining: Sequence[int]) -> None:
-    """The weights of the folder `parent` as they are, a file at a time, without those of layers that are not `left`; those that are
-    get names that count from 0.
+    """Copy the weights of `parent` unchanged, one file at a time, without those of dropped layers.
+
+    `remaining` are the other layers; in the names of their weights they count from 0.
 
     Raises:
-        UnavailableError: the files name the blocks otherwise than the model does.
+        UnavailableError: the files name the blocks differently from the model.
     """
     files = _weight_files(parent)
     names = {name for file in files for name in _names(file)}
@@ -340,8 +358,10 @@ def _names(file: Path) -> list[str]:
 
 
 def _renaming(names: set[str], stack: str, remaining: Sequence[int]) -> Callable[[str], str | None]:
-    """The new name of a weight; None where it belongs to a layer that goes. Files may leave out the first parts of a module's name,
-    as GPT-2's do (`h.0…` of `transformer.h.0…`)."""
+    """A function from a weight's name to its new one, or to None if its layer is dropped.
+
+    Files may omit the first parts of a module's name, as GPT-2's do (`h.0…` for `transformer.h.0…`).
+    """
     parts, places = stack.split("."), {old: new for new, old in enumerate(remaining)}
     for start in range(len(parts)):
         pattern = re.compile(rf"({re.escape('.'.join(parts[start:]))}\.)(\d+)(\..+)")
@@ -356,7 +376,7 @@ def _renaming(names: set[str], stack: str, remaining: Sequence[int]) -> Callable
             return f"{before}{places[int(layer)]}{after}" if int(layer) in places else None
 
         return renamed
-    raise UnavailableError(f"drop_layers: no weight in the files belongs to {stack}, where the model has its blocks.")
+    raise UnavailableError(f"drop_layers: no weight in the files belongs to {stack}, the model's list of blocks.")
 
 
 def main() -> None:
