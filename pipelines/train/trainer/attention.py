@@ -1,8 +1,8 @@
-"""Causal attention without a look at the positions: on a card that look makes the host wait in every forward pass.
+"""Causal attention that never reads the positions: on a card that read makes the host wait in every forward pass.
 
-transformers reads the positions back to see whether a row holds several texts, and builds a mask where it does. Our rows hold one
-text each and are padded on the right, so a causal mask is enough and PyTorch's own flag says it. transformers makes no mask for an
-attention function that has none registered, so ours is its own function under another name.
+transformers reads the positions back to see whether a row holds several texts, and builds a mask if it does. Our rows
+hold one text each and are padded on the right, so PyTorch's own causal flag is enough. transformers builds no mask for an
+attention function that has no mask function registered. So we register its own function under another name.
 """
 # ruff: noqa: TID253
 
@@ -20,8 +20,11 @@ NAME = "featherweight_causal"
 
 @contextmanager
 def causal(model: Any, device: torch.device) -> Iterator[None]:
-    """While open, `model` (which may stand in DeepSpeed's engine) attends so on a card, where that is the same. On a CPU the look
-    costs nothing. What a checkpoint computes again later runs the same function by its usual name."""
+    """Inside the context `model` attends so on a card, if the result is the same. On a CPU the read costs nothing.
+
+    `model` may be inside DeepSpeed's engine. Gradient checkpointing recomputes after the context has closed, with the
+    same function under its usual name.
+    """
     inner = getattr(model, "module", model)
     config = inner.config
     if device.type == "cpu" or not needs_no_mask(config) or puts_keys_before(inner):
@@ -37,9 +40,12 @@ def causal(model: Any, device: torch.device) -> Iterator[None]:
 
 
 def needs_no_mask(config: Any) -> bool:
-    """Whether in all layers a token sees every token before it, and that is all of the mask: no sliding window, nothing seen in
-    both directions, in an architecture that is known to be so."""
-    config = config.get_text_config()  # of a model with eyes: what decides stands there
+    """Whether the mask of every layer is plainly causal, in an architecture that is known to work so.
+
+    That excludes a sliding window and attention in both directions.
+    """
+    # A vision model describes its text layers in a configuration of their own.
+    config = config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     sees_all = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     both_ways = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
@@ -48,8 +54,10 @@ def needs_no_mask(config: Any) -> bool:
 
 
 def puts_keys_before(model: Any) -> bool:
-    """Whether an adapter of PEFT's puts keys of its own before those of the text (prefix tuning). Every token sees them; a causal
-    flag would hide from a token as many of the text's as there are."""
+    """Whether a PEFT adapter puts keys of its own before those of the text (prefix tuning).
+
+    Every token sees these keys. A causal flag would hide as many of the text's own keys from each token.
+    """
     configs = getattr(model, "peft_config", None) or {}
     return any(getattr(config, "is_prompt_learning", False) for config in configs.values())
 

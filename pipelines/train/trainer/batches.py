@@ -1,5 +1,7 @@
-"""Which examples make one optimizer step, and how a step is cut into micro-batches. The first is the same for every
-method, so that rows compare; the second only decides memory and speed."""
+"""The examples of each optimizer step, and the cut of a step into micro-batches.
+
+The steps are the same for every method, so that rows compare. The micro-batches only decide memory and speed.
+"""
 
 import hashlib
 import math
@@ -11,11 +13,12 @@ from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.fast_paths import ARCHITECTURES, UNKNOWN
 
-FLOATS_PER_WIDTH = 30  # numbers that a decoder layer keeps for the backward pass, per token and unit of width (roughly)
+# Roughly, the numbers that a decoder layer keeps for the backward pass, per token and unit of width.
+FLOATS_PER_WIDTH = 30
 
 
 def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: int) -> list[list[Tokenized]]:
-    """The examples of each optimizer step: shuffled anew each epoch, `per_step` at a time, the last step the rest."""
+    """The examples of each optimizer step: every epoch shuffles anew; the last step takes the rest."""
     total = max(1, math.ceil(len(examples) * epochs))
     order: list[Tokenized] = []
     for epoch in range(math.ceil(epochs)):
@@ -27,7 +30,7 @@ def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: 
 
 
 def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokenized], list[Tokenized]]:
-    """`examples` without a slice, and that slice: `share` of them, at least one, chosen by their ids alone."""
+    """`examples` without a slice, and the slice: `share` of them, at least one, chosen by their ids alone."""
     ranked = sorted(examples, key=lambda e: hashlib.sha256(f"held back/{e.example_id}".encode()).digest())
     count = max(1, round(share * len(ranked)))
     held_ids = {example.example_id for example in ranked[:count]}
@@ -35,8 +38,10 @@ def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokeniz
 
 
 def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: int = 0) -> list[list[Tokenized]]:
-    """`examples` by length, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`; an
-    example longer than that goes alone. An adapter's `virtual` tokens before each row count, too."""
+    """`examples`, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`.
+
+    A longer example goes alone. An adapter's `virtual` tokens before each row count, too.
+    """
     groups: list[list[Tokenized]] = []
     for example in sorted(examples, key=lambda e: (-len(e), e.name)):
         if groups and (len(groups[-1]) + 1) * (len(groups[-1][0]) + virtual) <= max_tokens:
@@ -49,8 +54,11 @@ def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: in
 def split_by_rank(
     examples: Sequence[Tokenized], *, max_tokens: int, ranks: int, virtual: int = 0
 ) -> list[list[list[Tokenized]]]:
-    """The micro-batches of each of `ranks` processes, which together hold every example once: longest first, each goes to the
-    process with the fewest tokens so far. One process gets `micro_batches`; of more than there are examples some get none."""
+    """The micro-batches of each of `ranks` processes, which together hold every example once.
+
+    Each example, longest first, goes to the process with the fewest tokens so far. A single process gets
+    `micro_batches`. If there are more processes than examples, some get nothing.
+    """
     shares: list[list[Tokenized]] = [[] for _ in range(ranks)]
     token_counts = [0] * ranks
     for example in sorted(examples, key=lambda e: (-len(e), e.name)):
@@ -63,8 +71,11 @@ def split_by_rank(
 def heaviest(
     plan: Sequence[Sequence[Tokenized]], config: Any, recipe: Mapping[str, Any], *, ranks: int = 1
 ) -> list[list[Tokenized]]:
-    """The micro-batches of the optimizer step that needs the most memory in `plan`, on any of `ranks`: the heaviest first
-    micro-batch of a step and, where steps accumulate, the heaviest later one, which runs beside the gradients of the first."""
+    """The micro-batches that need the most memory in `plan`, on any of `ranks`.
+
+    These are the heaviest first micro-batch of a step and, if steps accumulate, the heaviest later one: the gradients of
+    the first lie in memory beside it.
+    """
     virtual = traits_of(recipe).virtual_tokens
     split_steps = [
         split_by_rank(step, max_tokens=recipe["micro_batch_tokens"], ranks=ranks, virtual=virtual) for step in plan
@@ -73,7 +84,7 @@ def heaviest(
     first, later = [part[0] for part in parts], [batch for part in parts for batch in part[1:]]
 
     def weight(batch: Sequence[Tokenized]) -> tuple[int, int]:
-        """Numbers kept for the backward pass; of equal ones, the tokens learned."""
+        """The numbers kept for the backward pass; equal ones rank by their learned tokens."""
         learned = sum(example.learned for example in batch)
         return kept_numbers(len(batch) * (len(batch[0]) + virtual), learned, config, recipe), learned
 
@@ -81,8 +92,10 @@ def heaviest(
 
 
 def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, Any]) -> int:
-    """About how many numbers a micro-batch of so many padded tokens keeps. Logits count where they are made whole, not a piece at
-    a time: they, their log-softmax and their gradient."""
+    """Roughly, the numbers that a micro-batch of `tokens` padded tokens keeps for the backward pass.
+
+    Logits, their log-softmax and their gradient count only if the architecture has no head that runs piece by piece.
+    """
     layers = config.num_hidden_layers
     per_width = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
     in_pieces = ARCHITECTURES.get(config.model_type, UNKNOWN).head
@@ -90,8 +103,10 @@ def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, An
 
 
 def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:
-    """`max_tokens` halved, as often as it takes to cut `plan` into smaller micro-batches, but no less than the longest example,
-    which then goes alone; None where all micro-batches are as small as that."""
+    """`max_tokens`, halved until it cuts `plan` into smaller micro-batches, but at least the longest example.
+
+    None if no micro-batch of `plan` is larger than the longest example.
+    """
     parts = [part for step in plan for part in split_by_rank(step, max_tokens=max_tokens, ranks=ranks, virtual=virtual)]
     largest = max(len(batch) * (len(batch[0]) + virtual) for part in parts for batch in part)
     longest = max(len(example) + virtual for step in plan for example in step)

@@ -1,12 +1,12 @@
-"""A run's whole state between two optimizer steps, on disk: whole or absent, and without pickle.
+"""A run's complete state between two optimizer steps, on disk: complete or absent, and without pickle.
 
-Tensors (weights that train, the optimizer's, random states) are safetensors; numbers, batch order and measured sums JSON.
-Going on from one gives the same bits as never having stopped, on the same machine with as many threads and ranks. Of several
-ranks the first writes what all hold alike; each other writes, beside it, its own random states and, where weights are sharded, its
-part of weights and optimizer states.
+Tensors (trainable weights, optimizer states, random states) are stored as safetensors; numbers, batch order and measured
+sums as JSON. A run that resumes gives the same bits as one that never stopped, on the same machine with the same number
+of threads and ranks. The first rank writes the state that all ranks share. Every other rank writes its own random states
+beside it and, if weights are sharded, its shards of weights and optimizer states.
 
-Where early stopping keeps the best step's weights, they lie beside the checkpoints, in a folder of their own, and each checkpoint
-links the file: a better step may replace the folder, and what a checkpoint says of the best step still holds.
+With early stopping the best step's weights have a folder of their own beside the checkpoints. Each checkpoint links that
+file, so it keeps its own best weights when a better step replaces the folder.
 """
 # ruff: noqa: TID253
 
@@ -34,7 +34,8 @@ from pipelines.train.trainer.tensor_file import save_file
 
 Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
-BEST_FOLDER = ".best"  # of the best step's weights, without its number
+# The folder of the best step's weights, without the step's number.
+BEST_FOLDER = ".best"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Random:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
 ) -> tuple[Tensors, dict[str, Json]]:
-    """What the optimizer remembers of each parameter, by the parameter's place: tensors as `<place>/<name>`, numbers apart."""
+    """The optimizer's state by the parameter's position: tensors as `<position>/<name>`, and numbers separately."""
     tensors: Tensors = {}
     numbers: dict[str, Json] = {}
     for place, parameter in enumerate(parameters):
@@ -88,7 +89,7 @@ def set_optimizer_state(
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Json],
 ) -> None:
-    """Give `optimizer` what `optimizer_state` made; paged memory keeps its place and gets new content."""
+    """Restore what `optimizer_state` returned. Paged memory stays where it is and gets new content."""
     if paged.is_paged(optimizer):
         paged.make_room(optimizer)
     for place, values in numbers.items():
@@ -100,7 +101,7 @@ def set_optimizer_state(
         if paged.is_page(current):
             current.copy_(value)
             continue
-        # all lies beside its parameter, also the fused kernel's step counter, which is whole on every rank
+        # Every state lies on its parameter's device. The fused kernel's step counter is never sharded.
         placed = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
         optimizer.state[parameter][name] = placed
 
@@ -113,11 +114,12 @@ def write(
     ranks: Ranks | None = None,
     best: Path | None = None,
 ) -> Path:
-    """Make `checkpoints/step-<step>/` of the attempt's folder and remove those before it. `best` is what `write_best` made, if
-    anything. All of `ranks` call this together.
+    """Write `checkpoints/step-<step>/` in the attempt's folder and remove the older ones.
+
+    `best` is the folder that `write_best` returned, if it has run. All of `ranks` call this together.
 
     Raises:
-        DiskFullError: what was written of it is removed again.
+        DiskFullError: the disk is full; the incomplete checkpoint is removed.
     """
     ranks = ranks or Ranks()
     final = attempt / FOLDER / f"step-{step:08}"
@@ -138,11 +140,12 @@ def write(
 
 
 def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ranks: Ranks) -> Path:
-    """Keep the weights of the best step so far in place of those of the one before it; returns their folder. All of `ranks` call
-    this together, with {} where another rank's file holds theirs.
+    """Write the best step's weights in place of the previous best ones; returns their folder.
+
+    All of `ranks` call this together, with {} if another rank's file holds their weights.
 
     Raises:
-        DiskFullError: what was written of it is removed again.
+        DiskFullError: the disk is full; the incomplete folder is removed.
     """
     final = _best_folder(attempt, step)
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
@@ -159,7 +162,7 @@ def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ra
 
 
 def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Path:
-    """The best step's weights of the checkpoint `earlier`, as if `write_best` had made them in `attempt`."""
+    """Bring the best step's weights from the checkpoint `earlier` into `attempt`, as `write_best` would write them."""
     final = _best_folder(attempt, step)
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
         _link(earlier / rank_file(BEST, ranks.rank), partial / rank_file(TENSORS, ranks.rank))
@@ -173,10 +176,10 @@ def _best_folder(attempt: Path, step: int) -> Path:
 
 @contextmanager
 def _whole_or_absent(final: Path, what: str, ranks: Ranks) -> Iterator[Path]:
-    """A folder for all of `ranks` to write into, which is renamed to `final` once each of them has.
+    """A folder that all of `ranks` write into; it gets the name `final` when all have finished.
 
     Raises:
-        DiskFullError: `what` could not be written.
+        DiskFullError: the disk is too full for `what`.
     """
     partial = final.with_name(f".{final.name.removeprefix('.')}.partial")
     try:
@@ -188,7 +191,8 @@ def _whole_or_absent(final: Path, what: str, ranks: Ranks) -> Iterator[Path]:
         ranks.wait()
         if ranks.rank == 0:
             _flush(partial)
-            shutil.rmtree(final, ignore_errors=True)  # of a run that goes on and was stopped again before its next step
+            # A resumed run that stops again before its next step writes the same step once more.
+            shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _flush(final.parent)
     except Exception as error:
@@ -199,7 +203,7 @@ def _whole_or_absent(final: Path, what: str, ranks: Ranks) -> Iterator[Path]:
 
 
 def _link(file: Path, name: Path) -> None:
-    """Give `file`, where there is one, another name: on a file system without links a copy."""
+    """Link `file`, if it exists, as `name`; a file system without links gets a copy."""
     if not file.exists():
         return
     try:
@@ -209,26 +213,26 @@ def _link(file: Path, name: Path) -> None:
 
 
 def rank_file(name: str, rank: int) -> str:
-    """The file `name` of the first rank, or its like of another."""
+    """The file name of that rank: `name` for the first one, `rank-<rank>.<name>` for the others."""
     return f"rank-{rank}.{name}" if rank else name
 
 
 def read_state(checkpoint: Path, rank: int = 0) -> Json:
     state = read_json(checkpoint / rank_file(STATE, rank))
     if state is None:
-        raise ValueError(f"{checkpoint} is no whole checkpoint: remove it, then run again")
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: remove it, then run again")
     return state
 
 
 def read_tensors(checkpoint: Path, group: str, rank: int = 0) -> Tensors:
-    """The tensors whose names begin with `group`/, by the rest of their names."""
+    """The tensors whose names begin with `group`/, keyed by the rest of their names."""
     with safe_open(checkpoint / rank_file(TENSORS, rank), "pt") as file:
         names = [name for name in file.keys() if name.startswith(f"{group}/")]  # noqa: SIM118
         return {name.removeprefix(f"{group}/"): file.get_tensor(name) for name in names}
 
 
 def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter], rank: int = 0) -> None:
-    """Put the checkpoint's weights into the parameters, one at a time, so that no second set of them is in memory."""
+    """Copy the checkpoint's weights into the parameters one at a time, so memory never holds two sets of them."""
     with safe_open(checkpoint / rank_file(TENSORS, rank), "pt") as file, torch.no_grad():
         for name, parameter in named.items():
             local_part(parameter).copy_(file.get_tensor(f"weights/{name}"))
@@ -241,8 +245,10 @@ def read_curve(checkpoint: Path) -> list[Json]:
 
 
 def size(named: Mapping[str, torch.nn.Parameter], recipe: Mapping[str, Any]) -> int:
-    """Bytes of a checkpoint: the weights that train and Adam's two states, each as large or (8-bit) a byte an element and a
-    float32 for every 256 of them; where ranks move, two more as large."""
+    """The bytes of a checkpoint: trainable weights, Adam's two states, and AdaLoRA's two states if ranks move.
+
+    Each state is as large as the weights. An 8-bit state takes one byte per element and a float32 per 256 elements.
+    """
     weights = sum(p.numel() * p.element_size() for p in named.values())
     elements = sum(p.numel() for p in named.values())
     in_8_bits = recipe["optimizer"].endswith("8bit")
@@ -251,7 +257,7 @@ def size(named: Mapping[str, torch.nn.Parameter], recipe: Mapping[str, Any]) -> 
 
 
 def _local(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """What of each of `tensors` this rank holds."""
+    """This rank's part of each of `tensors`."""
     return {name: local_part(tensor).detach() for name, tensor in tensors.items()}
 
 

@@ -19,19 +19,21 @@ from pipelines.settings.methods import traits_of
 from pipelines.train import provenance
 from pipelines.train.trainer.devices.ranks import draw_apart, join, leave
 
-CHECKED = 64  # records whose learned text is compared with their answer before training
+# Before training, this many records' learned texts are compared with their answers.
+CHECKED = 64
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What of the selected examples fits max_length, as tokens."""
+    """The selected examples that fit max_length, as tokens."""
 
     train: list[Any]
     held_out: list[Any]
 
 
 def train_cell(worker: Worker) -> None:
-    """Load, train, save; every phase is timed and every number reported as it becomes known."""
+    """Load, train and save. Every phase is timed, and every number is reported as soon as it is known."""
+    # Load first: a method that trains nothing ends here.
     ranks = join(worker.spec.get("sharding", "none"))
     model = load(worker, whole=not ranks.sharded)
     if not traits_of(worker.spec["recipe"]).trains:
@@ -41,11 +43,14 @@ def train_cell(worker: Worker) -> None:
     from pipelines.train.trainer.loop import Trainer
     from pipelines.train.trainer.pace import curve_sample
 
+    # Tokenize, finish the adapter's first weights, and shard the model.
     recipe, tokens = worker.spec["recipe"], tokenize(worker, model)
     begin_from_texts(worker, model, tokens)
     draw_apart(ranks, worker.spec["seed"])
     if ranks.sharding == "fsdp":
         sharding.shard(model, loading.device())
+
+    # The trainer, the checkpoint to resume from, and the slice that early stopping holds back.
     check = _first_words(model, recipe, tokens) if not ranks.sharded else None
     trainer = Trainer(worker, model, recipe, loading.device(), ranks)
     earlier = _earlier(worker)
@@ -56,6 +61,8 @@ def train_cell(worker: Worker) -> None:
             raise ValueError(
                 "early_stop_patience holds back a slice of the training examples, and there is only one: bring more"
             )
+
+    # Probe, search a learning rate, train.
     worker.measure(train_examples=len(train), validation_examples=len(validation))
     trainer.prepare(train, earlier, validation=validation)
     worker.phase("train")
@@ -67,6 +74,7 @@ def train_cell(worker: Worker) -> None:
         )
     trainer.train(sample, validation)
 
+    # Every rank takes part in gathering sharded weights; the first one writes the model.
     worker.phase("save")
     full_weights = trainer.zero.weights(trainer.named) if trainer.zero else None
     if ranks.sharding == "fsdp":
@@ -77,8 +85,11 @@ def train_cell(worker: Worker) -> None:
 
 
 def load(worker: Worker, *, whole: bool = True) -> Any:
-    """The spec's model on this machine's device (not `whole`: on the CPU, to be sharded from there), with its adapter where it gets
-    one; what that took is measured."""
+    """The spec's model on this machine's device, with its adapter if the method has one; time and memory are measured.
+
+    If not `whole`, the model stays on the CPU, to be sharded from there.
+    """
+    # Imports count as a phase of their own.
     clock = Stopwatch()
     import torch
 
@@ -94,27 +105,33 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
     traits = traits_of(recipe)
     torch.manual_seed(spec["seed"])
     worker.measure(import_seconds=clock.lap())
+
+    # The base, and how long its quantization took.
     folder = worker.root / spec["weights"]
     with quantizing.watched(quantizes=bool(recipe["quantization"])) as quantized:
         model = loading.load_model(folder, recipe, on_device=whole)
     worker.measure(**quantized.measured(clock.lap()))
+
+    # The adapter.
     if traits.has_adapter:
         with _adapter_start(worker):
             model = loading.add_adapter(model, recipe)
         if shared := loading.adapted_and_shared(model):
             worker.say(
-                f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: an export "
-                "gives it weights of its own, and is larger by those"
+                f"{shared[0].removeprefix('base_model.model.')} has an adapter and shares the embedding's weights: "
+                "an export gives it weights of its own and is larger by those"
             )
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if traits.has_adapter:
         peft_adapter.require_trainable(model, recipe, model.config.vocab_size)
+
+    # What this model computes in which way, for the log and the row.
     paths = fast_paths.active(model, in_float32=compute_dtype(recipe) is None)
     if "head" not in paths and traits.trains:
         worker.say(
-            f"{model.config.model_type}: its logits are made whole, not piece by piece, which takes memory and time "
-            "(pipelines/train/trainer/fast_paths.py lists what is known to be the same)"
+            f"{model.config.model_type}: all its logits are computed at once, not piece by piece, which takes memory and "
+            "time (pipelines/train/trainer/fast_paths.py lists the architectures with a tested fast path)"
         )
     _measure_parameters(worker, model)
     config = model.config
@@ -130,7 +147,7 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
 
 
 def _measure_parameters(worker: Worker, model: Any) -> None:
-    """Of how many parameters `model` is made, how many of them train, and by which fast paths, as it is now."""
+    """Report the numbers of all and of trainable parameters, and the fast paths of `model` as it is now."""
     from pipelines.train.trainer import fast_paths, loading
     from pipelines.train.trainer.precision import compute_dtype
 
@@ -145,10 +162,10 @@ def _measure_parameters(worker: Worker, model: Any) -> None:
 
 
 def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
-    """Where the adapter's first weights come from training texts: compute them; what that took is measured, and counts as loading.
+    """Compute the adapter's first weights from training texts, if its method does so; this counts as loading.
 
     Raises:
-        UnavailableError: it cannot be done with these examples or settings.
+        UnavailableError: the method cannot start from these examples or settings.
     """
     recipe = worker.spec["recipe"]
     if not traits_of(recipe).starts_from_texts:
@@ -164,8 +181,11 @@ def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
 
 @contextmanager
 def _adapter_start(worker: Worker) -> Iterator[None]:
-    """What happens inside makes the first weights of an adapter by PEFT's own settings, which may decompose the base's weights or
-    what it makes of texts: the seconds are a column, and the peak is one of loading's."""
+    """Measure how an adapter with PEFT's own settings gets its first weights.
+
+    Such settings may decompose the base's weights or its activations. The seconds are a column of their own, and the
+    peak counts as one of loading.
+    """
     from pipelines.train.trainer.measure.memory import HOST, peak_bytes, peak_resident_bytes, reset_peaks
 
     clock, measured = Stopwatch(), worker.report["measured"]
@@ -182,10 +202,10 @@ def _adapter_start(worker: Worker) -> Iterator[None]:
 
 
 def tokenize(worker: Worker, model: Any) -> Tokens:
-    """The selected examples as tokens, those that fit max_length and the model.
+    """The selected examples as tokens, without those that exceed max_length or the model's window.
 
     Raises:
-        ValueError: tokens that would be learned wrongly.
+        ValueError: the model would learn wrong tokens.
     """
     from pipelines.clean.select import Selection, select
     from pipelines.train.trainer import checks, tokenizing
@@ -193,7 +213,8 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     from pipelines.train.trainer.prompts import DAY_BY_DAY, PromptFormat
 
     spec, recipe = worker.spec, worker.spec["recipe"]
-    with memory_unlimited():  # Arrow's and DuckDB's threads
+    # The threads of Arrow and DuckDB reserve more address space than the memory budget allows.
+    with memory_unlimited():
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     form = PromptFormat.of(worker.root / spec["weights"], recipe)
     limit = longest(recipe["max_length"], model.config, virtual := traits_of(recipe).virtual_tokens)
@@ -204,11 +225,15 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
         )
     if form.tells_the_day:
         worker.say(DAY_BY_DAY.format(spec["model"]))
+
+    # The tokenizer itself, then the records as tokens.
     recorded = spec.get("tokens") or {}
     checks.tokenizer_is_as_recorded(form, recorded)
     checks.end_stops_generation(form, recorded)
     train = tokenizing.tokenize(form, selected.train, limit, turns=recipe.get("turns", "all"))
     held_out = tokenizing.tokenize(form, selected.eval, limit)
+
+    # How many records are left out, for the row and the log.
     worker.measure(
         truncated_share=train.too_long / train.records,
         unshown_share=train.unshown_share,
@@ -219,6 +244,8 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
         worker.measure(training_data=json.dumps(provenance.data_of(selected.train), ensure_ascii=False))
     for line in (*train.in_words("training"), *held_out.in_words("evaluation")):
         worker.say(line)
+
+    # Refuse data that would train the wrong thing.
     checks.something_is_shown(train, held_out)
     for tokenized, what in ((train, "training"), (held_out, "evaluation")):
         checks.enough_is_left(tokenized, what, max_length=recipe["max_length"])
@@ -228,7 +255,7 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
 
 
 def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> tuple[list[int], list[float]] | None:
-    """A text, and what is said of it before training; None where what is saved is known to be what was trained."""
+    """A text and its losses before training, for the check of the saved adapter; None for kinds that need no check."""
     from pipelines.train.trainer import peft_adapter
 
     if not traits_of(recipe).has_adapter or traits_of(recipe).is_short:
@@ -238,7 +265,10 @@ def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> tuple[li
 
 
 def _earlier(worker: Worker) -> Path | None:
-    """The checkpoint to go on from; one that other package versions wrote would not end in the same bits."""
+    """The checkpoint to resume from, if there is one.
+
+    One that other package versions wrote is ignored, since the run would not end in the same bits.
+    """
     from pipelines.train.trainer import checkpoint
 
     resume = worker.spec.get("resume")
@@ -248,7 +278,7 @@ def _earlier(worker: Worker) -> Path | None:
     if not (folder / checkpoints.STATE).exists():
         return None
     if (made_by := checkpoint.read_state(folder)["versions"]) != worker.report["versions"]:
-        worker.say(f"starting anew: the checkpoint was made by {made_by}, installed are {worker.report['versions']}")
+        worker.say(f"starting over: the checkpoint is by {made_by}, installed are {worker.report['versions']}")
         return None
     measured, peaks = worker.report["measured"], resume["peaks"]
     worker.measure(
@@ -259,8 +289,11 @@ def _earlier(worker: Worker) -> Path | None:
 
 
 def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
-    """Raises DiskFullError unless checkpoints (the next is written before the last one goes) and the trained model will fit. Where
-    the best step's weights are kept, those that the last checkpoint links and those of a better step since may both be there."""
+    """Raises DiskFullError unless the checkpoints and the trained model will fit on the disk.
+
+    The next checkpoint is written before the last one goes. With early stopping there may be two sets of best weights:
+    those that the last checkpoint links, and those of a better step since.
+    """
     from pipelines.train.trainer import checkpoint
 
     checkpoint_bytes = checkpoint.size(trainer.named, worker.spec["recipe"])
@@ -278,12 +311,13 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
 def _save(
     worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: tuple[list[int], list[float]] | None
 ) -> None:
-    """Write the model under another name and rename it, so that a kill leaves no half of one; of a sharded one `weights` are all.
-    A model whose every weight was trained is written in the format that it computes in, not in its master weights'. What an
-    adapter says of the text of `check` is noted beside it.
+    """Write the model under a temporary name and rename it, so that a killed process leaves no incomplete model.
+
+    `weights` are all weights of a sharded model. A fully trained model is written in the format that it computes in, not
+    as float32 master weights. The losses of an adapter on the text of `check` are written beside it.
 
     Raises:
-        DiskFullError: what was written of it is removed again.
+        DiskFullError: the disk is full; the incomplete model is removed.
     """
     from pipelines.train.trainer import loading, moving_ranks, peft_adapter, tensor_file
     from pipelines.train.trainer.precision import result_dtype
@@ -291,6 +325,7 @@ def _save(
     recipe, traits = worker.spec["recipe"], traits_of(worker.spec["recipe"])
     partial = worker.folder / ".model.partial"
     try:
+        # Weights, in the format of the result.
         if traits.trains_all and weights is None:
             model.to(result_dtype(recipe))
         elif traits.trains_all:
@@ -298,6 +333,8 @@ def _save(
         moving_ranks.settle(model)
         with tensor_file.used_by_transformers():
             model.save_pretrained(partial, **({} if weights is None else {"state_dict": weights}))
+
+        # A full model gets its tokenizer; an adapter gets its base's name, its check and its card.
         if traits.trains_all:
             if weights is not None:
                 name_format(partial, result_dtype(recipe))
@@ -308,7 +345,8 @@ def _save(
             provenance.name_base(partial, base)
             if check:
                 peft_adapter.write_check(model, check, partial)
-            rate = worker.report["measured"].get("learning_rate", recipe["learning_rate"])  # of several, the chosen one
+            # The rate that a search has chosen, else the recipe's.
+            rate = worker.report["measured"].get("learning_rate", recipe["learning_rate"])
             card_spec = {**worker.spec, "recipe": {**recipe, "learning_rate": rate}}
             (partial / "README.md").write_text(provenance.adapter_card(card_spec, base, data), encoding="utf-8")
     except Exception as error:
@@ -322,7 +360,7 @@ def _save(
 
 
 def in_format(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """`weights` as `dtype`; tied ones stay one tensor. Whole numbers, which a buffer may hold, stay what they are."""
+    """`weights` as `dtype`. Tied weights stay one tensor; integer buffers keep their type."""
     converted: dict[tuple[int, Any], Any] = {}
     for tensor in weights.values():
         place = tensor.data_ptr(), tensor.shape
@@ -332,8 +370,10 @@ def in_format(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
 
 
 def name_format(folder: Path, dtype: Any) -> None:
-    """Let a written model's configuration name the format of its weights; of a sharded model transformers names that of the master
-    weights."""
+    """Write the weights' format into a saved model's configuration.
+
+    For a sharded model transformers has written the format of the master weights there.
+    """
     config = read_json(folder / "config.json") or {}
     write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
 

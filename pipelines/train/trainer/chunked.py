@@ -1,9 +1,9 @@
-"""Output head and cross-entropy in one, a piece of the positions at a time, gradients included.
+"""Output head and cross-entropy in one function, computed piece by piece over the positions, with gradients.
 
-Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes × positions × vocabulary. Here the
-gradient of a piece is made from its logits in place before the next piece is computed, so that one piece is all there is, and no
-product is done twice. The idea is that of Liger-Kernel's fused linear cross-entropy and of "Cut Your Losses" (Wijmans et al.
-2024), in plain PyTorch.
+Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes × positions × vocabulary. Here
+a piece's logits turn into their own gradient in place before the next piece is computed. So memory holds one piece at a
+time, and no product is computed twice. This is the idea of Liger-Kernel's fused linear cross-entropy and of "Cut Your
+Losses" (Wijmans et al. 2024), in plain PyTorch.
 """
 # ruff: noqa: TID253
 
@@ -16,19 +16,23 @@ from torch import nn
 from pipelines.train.trainer.cpu.products import product, sums_in_float32, wide_product
 from pipelines.train.trainer.fast_paths import known_of
 
-# Of a piece's float32 logits on a CPU: enough rows for a fast product, little beside a model's activations.
+# The float32 logits of a piece on a CPU: enough rows for a fast product, little compared with a model's activations.
 PIECE_BYTES = 64 * 2**20
-# On a card the head's weight is read anew for every piece, so pieces are larger there. A piece's logits, its gradients in half
-# precision and its passing values come to about two of so many parts of the card.
+# A card reads the head's weight again for every piece, so pieces are larger there: this fraction of the card's memory
+# for the logits. With its half-precision gradients and temporary values a piece takes about twice that.
 PARTS_OF_CARD = 30
-MOST_ROWS = 2048  # more do not make a card's product faster
+# More rows do not make a card's product faster.
+MOST_ROWS = 2048
 
 
 def plain_head(model: Any) -> nn.Linear | None:
-    """The output head if it is a linear layer without bias or adapter whose output is the logits up to soft-capping; else
-    None: the model's own forward pass must then compute them."""
+    """The output head, if it is a linear layer without bias or adapter whose output are the logits up to soft-capping.
+
+    None for any other head: then the model's own forward pass must compute the logits.
+    """
     head = model.get_output_embeddings()
-    divided = hasattr(head.weight, "ds_id")  # by ZeRO: then it is whole only while its own module computes
+    # ZeRO stage 3 divides a weight, which is then whole only while its own module computes.
+    divided = hasattr(head.weight, "ds_id")
     return head if known_of(model).head and type(head) is nn.Linear and head.bias is None and not divided else None
 
 
@@ -38,24 +42,25 @@ def soft_cap(model: Any) -> float | None:
 
 
 def _config(model: Any) -> Any:
-    return getattr(model, "module", model).config  # DeepSpeed's engine around a model has a config of its own
+    # DeepSpeed's engine around a model has a config of its own.
+    return getattr(model, "module", model).config
 
 
 def rows_on_card(vocabulary: int, memory: int) -> int:
-    """Positions of a piece on a card of `memory` bytes: a multiple of 64, at most MOST_ROWS."""
+    """Positions per piece on a card with `memory` bytes: a multiple of 64, at most MOST_ROWS."""
     rows = memory // PARTS_OF_CARD // (4 * vocabulary)
     return min(MOST_ROWS, max(64, rows // 64 * 64))
 
 
 def rows_of_piece(vocabulary: int, device: torch.device) -> int:
-    """Positions whose logits are there at once."""
+    """Positions per piece: the number of rows of logits in memory at once."""
     if device.type == "cpu":
         return max(16, PIECE_BYTES // (4 * vocabulary))
     return rows_on_card(vocabulary, _usable_bytes(device))
 
 
 def _usable_bytes(device: torch.device) -> int:
-    """Of the card, what a memory budget leaves of it."""
+    """The card's memory that a memory budget leaves to this process."""
     card = torch.cuda.current_device() if device.index is None else device.index
     share = torch.cuda.get_per_process_memory_fraction(card)
     return int(share * torch.cuda.get_device_properties(card).total_memory)
@@ -73,6 +78,8 @@ def logits_of(hidden: torch.Tensor, weight: torch.Tensor, cap: float | None) -> 
 
 
 class _SummedLoss(torch.autograd.Function):
+    """`summed_loss`, which computes its gradients in the forward pass, for a loss that is only scaled afterwards."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, cap: float | None, share: float
@@ -83,11 +90,14 @@ class _SummedLoss(torch.autograd.Function):
         inputs, head = hidden.to(dtype), weight.to(dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = None
-        # Slopes lie between -1 and 1. A share of them, one of thousands, would leave float16's range before the loss is scaled:
-        # in half precision the share comes later, together with that scale.
+
+        # A logit's gradient lies between -1 and 1. Times `share`, which may be one in thousands, it would underflow in
+        # float16 before the loss is scaled. In half precision the share is applied later, together with that scale.
         share_now, ctx.share_later = (share, 1.0) if dtype is torch.float32 else (1.0, share)
         total = hidden.new_zeros((), dtype=torch.float32)
-        # from here on formats are chosen one by one
+
+        # One piece at a time: its logits, its loss, then its part of both gradients. Autocast is off, since each product
+        # names its own format.
         with torch.autocast(kind, enabled=False) if casts else nullcontext():
             for piece in _pieces(len(targets), len(weight), hidden.device):
                 logits = logits_of(inputs[piece], head, cap)
@@ -102,10 +112,11 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # what comes back is the loss's scale: 1, or float16's
+        # The incoming gradient is the loss scale: 1, or float16's.
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0].float() * ctx.share_later
-        if scale.device.type == "cpu" and scale.item() == 1:  # on a card, looking at it would make the host wait
+        # Only on a CPU: reading the scale of a card would make the host wait.
+        if scale.device.type == "cpu" and scale.item() == 1:
             return grad_hidden, grad_weight, None, None, None
         grad_hidden = None if grad_hidden is None else (grad_hidden.float() * scale).to(grad_hidden.dtype)
         grad_weight = None if grad_weight is None else grad_weight.mul_(scale)
@@ -115,8 +126,11 @@ class _SummedLoss(torch.autograd.Function):
 def _add_grad_weight(
     total: torch.Tensor | None, logits: torch.Tensor, grad_logits: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """The head's gradient (float32) with a piece's: grad_logitsᵀ · inputs, summed in float32. `grad_logits` is `logits`, which
-    hold float32 gradients by now, in the format of `inputs`; `total` (None: nothing yet) may be changed."""
+    """`total` + grad_logitsᵀ · inputs: the gradient of the head's weight, summed in float32 over the pieces.
+
+    `logits` hold the float32 gradients by now, and `grad_logits` the same in the format of `inputs`. `total` may change
+    in place; it is None before the first piece.
+    """
     if sums_in_float32(grad_logits):
         return wide_product(grad_logits.t(), inputs, total)
     grad = product(logits.t(), inputs.float().t())
@@ -124,8 +138,10 @@ def _add_grad_weight(
 
 
 def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """The summed negative log-likelihood; `logits` become its gradient by what the head itself put out: softmax minus one at
-    the target, times the soft-cap's slope 1 − (logits / cap)²."""
+    """The summed negative log-likelihood; `logits` turn in place into its gradient by the head's output.
+
+    That gradient is softmax minus one at the target, times the soft cap's derivative 1 − (logits / cap)².
+    """
     rows = torch.arange(len(targets), device=targets.device)
     cap_grad = None if cap is None else (logits / cap).square_().neg_().add_(1)
     normalizer = logits.logsumexp(dim=-1)
@@ -140,8 +156,11 @@ def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float 
 def summed_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, cap: float | None, share: float
 ) -> torch.Tensor:
-    """`share` × Σ negative log-likelihood (nats) of `targets` (rows) given `hidden` (rows × width) and the head's `weight`
-    (vocabulary × width). The result must be used as it is, at most scaled: its gradient is computed now."""
+    """`share` × Σ negative log-likelihood (nats) of `targets` (rows).
+
+    `hidden` is rows × width, the head's `weight` vocabulary × width. The gradient is computed at once, so the caller may
+    scale the result but must not transform it otherwise.
+    """
     return _SummedLoss.apply(hidden, weight, targets, cap, share)  # pyright: ignore[reportReturnType]
 
 
