@@ -51,11 +51,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"peft_type": "CPT", "cpt_token_ids": [5, 6], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]},
         "CPT weighs the losses of its own tokens",
     ),
-    "moves-ranks": ({"peft_type": "ADAMSS", "use_asa": True}, "moves its ranks about after every step"),
+    "moves-ranks": ({"peft_type": "ADAMSS", "use_asa": True}, "moves its ranks after every step"),
     "too-few-steps": ({"peft_type": "ADALORA", "tinit": 50}, "AdaLoRA moves ranks after step 50 (tinit)"),
     "asks-for-more": ({"peft_type": "POLY"}, "task_ids should not be None"),
     "no-yes-or-no": ({"peft_type": "LORA", "use_dora": "no"}, "peft.use_dora: got 'no'; expected true or false"),
-    "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "corda"}, "corda wants to be shown texts"),
+    "wants-texts": ({"peft_type": "LORA", "init_lora_weights": "corda"}, "corda needs sample texts"),
     "saves-nothing": (
         {"peft_type": "LORA", "modules_to_save": ["head"]},
         "peft.modules_to_save: this model has no module head",

@@ -320,7 +320,7 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
     (warning,) = made.in_words("training")
     assert warning.startswith("WARNING: 1 of 2 training records cannot be shown") and "one question only" in warning
     nothing = tokenizing.tokenize(form, records[1:], 512)
-    with pytest.raises(ValueError, match="none of the 1 training records can be shown by the model's chat template"):
+    with pytest.raises(ValueError, match="the model's chat template can show none of the 1 training records"):
         checks.something_is_shown(nothing, made)
 
 

@@ -213,7 +213,7 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
     from pipelines.train.trainer.prompts import DAY_BY_DAY, PromptFormat
 
     spec, recipe = worker.spec, worker.spec["recipe"]
-    # The threads of Arrow and DuckDB reserve more address space than the memory budget allows.
+    # The threads of Arrow and DuckDB hang or crash if the memory cap refuses them an allocation.
     with memory_unlimited():
         selected = select(worker.root / spec["examples"], Selection(**spec["selection"]))
     form = PromptFormat.of(worker.root / spec["weights"], recipe)

@@ -1,4 +1,4 @@
-"""What training and measuring work on: one example as plain numbers."""
+"""One example as plain numbers, for training and for measuring."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,13 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One example. `labels[i]` is the token to learn at position i or -100; `scored[i]` says whether it counts in bits per
-    byte: what the record itself says does, what its template adds does not. `completion_bytes` is the UTF-8 length of that.
-    `turn` is set where a record makes several examples; `split` counts prompts whose last token the whole text would merge with
-    the answer's first."""
+    """One example.
+
+    `labels[i]` is the token to learn at position i, or -100. `scored[i]` says whether it counts in bits per byte: the
+    record's own text does, the template's additions do not. `completion_bytes` is the UTF-8 length of the scored text.
+    `turn` is set if a record makes several examples. `split` counts prompts whose last token would merge with the
+    answer's first if the text were tokenized as one.
+    """
 
     example_id: str
     input_ids: list[int]
@@ -26,7 +29,7 @@ class Tokenized:
 
     @property
     def name(self) -> str:
-        """Unlike `example_id` different for every example of a record."""
+        """A name that, unlike `example_id`, differs for every example of a record."""
         return self.example_id if self.turn is None else f"{self.example_id}#{self.turn}"
 
     @property
@@ -35,7 +38,9 @@ class Tokenized:
 
 
 def longest(max_length: int, config: Any, virtual: int = 0) -> int:
-    """Tokens of an example at most: `max_length`, or what the model of that configuration can read behind an adapter's `virtual`
-    tokens where that is less."""
+    """The most tokens of an example: `max_length`, or less if the model's window is smaller.
+
+    An adapter's `virtual` tokens take their part of the window.
+    """
     window = getattr(config, "max_position_embeddings", None)
     return min(max_length, window - virtual) if window else max_length

@@ -1,7 +1,8 @@
-"""What this trainer computes faster or in less memory than transformers and PEFT do, and for which architectures that is known to
-be the same: one table. An architecture that is not in it trains by their own code, and its row says so in `fast_paths`.
+"""The fast paths of this trainer, and the architectures for which they are known to give the same results.
 
-A new row wants its tiny model in tests/tiny.py, whose losses and gradients are then held against the plain computation.
+A fast path takes less time or memory than transformers and PEFT. An architecture that is not in the table trains by
+their code, and its row says so in `fast_paths`. A new entry needs a tiny model in tests/tiny.py: tests compare its losses
+and gradients with the plain computation.
 """
 
 from collections.abc import Mapping
@@ -13,27 +14,33 @@ from pipelines.settings.methods import traits_of
 
 @dataclass(frozen=True)
 class Known:
-    """`head`: the logits are the output head's product alone, soft-capped where the configuration says so, so that loss and
-    gradient are made a piece of the positions at a time (`chunked`). `gates`: the class of its gated unit, down(act(gate) × up),
-    which then keeps two wide tensors rather than three (`gated`)."""
+    """The facts about an architecture that the fast paths need.
+
+    `head`: the logits are only the output head's product, soft-capped if the configuration says so. Then `chunked`
+    computes loss and gradient piece by piece. `gates`: the class of its gated unit, down(act(gate) × up), which `gated`
+    makes keep two wide tensors rather than three.
+    """
 
     head: bool = True
     gates: str | None = None
 
 
 ARCHITECTURES = {
-    "cohere": Known(head=False, gates="CohereMLP"),  # scales its logits
+    # Both scale their logits.
+    "cohere": Known(head=False, gates="CohereMLP"),
     "cohere2": Known(head=False, gates="Cohere2MLP"),
     "exaone4": Known(gates="Exaone4MLP"),
     "gemma": Known(gates="GemmaMLP"),
     "gemma2": Known(gates="Gemma2MLP"),
-    "gemma3": Known(gates="Gemma3MLP"),  # gemma3_text with eyes
+    # The vision model around gemma3_text.
+    "gemma3": Known(gates="Gemma3MLP"),
     "gemma3_text": Known(gates="Gemma3MLP"),
     "glm4": Known(),
     "gpt2": Known(),
     "gpt_neo": Known(),
     "gpt_neox": Known(),
-    "granite": Known(head=False, gates="GraniteMLP"),  # divides its logits
+    # Divides its logits.
+    "granite": Known(head=False, gates="GraniteMLP"),
     "helium": Known(gates="HeliumMLP"),
     "llama": Known(gates="LlamaMLP"),
     "ministral": Known(gates="MinistralMLP"),
@@ -48,21 +55,20 @@ ARCHITECTURES = {
     "smollm3": Known(gates="SmolLM3MLP"),
     "starcoder2": Known(),
 }
-# siblings that read the same tensor, in any architecture: their adapters are computed together (`adapters`, which sees to it that
-# the tensor is one)
+# Sibling layers that read the same tensor, in any architecture. `adapters` computes their adapters together, and checks
+# that they get the same tensor.
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 UNKNOWN = Known(head=False)
 
 
 def known_of(model: Any) -> Known:
-    """What is known of the architecture of `model`, which may stand inside DeepSpeed's engine or PEFT's model."""
+    """The entry for the architecture of `model`, which may be inside DeepSpeed's engine or PEFT's model."""
     config = getattr(model, "module", model).config
     return ARCHITECTURES.get(config.model_type, UNKNOWN)
 
 
 def active(model: Any, *, in_float32: bool) -> list[str]:
-    """The fast paths that `model` runs with, as it is now: `head`, `gates`, `adapters` (where it holds for all of them),
-    `products`."""
+    """The fast paths that `model` uses as it is now: `head`, `gates`, `adapters` (if all of them do), `products`."""
     from pipelines.train.trainer.chunked import plain_head
 
     own = [module for module in model.modules() if "forward" in vars(module)]
@@ -78,7 +84,7 @@ def active(model: Any, *, in_float32: bool) -> list[str]:
 
 
 def adapters_are_grouped(model: Any) -> bool:
-    """Whether `model` has adapters, and `pipelines.train.trainer.adapters` computes every one of them."""
+    """Whether `model` has adapters and `pipelines.train.trainer.adapters` computes all of them."""
     from pipelines.train.trainer.adapters import is_grouped
 
     adapted = [module for module in model.modules() if hasattr(module, "get_base_layer")]
@@ -86,6 +92,8 @@ def adapters_are_grouped(model: Any) -> bool:
 
 
 def covers_adapters(names: str | None, recipe: Mapping[str, Any]) -> bool | None:
-    """Whether a run of `recipe` that told of these fast paths (`fast_paths` of its row) computed its adapters by one; None where it
-    has none, or never came so far as to tell."""
+    """Whether a run of `recipe` computed its adapters by a fast path; `names` is `fast_paths` of its row.
+
+    None if the recipe has no adapter, or if the run ended before it reported its fast paths.
+    """
     return "adapters" in names.split(", ") if names and traits_of(recipe).has_adapter else None

@@ -1,7 +1,8 @@
-"""EVA (Paischer et al. 2024): LoRA's A begins as the directions in which a layer's inputs vary most on the first training examples.
-Layers whose inputs vary in more directions get more of the ranks.
+"""EVA (Paischer et al. 2024): LoRA's A starts from the directions in which a layer's inputs vary most.
 
-PEFT computes it (`initialize_lora_eva_weights`), an incremental decomposition that goes over the same batches until it settles.
+The inputs are those of the first training examples. Layers whose inputs vary in more directions get more of the ranks.
+PEFT computes this (`initialize_lora_eva_weights`) by an incremental decomposition, which repeats the same batches until
+it converges.
 """
 # ruff: noqa: TID253
 
@@ -16,15 +17,20 @@ from pipelines.train.trainer.checkpoint import Random
 from pipelines.train.trainer.examples import IGNORE, Tokenized
 from pipelines.train.trainer.losses import head_on_positions
 
-BATCHES = 8  # of the plan's first examples that PEFT is shown, over and over
-PASSES = 25  # over these; a decomposition that has not settled by then is said not to
+# PEFT gets this many batches of the plan's first examples, over and over.
+BATCHES = 8
+# Passes over these batches after which the decomposition counts as not converging.
+PASSES = 25
 
 
 def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, seed: int) -> None:
-    """Give the fresh LoRA of `model` its first weights. The random states are afterwards as before, and ranks may differ by layer.
+    """Give the fresh LoRA of `model` its first weights; ranks may then differ by layer.
+
+    The random states end as they were.
 
     Raises:
-        UnavailableError: the examples learn too few tokens for so many directions, or the decomposition does not settle.
+        UnavailableError: the examples have too few tokens for the number of directions, or the decomposition does not
+            converge.
     """
     from peft import initialize_lora_eva_weights
 
@@ -37,7 +43,8 @@ def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, 
     calls = 0
 
     with head_on_positions(model) as positions:
-        positions[:] = [torch.zeros(1, dtype=torch.long, device=device)]  # logits are not looked at
+        # Nobody reads the logits, so the head computes one position.
+        positions[:] = [torch.zeros(1, dtype=torch.long, device=device)]
 
         def forward(adapted: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
             nonlocal calls
@@ -62,7 +69,7 @@ def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, 
 
 
 def _places(inputs: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
-    """Of a batch's tokens, counted through its rows, those whose hidden states count."""
+    """The positions, counted through the batch's rows, whose hidden states count."""
     counts = inputs["attention_mask"].bool()
     if config.eva_config.use_label_mask:
         counts &= inputs["labels"] != IGNORE
@@ -70,13 +77,13 @@ def _places(inputs: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
 
 
 def _at_places(inputs: Any, places: torch.Tensor, _name: str) -> torch.Tensor:
-    """A layer's inputs at `places`. PEFT's own function wants rows × length × width, and OPT puts the first two into one."""
+    """A layer's inputs at `places`. PEFT's own function needs rows × length × width, but OPT merges the first two."""
     hidden = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
     return hidden.reshape(-1, hidden.shape[-1])[places]
 
 
 def _in_order(train: Sequence[Tokenized], recipe: Mapping[str, Any], seed: int) -> list[Tokenized]:
-    """Each example once, in the order in which the first epoch trains on them."""
+    """Each example once, in the order of the first epoch."""
     plan = batches.steps(train, epochs=min(1.0, recipe["epochs"]), per_step=recipe["examples_per_step"], seed=seed)
     return [example for step in plan for example in step]
 
@@ -84,11 +91,12 @@ def _in_order(train: Sequence[Tokenized], recipe: Mapping[str, Any], seed: int) 
 def _batches(
     examples: Sequence[Tokenized], directions: int, *, learned_only: bool, recipe: Mapping[str, Any]
 ) -> list[dict[str, torch.Tensor]]:
-    """At most BATCHES batches, each of as many examples as an optimizer step and with at least as many tokens as `directions`: PEFT
-    passes over a batch with fewer, in silence and without end.
+    """At most BATCHES batches, each with at least `directions` tokens and the examples of an optimizer step.
+
+    PEFT skips a batch with fewer tokens without a word, and would repeat that forever.
 
     Raises:
-        UnavailableError: all examples together have fewer.
+        UnavailableError: all examples together have fewer tokens.
     """
     full_batches: list[dict[str, torch.Tensor]] = []
     rows: list[Tokenized] = []
@@ -104,14 +112,14 @@ def _batches(
         full_batches.append(_batch(rows))
     if not full_batches:
         raise UnavailableError(
-            f"EVA looks for {directions} directions (r × rho) in the training examples, which learn fewer tokens: take a smaller r "
-            "or rho, or more examples"
+            f"EVA looks for {directions} directions (r × rho) in the training examples, which learn fewer tokens: "
+            "take a smaller r or rho, or more examples"
         )
     return full_batches
 
 
 def _batch(rows: Sequence[Tokenized]) -> dict[str, torch.Tensor]:
-    """Padded on the right: ids, mask, and labels (IGNORE where nothing is learned)."""
+    """Ids, mask and labels (IGNORE for tokens that are not learned), padded on the right."""
     longest = max(map(len, rows))
     ids = torch.zeros((len(rows), longest), dtype=torch.long)
     labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)

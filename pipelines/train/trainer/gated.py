@@ -1,5 +1,7 @@
-"""The gated unit of Llama's kin, act(gate) × up (Shazeer 2020), keeping two wide tensors for the backward pass where autograd keeps
-three: the activation is computed again. On a CPU only, in float32."""
+"""The gated unit of Llama-like models, act(gate) × up (Shazeer 2020), on a CPU in float32.
+
+It keeps two wide tensors for the backward pass, whereas autograd keeps three: the activation is computed again.
+"""
 # ruff: noqa: TID253
 
 from collections.abc import Callable
@@ -43,7 +45,7 @@ class _Gated(torch.autograd.Function):
 
 
 def use_lean_gates(model: nn.Module) -> None:
-    """Let the gated units of `model` keep less, where its architecture's are known."""
+    """Make the gated units of `model` keep less, if its architecture is known."""
     gates = known_of(model).gates
     for module in model.modules():
         if type(module).__name__ == gates and (act := _activation(module)):

@@ -1,9 +1,11 @@
-"""Successive halving (Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization") over
-learning rates: all are tried for a few steps, then the better half for twice as many, from the start again. All rounds together
-take no more steps than a cap.
+"""Successive halving over learning rates.
 
-Nothing here trains: `measure` says the loss of a rate after so many steps, so the same losses make the same choice, also where some
-of them were found out by an earlier process.
+After Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization": all rates are
+tried for a few steps, then the better half for twice as many steps, from the start again. All rounds together stay within
+a cap of steps.
+
+Nothing here trains: `measure` returns the loss of a rate after a number of steps. So the same losses always make the same
+choice, even if an earlier process measured some of them.
 """
 
 import math
@@ -12,19 +14,23 @@ from dataclasses import dataclass
 
 from pipelines.settings.learning_rates import beyond
 
-FEWEST_STEPS = 3  # of a trial: with fewer, warm-up is all there is
-FEWEST_RATES = 3  # the best, and a worse one on either side
-WARM_UP = 2  # steps of a trial, at least
-NEAR = (
-    0.005  # of the best loss: so near to it a smaller rate is chosen, since a rate too large costs the whole run more
-)
-MORE = 2  # rates past an end, where the best so far lies at it
-Measure = Callable[[float, int], float | None]  # rate, steps → loss, None where it diverges
+# The shortest trial: fewer steps would be warm-up only.
+FEWEST_STEPS = 3
+# The fewest rates to compare: the best, and a worse one on either side.
+FEWEST_RATES = 3
+# A trial warms up for at least this many steps.
+WARM_UP = 2
+# Within this share of the best loss the smaller rate wins: a rate that is too large costs the full run more.
+NEAR = 0.005
+# The most rates to add past an end of the range, if the best so far lies there.
+MORE = 2
+# rate, steps → loss, or None if the trial diverges.
+Measure = Callable[[float, int], float | None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`steps` optimizer steps at the peak rate `rate` ended at `loss`, None where they diverged."""
+    """The `loss` after `steps` optimizer steps at the peak rate `rate`; None if they diverged."""
 
     rate: float
     loss: float | None
@@ -32,16 +38,15 @@ class Trial:
 
     @property
     def order(self) -> tuple[float, float]:
-        """The best first; of equal losses the smaller rate."""
+        """The sort key: the lowest loss first, and of equal losses the smaller rate."""
         return (math.inf if self.loss is None else self.loss), self.rate
 
 
 def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
-    """Every trial that the search makes within `budget` steps; `chosen` says which is the best. Empty where there are too few steps
-    to choose by.
+    """All trials of the search within `budget` steps; empty if the budget is too small. `chosen` picks the best one.
 
-    Where the first round's best lies at an end of what was tried, up to MORE rates past that end join the round, at the cost of
-    those that follow: what lies past an end matters more than how long the last trials are.
+    If the first round's best rate lies at an end of the range, up to MORE rates past that end join the round. The later
+    rounds then get fewer steps: a rate past the end matters more than the length of the last trials.
     """
     halves = rounds(len(rates), budget)
     remaining = middle(rates, halves[0]) if halves else []
@@ -50,7 +55,8 @@ def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
     for place, count in enumerate(halves):
         unspent = budget - sum(trial.steps for trial in trials)
         steps = unspent // _shares(halves[place:])
-        if steps <= previous_steps:  # no longer than those it would be chosen by already
+        # A trial no longer than the previous round's would add nothing.
+        if steps <= previous_steps:
             break
         latest = [Trial(rate, measure(rate, steps), steps) for rate in remaining[:count]]
         for _ in range(0 if trials else min(MORE, unspent // steps - count)):
@@ -62,17 +68,20 @@ def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
 
 
 def rate_share(step: int, *, total: int, warmup_share: float) -> float:
-    """Linear warm-up, then the peak rate until the trial ends; `step` counts from 0. Between 0 and 1.
+    """The share of the peak rate, between 0 and 1: linear warm-up, then constant. `step` counts from 0.
 
-    A trial is the beginning of a whole run, where the cosine has hardly begun to fall. A cosine within a few steps would favor
-    rates that are too large for the whole run.
+    A trial stands for the beginning of a full run, where the cosine has hardly begun to fall. A cosine over a few steps
+    would favor rates that are too large for the full run.
     """
     warmup = max(WARM_UP, math.ceil(total * warmup_share))
     return min(1.0, (step + 1) / (warmup + 1))
 
 
 def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | None:
-    """The next rate to try where the best of `trials` lies at an end: the neighbor in `rates`, else one as far past their end."""
+    """The next rate to try if the best of `trials` lies at an end: its neighbor in `rates`, else a rate past them.
+
+    None if the best lies between others.
+    """
     tried = sorted(trial.rate for trial in trials)
     best = min(trials, key=lambda trial: trial.order).rate
     if best not in (tried[0], tried[-1]):
@@ -85,8 +94,10 @@ def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | Non
 
 
 def chosen(trials: Sequence[Trial], *, near: float = NEAR) -> Trial:
-    """The best trial of the last round, whose trials are the longest, or of the last one in which some did not diverge. Of those
-    within `near` (a share of the best loss) it is the one with the smallest rate."""
+    """The best of the longest trials that did not diverge.
+
+    Of the trials within `near`, a share of the best loss, it is the one with the smallest rate.
+    """
     converged = [trial for trial in trials if trial.loss is not None] or trials
     longest = max(trial.steps for trial in converged)
     last = [trial for trial in converged if trial.steps == longest]
@@ -101,8 +112,11 @@ def _rate(trial: Trial) -> float:
 
 
 def rounds(rates: int, budget: int) -> list[int]:
-    """How many rates each round tries, down to two. Fewer begin where `budget` is short; three make one round where it is very
-    short, and none where not even they get FEWEST_STEPS each."""
+    """The number of rates in each round, down to two.
+
+    A small `budget` starts with fewer rates. A very small one gives a single round of three, or no round at all if not
+    even these get FEWEST_STEPS each.
+    """
     for first in range(rates, FEWEST_RATES - 1, -1):
         halves = [first]
         while halves[-1] > 2:
@@ -113,7 +127,7 @@ def rounds(rates: int, budget: int) -> list[int]:
 
 
 def _shares(halves: Sequence[int]) -> int:
-    """The cost of those rounds in steps of a trial of the first of them: each takes twice as many as the one before."""
+    """The cost of the rounds, in trials of the first round: each round's trials take twice as many steps as before."""
     return sum(count * 2**place for place, count in enumerate(halves))
 
 

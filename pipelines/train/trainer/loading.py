@@ -1,4 +1,4 @@
-"""Load a model for training or evaluation: dtype from the hardware, 4-bit where asked, an adapter on top."""
+"""Load a model for training or evaluation: the dtype from the hardware, 4-bit if requested, an adapter on top."""
 # ruff: noqa: TID253
 
 import logging
@@ -31,7 +31,7 @@ FLASH = "flash_attention_2"
 
 
 def quiet() -> None:
-    """Progress bars and hints of the libraries say nothing to somebody who reads a cell's log."""
+    """Silence the libraries' progress bars and hints, which do not help a reader of a cell's log."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -47,8 +47,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def stops_of(folder: Path) -> list[int]:
-    """The ids that generation ends at: those of the folder's generation configuration, without one its configuration's, as
-    transformers reads them."""
+    """The token ids that end generation, as transformers reads them.
+
+    They come from the folder's generation configuration, or without one from its configuration.
+    """
     generation = read_json(folder / "generation_config.json")
     stops = (generation or read_json(folder / "config.json") or {}).get("eos_token_id")
     return [stops] if isinstance(stops, int) else list(stops or ())
@@ -57,11 +59,14 @@ def stops_of(folder: Path) -> list[int]:
 def load_model(
     folder: Path, recipe: dict[str, Any], *, on_device: bool = True, dtype: torch.dtype | None = None
 ) -> Any:
-    """The model of `folder` on this machine's device (else on the CPU), quantized if the recipe says so; nothing is made trainable
-    yet. Its weights have the format in which they train, unless `dtype` names another.
+    """The model of `folder`, quantized if the recipe says so, before anything is made trainable.
+
+    It lies on this machine's device, or without `on_device` on the CPU. Its weights have the format for training, unless
+    `dtype` names another.
 
     Raises:
-        UnavailableError: the folder holds no weights.
+        UnavailableError: the folder holds no model.
+        WorkError: the files lack some of the model's tensors.
     """
     if not (folder / "config.json").exists():
         raise UnavailableError(f"no model in {folder}: run `featherweight fetch {recipe['model']}`.")
@@ -72,11 +77,15 @@ def load_model(
         options["quantization_config"] = _quantization(recipe)
     if torch.cuda.is_available() and on_device:
         options["device_map"] = {"": torch.cuda.current_device()}
+
+    # Float32 weights whose files are in half precision travel to the card in half precision and are widened there.
     in_float32 = options["dtype"] is torch.float32 and not recipe["quantization"]
     half = _stored_half(folder) if in_float32 and "device_map" in options else None
     model = _with_attention(folder, recipe, options | {"dtype": half or options["dtype"]})
     if half:
         model = model.float()
+
+    # A CPU gets its own kernels.
     if recipe["quantization"] and not torch.cuda.is_available():
         keep_unpacked(model)
         let_go_of_file(model)
@@ -87,8 +96,10 @@ def load_model(
 
 
 def _stored_half(folder: Path) -> torch.dtype | None:
-    """The half-precision format that all weights of the folder have in their files, if a model of it can be loaded so and widened.
-    On the way to a card the weights are half as many bytes in it. None where there is no such format."""
+    """The half-precision format of all weights in the folder's files, if the model can be loaded in it and widened.
+
+    The weights then take half as many bytes on their way to a card. None if there is no such format.
+    """
     dtypes: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as shard:
@@ -98,9 +109,11 @@ def _stored_half(folder: Path) -> torch.dtype | None:
 
 
 def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
-    """Whether a model of the folder that is loaded as `dtype` has computed numbers of its own in that format (Gemma's scale of the
-    embedding). Widened they differ from those of a model that was loaded in float32. Asked of a model without bytes, since two
-    whole ones may not fit a card."""
+    """Whether a model loaded as `dtype` computes buffers in that format, such as Gemma's scale of the embedding.
+
+    Such buffers, widened, differ from those of a model loaded in float32. The test model holds no bytes, since two
+    complete models may not fit a card.
+    """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         empty_model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -108,8 +121,10 @@ def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
 
 
 def _quantization(recipe: dict[str, Any]) -> Any:
-    """4 bits as nf4 or fp4, the scales quantized once more unless the recipe says otherwise (Dettmers et al. 2023), or int8
-    with outlier columns kept apart (Dettmers et al. 2022)."""
+    """nf4 or fp4 (Dettmers et al. 2023), or int8 with separate outlier columns (Dettmers et al. 2022).
+
+    The scales of 4-bit weights are quantized as well, unless the recipe says otherwise.
+    """
     from transformers import BitsAndBytesConfig
 
     if recipe["quantization"] == "int8":
@@ -123,22 +138,26 @@ def _quantization(recipe: dict[str, Any]) -> Any:
 
 
 def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any]) -> Any:
-    """`auto` takes flash attention where it is installed and computes in half precision on a card, else what transformers
-    chooses for the architecture: sdpa, or eager where it has none (gpt-neo).
+    """Load the model with the recipe's attention.
+
+    `auto` uses flash attention if it is installed and the model computes in half precision on a card. Otherwise
+    transformers chooses: sdpa, or eager for an architecture without it (gpt-neo).
 
     Raises:
-        UnavailableError: flash attention is asked for by name and is not there.
+        UnavailableError: the recipe names flash attention, but it is not available.
     """
     attention = recipe["attention"]
     flash = card.has_flash_attention() and compute_dtype(recipe) is not None
     if attention == FLASH and not flash:
         raise UnavailableError(
-            f"attention: {FLASH} needs a CUDA card of capability 8.0 or more, the package flash-attn and precision other than fp32"
+            f"attention: {FLASH} needs a CUDA card of capability 8.0 or more, the package flash-attn "
+            "and precision other than fp32"
         )
     if attention == "auto" and flash:
         try:
             return _load_complete(folder, attn_implementation=FLASH, **options)
-        except (ValueError, ImportError):  # not for this architecture, or not with this build
+        # Flash attention may not support this architecture, or not in this build.
+        except (ValueError, ImportError):
             attention = "auto"
     if attention != "auto":
         options["attn_implementation"] = attention
@@ -146,41 +165,50 @@ def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any
 
 
 def _load_complete(folder: Path, **options: Any) -> Any:
-    """The folder's model, no tensor of which is one that transformers made up.
+    """The folder's model, with every tensor from its files.
 
     Raises:
-        WorkError: its files lack some; a model of another shape is refused by transformers itself.
+        WorkError: the files lack tensors, which transformers would fill with random values. A tensor of another shape
+            makes transformers itself raise.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise WorkError(
-            f"the weights in {folder} lack {len(missing)} tensors of the model, the first is {missing[0]}: random ones would stand "
-            "there; fetch the model anew, or mend its folder"
+            f"the weights in {folder} lack {len(missing)} tensors of the model, the first is {missing[0]}: "
+            "random values would replace them; fetch the model again, or repair its folder"
         )
     return model
 
 
 def keep_unpacked(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with AVX512-BF16: the repacked weights give wrong
-    gradients when training goes on (seen in 0.50.2), and compute in bf16 where all rows state fp32."""
+    """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with AVX512-BF16.
+
+    Repacked weights give wrong gradients when training continues (observed in 0.50.2). They also compute in bf16, while
+    the rows state fp32.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def let_go_of_file(model: Any) -> None:
-    """Copy what was not quantized. A float32 file's other weights are views of the whole file, which would stay mapped, and count
-    as the process's memory, for the sake of its embedding."""
-    copied: dict[int, torch.Tensor] = {}  # tied weights stay one
+    """Copy the tensors that were not quantized, so that the weights file can be unmapped.
+
+    In a float32 model they are views of the mapped file. The embedding alone would keep all of it mapped, and it would
+    count as the process's memory.
+    """
+    # By address, so that tied weights stay one tensor.
+    copied: dict[int, torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.numel():
             tensor.data = copied.setdefault(tensor.data_ptr(), tensor.data.clone())
 
 
 def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | None = None) -> Any:
-    """Freeze `model` and put the recipe's fresh adapter (float32) on it. `for_card`: as on a card that computes in that format,
-    whatever this machine has.
+    """Freeze `model` and put the recipe's fresh adapter (float32) on it.
+
+    With `for_card` the adapter is made as for a card that computes in that format, whatever this machine has.
 
     Raises:
         ValueError: a target names no linear module of the model, or one that shares its weights and is not the output head.
@@ -188,20 +216,22 @@ def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | N
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
         adapted = _adapted(model, recipe)
-    if recipe.get("optimizer") == LORA_FA:  # its optimizer would do so later, when what trains has been counted
+    # LoRA-FA's optimizer freezes A as well, but only after the trainable parameters have been counted.
+    if recipe.get("optimizer") == LORA_FA:
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and ".lora_A." not in name)
     on_meta = next(adapted.parameters()).device.type == "meta"
     if traits_of(recipe).starts_from_rounding and not on_meta:
         plain = load_model(rounding.folder_of(model), {**recipe, "quantization": None}, on_device=False)
         rounding.make_up_for(adapted, plain)
-    if on_meta or not traits_of(recipe).starts_from_texts:  # which may still change its ranks
+    # An adapter that starts from texts may still change its ranks; `begin_from_texts` speeds it up afterwards.
+    if on_meta or not traits_of(recipe).starts_from_texts:
         speed_up(adapted, recipe, for_card=for_card)
     return adapted
 
 
 def speed_up(adapted: Any, recipe: dict[str, Any], *, for_card: torch.dtype | None = None) -> None:
-    """Let a PEFT model's adapters compute as `pipelines.train.trainer.adapters` does, where it knows them."""
+    """Fuse the adapters of a PEFT model that `pipelines.train.trainer.adapters` knows."""
     if for_card or torch.cuda.is_available():
         fuse(adapted, for_card or weights_dtype(recipe))
     else:
@@ -210,10 +240,12 @@ def speed_up(adapted: Any, recipe: dict[str, Any], *, for_card: torch.dtype | No
 
 
 def begin_from_texts(adapted: Any, recipe: dict[str, Any], train: Any, *, seed: int) -> None:
-    """Give an adapter that begins with what the base makes of training texts its first weights; others have theirs.
+    """Compute the first weights of an adapter that starts from the base's activations on training texts.
+
+    Adapters of other methods already have their first weights.
 
     Raises:
-        UnavailableError: it cannot be done with these examples or settings.
+        UnavailableError: the method cannot start from these examples or settings.
     """
     if not traits_of(recipe).starts_from_texts:
         return
@@ -224,8 +256,10 @@ def begin_from_texts(adapted: Any, recipe: dict[str, Any], train: Any, *, seed: 
 
 @contextmanager
 def _without_bitsandbytes() -> Iterator[None]:
-    """PEFT imports it wherever it is installed, which takes as long as importing PyTorch; only quantized layers need it, and where
-    there are any it is here already."""
+    """Keep PEFT from importing bitsandbytes, which takes as long as importing PyTorch.
+
+    Only quantized layers need it, and a quantized model has imported it already.
+    """
     if "bitsandbytes" in sys.modules:
         yield
         return
@@ -254,7 +288,7 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
 
 
 def linear_layers(model: Any, *, head: bool = False) -> list[str]:
-    """The names of a model's linear layers, each once, without the path in front; its output head only with `head`."""
+    """The last parts of the names of a model's linear layers, each once; the output head only with `head`."""
     output = model.get_output_embeddings()
     names = {
         name.split(".")[-1]: None
@@ -267,7 +301,7 @@ def linear_layers(model: Any, *, head: bool = False) -> list[str]:
 
 
 def _targets_exist(model: Any, targets: list[str]) -> None:
-    """PEFT itself complains only where none of the names is found."""
+    """Raises ValueError if a target names no linear layer. PEFT itself complains only if all of them are missing."""
     linear = linear_layers(model, head=True)
     if missing := [target for target in targets if target.split(".")[-1] not in linear]:
         raise ValueError(
@@ -277,14 +311,17 @@ def _targets_exist(model: Any, targets: list[str]) -> None:
 
 
 def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
-    """A head that shares the embedding's weights gets its own when it is merged; for other layers no configuration says so."""
+    """Raises if a layer with an adapter shares its weights with another layer.
+
+    The output head is allowed: merging gives it weights of its own, and the configuration can say so.
+    """
     head = adapted.get_output_embeddings()
     others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
     if not others:
         return
     advice = (
-        f"{others[0].removeprefix('base_model.model.')} shares its weights with another layer, so that merging the adapter would "
-        "change both: leave it out"
+        f"{others[0].removeprefix('base_model.model.')} shares its weights with another layer, and merging the adapter "
+        "would change both: leave it out"
     )
     if traits_of(recipe).is_short:
         raise ValueError(
@@ -294,11 +331,12 @@ def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
 
 
 def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> Any:
-    """What a cell saved in `trained`, as evaluation runs it: a model of its own, or the base with its adapter beside it. Without
-    `trained` the base.
+    """The model that a cell saved in `trained`, for evaluation: a full model, or the base with its adapter.
+
+    Without `trained` it is the base.
 
     Raises:
-        WorkError: the adapter, loaded again, is not what was saved.
+        WorkError: the reloaded adapter gives other losses than the trained one.
     """
     traits = traits_of(recipe)
     model = load_model(trained if trained and traits.trains_all else base, recipe, dtype=result_dtype(recipe))
@@ -309,7 +347,7 @@ def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> An
 
 
 def attach_trained(model: Any, trained: Path) -> Any:
-    """`model` with the adapter that a cell saved."""
+    """`model` with a cell's saved adapter."""
     with _without_bitsandbytes():
         from peft import PeftModel
 
@@ -317,18 +355,18 @@ def attach_trained(model: Any, trained: Path) -> Any:
 
 
 def merged(model: Any) -> Any:
-    """The plain model of a PEFT model, its adapter worked into its weights.
+    """The plain model of a PEFT model, with the adapter merged into its weights.
+
+    An adapter on an output head that shares its weights with the embedding changes the head alone. A merge would change
+    both, so the head gets weights of its own first, and the configuration says so.
 
     Raises:
-        UnavailableError: the adapter is no change of weights.
-
-    An adapter on an output head that shares its weights with the embedding changes the head alone. Merged as they are, the two
-    would change together, so the head gets weights of its own first, and the configuration says so.
+        UnavailableError: the adapter does not change weights.
     """
     if virtual_tokens.embedded(model) or virtual_tokens.cached(model):
         raise UnavailableError(
-            f"PEFT's {model.active_peft_config.peft_type.value} puts tokens of its own before a text and changes no weight: there "
-            "is nothing to merge, and no GGUF can hold it; serve the adapter beside its base"
+            f"PEFT's {model.active_peft_config.peft_type.value} puts tokens of its own before a text and changes no "
+            "weight: there is nothing to merge, and no GGUF can hold it; serve the adapter beside its base"
         )
     if adapted_and_shared(model):
         base = model.get_output_embeddings().get_base_layer()
@@ -338,7 +376,7 @@ def merged(model: Any) -> Any:
 
 
 def adapted_and_shared(model: Any) -> list[str]:
-    """The names of a PEFT model's layers that have an adapter and share their weights with another layer."""
+    """The names of the layers of a PEFT model that have an adapter and share their weights with another layer."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     adapted = {
         name: layer.get_base_layer() for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")
@@ -347,7 +385,7 @@ def adapted_and_shared(model: Any) -> list[str]:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, total) parameters; a 4-bit weight packs two into a byte and counts as two."""
+    """(trainable, total) parameters; a byte of packed 4-bit weights counts as two."""
     trainable = total = 0
     for parameter in model.parameters():
         quantized_shape = getattr(getattr(parameter, "quant_state", None), "shape", None)

@@ -1,4 +1,4 @@
-"""The completion's loss without the prompt's logits: the output head is applied to the wanted positions only."""
+"""The completion's loss without the prompt's logits: the output head runs on the learned positions only."""
 # ruff: noqa: TID253
 
 from collections.abc import Iterator, Sequence
@@ -16,21 +16,28 @@ from pipelines.train.trainer.examples import IGNORE, Tokenized
 
 @dataclass(frozen=True)
 class Inputs:
-    """A micro-batch on its device: token ids (rows × longest, padded on the right), the `positions` that learn, counted through all
-    rows (of rows × longest), and the token to learn at each."""
+    """A micro-batch on its device.
+
+    `ids` are rows × longest, padded on the right. `positions` are those that learn, counted through all rows (of rows ×
+    longest). `targets` holds the token to learn at each position.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
 
 
-Batch = Sequence[Tokenized] | Inputs  # of one micro-batch
+# The examples of one micro-batch, or their tensors.
+Batch = Sequence[Tokenized] | Inputs
 
 
 @contextmanager
 def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
-    """While open, the output head sees only the hidden states at the positions (`Inputs.positions`) put into the yielded
-    one-element list, so that logits are (positions × vocabulary) rather than (batch × length × vocabulary)."""
+    """Inside the context the output head gets only the hidden states at certain positions.
+
+    The caller puts these positions (`Inputs.positions`) into the yielded one-element list. Logits are then positions ×
+    vocabulary rather than batch × length × vocabulary.
+    """
     positions: list[torch.Tensor] = []
     head = model.get_output_embeddings()
 
@@ -46,7 +53,7 @@ def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def put_on(device: torch.device, micro_batches: Sequence[Sequence[Tokenized]]) -> list[Inputs]:
-    """The inputs of each micro-batch on `device`. All numbers travel in one copy, which the host does not wait for."""
+    """The inputs of each micro-batch on `device`. All tensors travel in one copy, and the host does not wait for it."""
     parts = [part for batch in micro_batches for part in _on_host(batch)]
     if not parts:
         return []
@@ -72,10 +79,10 @@ def _on_host(batch: Sequence[Tokenized]) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def token_losses(model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Negative log-likelihood (nats, float32) of every learned token of `batch`, row after row; where gradients are off, a
-    piece of the logits at a time.
+    """Negative log-likelihood (nats, float32) of every learned token of `batch`, row after row.
 
-    Rows are padded on the right; under a causal mask no real token sees the padding, so no padding mask is needed.
+    With gradients off, the logits are computed piece by piece. Rows are padded on the right: under a causal mask no real
+    token sees the padding, so no padding mask is needed.
     """
     inputs = _inputs_and_positions(model, batch, positions, device)
     head = None if torch.is_grad_enabled() else chunked.plain_head(model)
@@ -89,8 +96,10 @@ def token_losses(model: Any, batch: Batch, positions: list[torch.Tensor], device
 def step_loss(
     model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device, *, learned: float
 ) -> torch.Tensor:
-    """Σ of `token_losses` / `learned`, for a backward pass: with a head that `chunked` knows, its gradient is made a piece at
-    a time; otherwise by plain autograd."""
+    """Σ of `token_losses` / `learned`, for a backward pass.
+
+    With a head that `chunked` knows, the gradient is computed piece by piece; otherwise by plain autograd.
+    """
     head = chunked.plain_head(model)
     if head is None:
         return token_losses(model, batch, positions, device).sum() / learned
@@ -100,21 +109,25 @@ def step_loss(
 
 
 def _inputs_and_positions(model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device) -> Inputs:
-    """The inputs of `batch`; their positions, as `model` counts them, are put into `wanted`."""
+    """The inputs of `batch`. Their positions, as `model` counts them, go into `positions`."""
     inputs = batch if isinstance(batch, Inputs) else put_on(device, [batch])[0]
     positions[:] = [virtual_tokens.shifted(inputs.positions, inputs.ids.shape[1], virtual_tokens.embedded(model))]
     return inputs
 
 
 def _forward(model: Any, ids: torch.Tensor) -> Any:
-    in_cache = virtual_tokens.cached(model) > 0  # which a text sees before itself, so that its mask is not causal alone
+    # Every token of the text also sees the adapter's tokens in the cache, so a plain causal mask would be wrong.
+    in_cache = virtual_tokens.cached(model) > 0
     with nullcontext() if in_cache else causal(model, ids.device):
         return model(input_ids=ids, use_cache=False)
 
 
 def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What the head would get (positions × width). It is passed by, so that whatever the model does to its output afterwards
-    is done to something small and dropped."""
+    """The head's input (positions × width).
+
+    The head itself is bypassed: whatever the model does to the logits afterwards then happens to this small tensor, and
+    the result is dropped.
+    """
     captured: list[torch.Tensor] = []
 
     def pass_by(hidden: torch.Tensor) -> torch.Tensor:
@@ -130,6 +143,6 @@ def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def scored_mask(batch: Sequence[Tokenized]) -> torch.Tensor:
-    """Which of `token_losses` count in bits per byte: those of ordinary tokens."""
+    """The mask of the `token_losses` that count in bits per byte: those of ordinary tokens."""
     flags = [s for example in batch for s, label in zip(example.scored, example.labels, strict=True) if label != IGNORE]
     return torch.tensor(flags, dtype=torch.bool)

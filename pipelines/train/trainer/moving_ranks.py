@@ -1,8 +1,8 @@
 """AdaLoRA (Zhang et al. 2023): after every optimizer step PEFT takes ranks from the layers that need them less.
 
-What it remembers of each parameter lies with what the optimizer remembers of it, so that a checkpoint holds it, a new optimizer
-has forgotten it, and an optimizer that goes back to an earlier state takes it along. A step at a learning rate of zero, which must
-leave no trace, moves nothing.
+Its memory of each parameter is part of the optimizer's state. So a checkpoint holds it, a new optimizer starts without
+it, and an optimizer that returns to an earlier state takes it along. A step at learning rate zero must leave no trace and
+therefore moves no ranks.
 """
 # ruff: noqa: TID253
 
@@ -13,23 +13,24 @@ import torch
 
 from pipelines.errors import UnavailableError
 
-# Of a parameter: its importance and that one's spread (both its shape), what is left of a layer's ranks (of its singular values
-# alone), and the steps that were counted
+# The states of a parameter: its importance and the uncertainty of that (both in its shape), the mask of a layer's
+# remaining ranks (for singular values only), and the number of counted steps.
 IMPORTANCE, SPREAD, KEPT, STEPS = "rank_importance", "rank_spread", "rank_kept", "rank_steps"
-UNPLANNED = 2**30  # optimizer steps, as long as nobody knows how many there will be
+# The number of optimizer steps in PEFT's configuration until the plan is known.
+UNPLANNED = 2**30
 
 
 def allocating(model: Any) -> Any | None:
-    """The part of a PEFT model that moves ranks; None where they stay."""
+    """The part of a PEFT model that moves ranks; None if its ranks are fixed."""
     base = getattr(model, "base_model", None)
     return base if hasattr(base, "rankallocator") else None
 
 
 def plan(model: Any, steps: int) -> None:
-    """Spread the schedule over so many optimizer steps.
+    """Spread AdaLoRA's schedule over that many optimizer steps.
 
     Raises:
-        UnavailableError: there are too few of them for ranks to move.
+        UnavailableError: there are too few steps for ranks to move.
     """
     if (base := allocating(model)) is None:
         return
@@ -37,14 +38,15 @@ def plan(model: Any, steps: int) -> None:
     last = steps - config.tfinal
     if last <= max(1, config.tinit):
         raise UnavailableError(
-            f"AdaLoRA moves ranks after step {max(1, config.tinit)} (tinit) and before the last {config.tfinal} (tfinal), and here "
-            f"are {steps} optimizer steps: take smaller tinit and tfinal, more epochs or fewer examples_per_step"
+            f"AdaLoRA moves ranks after step {max(1, config.tinit)} (tinit) and before the last {config.tfinal} (tfinal), "
+            f"and this plan has {steps} optimizer steps: use smaller tinit and tfinal, more epochs or fewer "
+            "examples_per_step"
         )
     config.total_step = steps
 
 
 def move_with(optimizer: torch.optim.Optimizer, model: Any) -> None:
-    """Let ranks move with the steps of `optimizer`, from the state that it has."""
+    """Move ranks after each step of `optimizer`, starting from its present state."""
     if (base := allocating(model)) is None:
         return
     adapter = base.trainable_adapter_name
@@ -66,10 +68,11 @@ def move_with(optimizer: torch.optim.Optimizer, model: Any) -> None:
 
 
 def _load_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
-    """Give PEFT what the optimizer's state holds."""
+    """Copy AdaLoRA's memory from the optimizer's state into PEFT's allocator."""
     allocator, config = base.rankallocator, base.peft_config[base.trainable_adapter_name]
     states = {name: optimizer.state[p] for name, p in named.items() if IMPORTANCE in optimizer.state[p]}
-    allocator.ipt = dict.fromkeys(states)  # it looks for the name alone
+    # PEFT only checks whether a name is in `ipt`.
+    allocator.ipt = dict.fromkeys(states)
     allocator.exp_avg_ipt = {name: state[IMPORTANCE] for name, state in states.items()}
     allocator.exp_avg_unc = {name: state[SPREAD] for name, state in states.items()}
     masks = {name: optimizer.state[p][KEPT] for name, p in named.items() if KEPT in optimizer.state[p]}
@@ -77,7 +80,7 @@ def _load_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, to
 
 
 def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
-    """Keep in the optimizer's state what PEFT holds, and nothing of it twice."""
+    """Move AdaLoRA's memory from PEFT's allocator into the optimizer's state, so that only one copy stays."""
     allocator, config = base.rankallocator, base.peft_config[base.trainable_adapter_name]
     for name, parameter in named.items():
         state = optimizer.state[parameter]
@@ -85,7 +88,8 @@ def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, t
             if name in averages:
                 state[key] = averages[name]
             else:
-                state.pop(key, None)  # the schedule is at its end
+                # The schedule has ended.
+                state.pop(key, None)
     for name, mask in (config.rank_pattern or {}).items():
         singular_values = named[name]
         optimizer.state[singular_values][KEPT] = torch.tensor(
@@ -96,8 +100,10 @@ def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, t
 
 @torch.no_grad()
 def settle(model: Any) -> None:
-    """Before the adapter is saved: let PEFT leave out the ranks whose singular value is nought now, and no others. What it was told
-    after the last step may be of other weights, where an earlier step's are saved."""
+    """Before the adapter is saved, make PEFT leave out exactly the ranks whose singular value is zero.
+
+    PEFT's own pattern is that of the last step, but the saved weights may be those of an earlier, better step.
+    """
     if (base := allocating(model)) is None:
         return
     adapter = base.trainable_adapter_name
@@ -109,8 +115,10 @@ def settle(model: Any) -> None:
 
 
 def penalty(model: Any) -> torch.Tensor | None:
-    """What AdaLoRA adds to a step's loss so that A's rows and B's columns stay orthogonal: orth_reg_weight × the mean of
-    ‖AAᵀ − I‖ and ‖BᵀB − I‖ (`peft.tuners.adalora.model.AdaLoraModel.forward`); None where nothing is added."""
+    """The penalty that keeps A's rows and B's columns orthogonal: orth_reg_weight × the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖.
+
+    AdaLoRA adds it to a step's loss (`peft.tuners.adalora.model.AdaLoraModel.forward`). None if there is no penalty.
+    """
     if (base := allocating(model)) is None:
         return None
     adapter = base.trainable_adapter_name

@@ -1,7 +1,7 @@
-"""AdamW with its states in 32 or in 8 bits (blockwise, Dettmers et al. 2022), the latter also in paged memory on a card; and what
-PEFT makes of it for LoRA: LoRA+ (Hayou et al. 2024) and LoRA-FA (Zhang et al. 2023).
+"""AdamW, and PEFT's variants for LoRA: LoRA+ (Hayou et al. 2024) and LoRA-FA (Zhang et al. 2023).
 
-bitsandbytes computes the 8-bit ones on a CPU too; paging needs a card, and is plain 8-bit without one.
+AdamW's states have 32 bits or 8 bits (blockwise, Dettmers et al. 2022). bitsandbytes computes the 8-bit variants on a CPU
+as well. The paged one needs a card for its paging and is a plain 8-bit one without.
 """
 # ruff: noqa: TID253
 
@@ -16,12 +16,14 @@ from pipelines.errors import UnavailableError
 from pipelines.settings.methods import LORA_FA
 from pipelines.train.trainer import moving_ranks
 
-_OF_LORA = "lora_"  # in the name of an adapter's parameter
-RATIO = "rate_ratio"  # of a group of parameters: how many times the step's learning rate it has
+# Part of the names of an adapter's parameters.
+_OF_LORA = "lora_"
+# The key of a parameter group's factor on the step's learning rate.
+RATIO = "rate_ratio"
 
 
 def make_optimizer(model: Any, recipe: dict[str, Any]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters of `model` that train; of an adapter whose ranks move it moves them, too.
+    """The recipe's optimizer over the trainable parameters of `model`; for AdaLoRA its steps also move the ranks.
 
     Raises:
         UnavailableError: PEFT's optimizer for LoRA does not fit this adapter.
@@ -39,7 +41,7 @@ def make_optimizer(model: Any, recipe: dict[str, Any]) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step have this learning rate; LoRA+ gives B a multiple of it."""
+    """Set the learning rate of the next step; LoRA+ gives B a multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATIO, 1.0)
 
@@ -48,7 +50,8 @@ def _class_and_options(recipe: Mapping[str, Any], parameters: list[torch.nn.Para
     rate = recipe["learning_rate"]
     options: Any = {"lr": rate[0] if isinstance(rate, list) else rate, "weight_decay": recipe["weight_decay"]}
     if recipe["optimizer"] in ("adamw", LORA_FA):
-        # one kernel rather than a dozen passes, and no copies: of the largest parameter on a CPU, of all of them on a card
+        # The fused version runs one kernel rather than a dozen passes. It makes no copies, which would be as large as the
+        # largest parameter on a CPU and as all parameters on a card.
         fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in parameters) else None
         return torch.optim.AdamW, {**options, "fused": fused}
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
@@ -59,17 +62,17 @@ def _class_and_options(recipe: Mapping[str, Any], parameters: list[torch.nn.Para
 
 
 def _lora_plus(model: Any, kind: Any, options: dict[str, Any], ratio: float) -> torch.optim.Optimizer:
-    """PEFT's groups of LoRA+: B, and vectors, learn `ratio` times as fast as A.
+    """LoRA+ with PEFT's parameter groups: B and vectors learn `ratio` times as fast as A.
 
     Raises:
-        UnavailableError: an adapter on an embedding, to which PEFT gives a learning rate that does not follow the others.
+        UnavailableError: an embedding has an adapter; PEFT gives it a fixed learning rate.
     """
     from peft.optimizers import create_loraplus_optimizer
 
     if any(hasattr(module, "lora_embedding_A") and len(module.lora_embedding_A) for module in model.modules()):
         raise UnavailableError(
-            "loraplus_lr_ratio: PEFT gives an adapter on an embedding a fixed learning rate of its own: leave the embedding out of "
-            "the targets"
+            "loraplus_lr_ratio: PEFT gives an adapter on an embedding a fixed learning rate of its own: "
+            "leave the embedding out of the targets"
         )
     decay = options.pop("weight_decay")
     optimizer = create_loraplus_optimizer(model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options)
@@ -79,10 +82,10 @@ def _lora_plus(model: Any, kind: Any, options: dict[str, Any], ratio: float) -> 
 
 
 def _lora_fa(model: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """PEFT's LoRA-FA, whose memory of a pair of A and B lies with B, where a checkpoint looks for it.
+    """PEFT's LoRA-FA, with the state of each pair of A and B under B, where a checkpoint looks for it.
 
     Raises:
-        UnavailableError: an adapter that has more than pairs of A and B, which PEFT would pair up wrongly.
+        UnavailableError: the adapter has other parameters than pairs of A and B; PEFT would pair them wrongly.
     """
     from peft.optimizers import create_lorafa_optimizer
 
@@ -108,18 +111,21 @@ def _has_pairs_alone(model: Any) -> None:
     pairs = zip(names[::2], names[1::2], strict=False)
     if len(names) % 2 or any(one.replace(".lora_A.", ".lora_B.", 1) != other or one == other for one, other in pairs):
         raise UnavailableError(
-            "optimizer: lorafa takes an adapter's parameters in pairs of lora_A and lora_B, and this one has others (DoRA, biases, "
-            "an embedding's): leave them out, or use adamw"
+            "optimizer: lorafa takes an adapter's parameters in pairs of lora_A and lora_B, and this one has others "
+            "(DoRA, biases, an embedding's): leave them out, or use adamw"
         )
 
 
 class _ByParameter(defaultdict[Any, dict[str, Any]]):
-    """An optimizer's state by parameter, which may also be asked for by the names that LoRA-FA gives: a parameter's own, or that of
-    a pair up to `lora`, which means its B."""
+    """An optimizer's state by parameter, which also accepts LoRA-FA's names as keys.
+
+    Such a name is that of a parameter, or that of a pair up to `lora`, which stands for its B.
+    """
 
     def __init__(self, named: Mapping[str, torch.nn.Parameter]) -> None:
         super().__init__(dict)
-        self._named = {_pair(name) if _OF_LORA in name else name: p for name, p in named.items()}  # B comes after A
+        # B comes after A, so each pair's name ends up with its B.
+        self._named = {_pair(name) if _OF_LORA in name else name: p for name, p in named.items()}
 
     def __missing__(self, key: Any) -> dict[str, Any]:
         if isinstance(key, str):
@@ -128,5 +134,5 @@ class _ByParameter(defaultdict[Any, dict[str, Any]]):
 
 
 def _pair(name: str) -> str:
-    """PEFT's name for what A and B share: `….q_proj.lora`."""
+    """PEFT's name for a pair of A and B: `….q_proj.lora`."""
     return name[: name.find(_OF_LORA)] + _OF_LORA.rstrip("_")

@@ -1,6 +1,6 @@
-"""How often a run turns aside from its steps: when a checkpoint is due, and how often the curve is measured, and on what.
+"""When a run pauses its steps: when a checkpoint is due, and how often and on which examples the curve is measured.
 
-What decides about the curve is counted, never timed, so that a run that goes on from a checkpoint has the same points.
+The curve's rhythm depends on counts, never on time, so that a resumed run has the same points.
 """
 
 import hashlib
@@ -11,17 +11,26 @@ from typing import Any
 from pipelines.runs.clock import Stopwatch
 from pipelines.train.trainer.examples import Tokenized
 
-DEFAULT_MINUTES = 10.0  # between checkpoints, of a spec that was written before there was the setting
-SHARE = 0.05  # of a run's time is for checkpoints at most, and for the curve of a long run
-CURVE_RECORDS = 256  # held-out records that the curve is measured on, of as many as there are
-FEW_RECORDS = 32  # so few cost little: as often as the setting says
-FEWEST_POINTS = 20  # on a curve, whatever they cost
-PASSES = 3  # a training step costs so many times the evaluation of its tokens: forward, and twice that backward
+# Minutes between checkpoints for specs from before the setting existed.
+DEFAULT_MINUTES = 10.0
+# The largest share of a run's time for checkpoints, and for the curve of a long run.
+SHARE = 0.05
+# The curve is measured on at most this many held-out records.
+CURVE_RECORDS = 256
+# Up to this many records cost little: the curve follows the setting.
+FEW_RECORDS = 32
+# A curve has at least this many points, whatever they cost.
+FEWEST_POINTS = 20
+# The cost of a training step in evaluations of its tokens: one forward pass, and a backward pass that costs two.
+PASSES = 3
 
 
 class CheckpointPace:
-    """When the next checkpoint is due: after every `checkpoint_every_steps` where the spec names them. Else by time: every
-    `checkpoint_every_minutes`, and no sooner than the last one took, divided by SHARE."""
+    """When the next checkpoint is due.
+
+    It is due every `checkpoint_every_steps` if the spec names that. Otherwise time decides: every
+    `checkpoint_every_minutes`, and not before the time of the last checkpoint divided by SHARE has passed.
+    """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self._steps: int | None = spec.get("checkpoint_every_steps")
@@ -31,15 +40,15 @@ class CheckpointPace:
 
     @property
     def by_time(self) -> bool:
-        """Whether a clock decides, which differs from rank to rank."""
+        """Whether a clock decides; clocks differ between ranks."""
         return self._steps is None
 
     def is_due(self, step: int) -> bool:
-        """Whether to write one after `step` steps."""
+        """Whether a checkpoint is due after `step` steps."""
         return self._since.total() >= self._wait if self._steps is None else step % self._steps == 0
 
     def written(self, seconds: float) -> None:
-        """One has just been written, which took `seconds`."""
+        """Note that writing a checkpoint has just taken `seconds`."""
         self._wait = max(self._least, seconds / SHARE)
         self._since = Stopwatch()
 
@@ -55,8 +64,11 @@ def curve_sample(held_out: Sequence[Tokenized]) -> list[Tokenized]:
 
 
 def curve_every(plan: Sequence[Sequence[Tokenized]], sample: Sequence[Tokenized], every: int) -> int:
-    """After how many steps of `plan` the loss on `sample` is measured again: `every`, or the multiple of it that keeps the
-    tokens evaluated within SHARE of those computed in training, as long as FEWEST_POINTS remain. Never more for few records."""
+    """The steps of `plan` between two measurements of the loss on `sample`: `every`, or a multiple of it.
+
+    The multiple keeps the evaluation within SHARE of the training's computation, but leaves at least FEWEST_POINTS. For
+    few records it is always `every`.
+    """
     if len({example.example_id for example in sample}) <= FEW_RECORDS:
         return every
     tokens_per_step = sum(len(example) for step in plan for example in step) / len(plan)
