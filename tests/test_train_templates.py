@@ -279,7 +279,7 @@ def test_reasoning_that_the_prompt_closes_leaves_the_record_unshown() -> None:
     form = PromptFormat(tokenizer_of(Trait(SHOWS_THOUGHTS)), "chat")
     assert form.arguments == {"enable_thinking": False}
     with pytest.raises(
-        Unshown, match="record r1: the template shows answer 2 otherwise than behind what inference sends"
+        Unshown, match="record r1: the template does not show answer 2 after the prompt that inference sends"
     ):
         form.tokenize(record(turns("Poetry?", THOUGHT)))
 
@@ -429,7 +429,7 @@ def test_a_switch_that_the_template_gives_a_value_of_its_own_is_one() -> None:
     ],
 )
 def test_what_parts_before_the_answers_turn_is_unshown(template: str, messages: list[dict[str, Any]]) -> None:
-    with pytest.raises(Unshown, match="otherwise than behind what inference sends"):
+    with pytest.raises(Unshown, match="after the prompt that inference sends"):
         PromptFormat(tokenizer_of(Trait(template, eos="</s>")), "chat").tokenize(record(messages))
 
 
@@ -472,7 +472,7 @@ def test_what_a_single_turn_alone_shows_is_not_learned_of_a_later_one() -> None:
 )
 def test_a_day_that_cannot_be_fixed_is_refused_and_otherwise_said(asks: str) -> None:
     tokenizer = tokenizer_of(Trait(asks + chatml()))
-    with pytest.raises(ValueError, match="in a way that cannot be fixed"):
+    with pytest.raises(ValueError, match="in a way that allows no fixed day"):
         PromptFormat(tokenizer, "chat", {"strftime_now": "2025-07-08"})
     # transformers' own function takes this one, too.
     if "format=" not in asks:

@@ -1,4 +1,4 @@
-"""Records as tokens: the prompt as inference sends it, the answer that is learned behind it, and which tokens count."""
+"""Records as tokens: the prompt as inference sends it, the answer to learn after it, and which tokens count."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,9 @@ DAY_BY_DAY = (
 
 
 class PromptFormat:
-    """How one model wants to be asked: its chat template with `template` as arguments, or Alpaca's plain text. `stops` are the ids
-    that its generation configuration ends at.
+    """The prompt format of one model: its chat template with `template` as arguments, or Alpaca's plain text.
+
+    `stops` are the token ids at which its generation configuration ends.
 
     Raises:
         ValueError: the tokenizer has no EOS or no offsets, or its chat template is missing or knows no such argument.
@@ -36,14 +37,14 @@ class PromptFormat:
             raise ValueError("the tokenizer has no end-of-sequence token, so an answer's end cannot be learned")
         if not tokenizer.is_fast:
             raise ValueError(
-                "the tokenizer does not say where its tokens stand in a text: expected a fast one (tokenizer.json)"
+                "the tokenizer gives no positions of its tokens in a text: expected a fast one (tokenizer.json)"
             )
         ends = [tokenizer.eos_token, *(tokenizer.decode([stop]) for stop in self._stops)]
         self._text = ChatTemplate(tokenizer, template or {}, ends) if style == "chat" else AlpacaBlocks(tokenizer)
 
     @classmethod
     def of(cls, folder: Path, recipe: Mapping[str, Any]) -> "PromptFormat":
-        """As a recipe says of the model in `folder`: its `prompt`, and the arguments of its `template` where it has any."""
+        """The format of the model in `folder`, with the recipe's `prompt` and the arguments of its `template`."""
         from pipelines.train.trainer import loading
 
         tokenizer = loading.load_tokenizer(folder)
@@ -51,29 +52,31 @@ class PromptFormat:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What the chat template is given: the model's record, and thinking switched off where the template knows the switch."""
+        """The chat template's arguments: those of the model's record, and thinking off if the template has the switch."""
         return self._text.arguments
 
     @property
     def tells_the_day(self) -> bool:
-        """Whether the chat template writes today's date, so that every prompt changes from day to day."""
+        """Whether the chat template writes today's date, so that prompts change from day to day."""
         return self._text.tells_the_day
 
     def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
-        """Token ids to answer from. `shots` are records that come before it with their answers, in the same format."""
+        """The prompt's token ids. `shots` are records that precede it with their answers, in the same format."""
         return [*self._front, *self._ids(self._text.prompt(record, shots))]
 
     def prompt_text(self, record: Mapping[str, Any]) -> str:
-        """The same as text, without what the tokenizer itself puts in front of one."""
+        """The prompt as text, without the tokens that the tokenizer itself puts in front."""
         return self._text.prompt(record, ())
 
     def tokenize(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Tokenized]:
-        """The record as examples: one, or one an answer where the template rewrites earlier turns, so that each is learned behind
-        the prompt that inference would send. Nothing is cut; what does not fit is for the caller to count and leave out. Of
-        `shots`, records that come before it with their answers, nothing is learned and nothing counts.
+        """The record as examples.
+
+        It is one example, unless the template rewrites earlier turns: then each answer makes its own, so that training
+        shows it after the prompt that inference would send. Nothing is cut; the caller counts and drops what does not
+        fit. `shots` are records that precede it with their answers; they are neither learned nor scored.
 
         Raises:
-            Unshown: the template cannot show the record so.
+            Unshown: the template cannot show the record.
         """
         try:
             answers = list(self._text.answers(record, shots))
@@ -87,8 +90,10 @@ class PromptFormat:
             raise Unshown(f"record {record['example_id']}: {error}") from None
 
     def _single(self, record: Mapping[str, Any], answer: Shown, *, turn: int | None = None) -> Tokenized:
-        """An example of one answer: its prompt's own tokens, then those of the whole text; where a token would span the two, what
-        follows the prompt becomes tokens by itself."""
+        """An example of one answer: the prompt's own tokens, then the rest of those of the full text.
+
+        If a token would span the two, the text after the prompt is tokenized by itself.
+        """
         prompt, encoded = self._encoded(answer.prompt), self._encoded(answer.text)
         split = encoded.ids[: len(prompt.ids)] != prompt.ids
         if split:
@@ -96,15 +101,10 @@ class PromptFormat:
         return self._example(record, encoded, [(len(prompt.ids), answer)], turn=turn, split=int(split))
 
     def _split(self, prompt: "_Encoded", answer: Shown, whole: "_Encoded") -> "_Encoded":
-        """The prompt's tokens and those of the rest, which together read as the text."""
+        """The prompt's tokens and those of the rest, which together decode to the full text."""
         rest, expected = answer.text[answer.prompt_length :], self.tokenizer.decode(whole.ids)
-        for lead in (
-            "",
-            "\n",
-            " ",
-            "a",
-            ".",
-        ):  # something in front keeps SentencePiece from adding a space of its own
+        # A lead in front of the rest keeps SentencePiece from adding a space of its own.
+        for lead in ("", "\n", " ", "a", "."):
             front, encoded = self._ids(lead), self._encoded(lead + rest)
             shift, first = answer.prompt_length - len(lead), len(front)
             joined = _Encoded(
@@ -113,13 +113,12 @@ class PromptFormat:
             )
             if encoded.ids[:first] == front and self.tokenizer.decode(joined.ids) == expected:
                 return joined
-        raise Unshown(f"the tokens of its prompt and of its answer do not read as the whole: {answer.text[-60:]!r}")
+        raise Unshown(f"the tokens of its prompt and its answer do not decode to the full text: {answer.text[-60:]!r}")
 
     def _joined(self, record: Mapping[str, Any], learned: Sequence[Shown]) -> Tokenized | None:
-        """One example in which every answer stands behind its prompt, token for token; None where a token would span the place
-        where a prompt ends."""
+        """One example with every answer after its prompt, token for token; None if a token would span a prompt's end."""
         encoded = self._encoded(learned[-1].text)
-        # tokens do not reach across a special one: of a prompt's tokens those behind its last special one are enough to look at
+        # No token spans a special one, so only the tokens after a prompt's last special token need a comparison.
         marks = {start: i for i, (start, _) in enumerate(encoded.spans) if encoded.ids[i] in self._special_ids}
         starts, answers = sorted(marks), []
         for answer in learned:
@@ -140,6 +139,11 @@ class PromptFormat:
         turn: int | None = None,
         split: int = 0,
     ) -> Tokenized:
+        """Labels, scores and byte counts of the answers, each with the place of its first token.
+
+        Raises:
+            Unshown: an answer has no token, or does not end in its end token alone.
+        """
         ids = encoded.ids
         labels, scored, size = [IGNORE] * len(ids), [False] * len(ids), 0
         for first, answer in answers:
@@ -165,7 +169,10 @@ class PromptFormat:
         )
 
     def _require_end(self, token: int, answer: Shown) -> None:
-        """An answer must end in the one token that is checked to stop generation; a call may end in another one that does."""
+        """Raises Unshown unless the answer ends in the token that is checked to stop generation.
+
+        A tool call may end in another token that stops generation.
+        """
         if token != self.end_of_answer and not (answer.calls and token in self.ends):
             raise Unshown(
                 f"answer {answer.turn + 1} ends in {self.tokenizer.decode([token])!r}, others in {self._text.end!r}"
@@ -178,24 +185,29 @@ class PromptFormat:
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end an answer or a call: what training teaches, and what ends generation anyway."""
+        """The tokens that end an answer or a call: the one that training teaches, and those that end generation anyway."""
         return {self.end_of_answer, *self.generation_stops}
 
     @property
     def generation_stops(self) -> set[int]:
-        """What ends generation whatever the template writes: EOS, and what the generation configuration names."""
+        """The tokens that end generation for any template: EOS, and those of the generation configuration."""
         return {self.tokenizer.eos_token_id, *self._stops}
 
     @cached_property
     def end_of_answer(self) -> int:
-        """The token that training teaches to end an answer with: what the template writes behind one (<end_of_turn> for Gemma), EOS
-        where it writes no special token there."""
+        """The token that training teaches as an answer's end.
+
+        It is the special token that the template writes after an answer (<end_of_turn> for Gemma), or EOS without one.
+        """
         return self.tokenizer.convert_tokens_to_ids(self._text.end)
 
     @cached_property
     def prefix(self) -> list[int]:
-        """The BOS that stands in front of every example, or nothing: what the chat template writes, for Alpaca's text what the
-        tokenizer puts there itself. A BOS that opens every turn (SmolLM2's <|im_start|>) is none."""
+        """The BOS in front of every example, or nothing.
+
+        A chat template writes it; in front of Alpaca's text the tokenizer does. A BOS that opens every turn (SmolLM2's
+        <|im_start|>) does not count.
+        """
         if isinstance(self._text, AlpacaBlocks):
             return self.own_bos
         ids, bos = self._ids(self._text.first_question), self.tokenizer.bos_token_id
@@ -203,14 +215,14 @@ class PromptFormat:
 
     @cached_property
     def own_bos(self) -> list[int]:
-        """What the tokenizer itself puts in front of a text: OPT's </s>, Gemma's and Llama's BOS, nothing for GPT-2."""
+        """The tokens that the tokenizer itself puts in front: OPT's </s>, Gemma's and Llama's BOS, none for GPT-2."""
         bare, full = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
         front = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
         return full[:front]
 
     @property
     def _front(self) -> list[int]:
-        """What is put in front of an example's text: a chat template writes its BOS itself, or wants none."""
+        """The tokens to add in front of an example's text; none for a chat template, which writes its own BOS."""
         return [] if self.style == "chat" else self.own_bos
 
     @cached_property
@@ -227,19 +239,19 @@ class PromptFormat:
 
 
 def _overlap(token: tuple[int, int], span: tuple[int, int]) -> bool:
-    """Whether a token stands for something of what is said. Some tokenizers give a token no width, at its end."""
+    """Whether a token covers a part of the span. Some tokenizers give a token an empty span at its end."""
     (start, end), (begin, stop) = token, span
     return begin < start <= stop if start == end else start < stop and begin < end
 
 
 def _goes_on(answers: Sequence[Shown]) -> bool:
-    """Whether every prompt goes on from the answer before it as that was shown: the template rewrites no earlier turn."""
+    """Whether every prompt continues the previous answer as shown, so that the template rewrites no earlier turn."""
     return all(after.prompt.startswith(before.text) for before, after in pairwise(answers))
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Tokens of a text, and where in it each stands."""
+    """The tokens of a text, and the place of each in it."""
 
     ids: list[int]
     spans: list[tuple[int, int]]

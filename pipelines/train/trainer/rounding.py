@@ -1,7 +1,8 @@
-"""LoftQ (Li et al. 2023): an adapter over a 4-bit base begins as what the rounding took away.
+"""LoftQ (Li et al. 2023): an adapter over a 4-bit base starts as the rounding error of the base.
 
-Per layer, W − dequantized(quantize(W)) ≈ BA by a singular value decomposition, one iteration, as PEFT's
-`replace_lora_weights_loftq` does it on a card alone. The base stays as it is, so the saved adapter is plain LoRA.
+Per layer, W − dequantize(quantize(W)) ≈ BA by a singular value decomposition, in one iteration. PEFT's
+`replace_lora_weights_loftq` does the same, but only on a card. The base does not change, so the saved adapter is plain
+LoRA.
 """
 # ruff: noqa: TID253
 
@@ -17,17 +18,18 @@ from pipelines.settings.methods import FOUR_BITS
 
 
 def require_known(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raises UnavailableError for LoftQ with a base that is not in 4 bits, or with settings that would do something else."""
+    """Raises UnavailableError for LoftQ over a base that is not in 4 bits, or with settings that mean something else."""
     loftq = settings.get("loftq_config") or {}
     bits, rounds = (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) if isinstance(loftq, dict) else (loftq, 1)
     if recipe.get("quantization") not in FOUR_BITS:
         raise UnavailableError(
-            f"peft.init_lora_weights: loftq makes up for the rounding of a base in 4 bits, and this one has quantization "
-            f"{recipe.get('quantization')}: set quantization: nf4"
+            f"peft.init_lora_weights: loftq makes up for the rounding of a base in 4 bits, but this method has "
+            f"quantization {recipe.get('quantization')}: set quantization: nf4"
         )
     if bits != 4 or rounds != 1:
         raise UnavailableError(
-            f"peft.loftq_config: got {loftq}; the base is quantized as it is loaded, so expected loftq_bits: 4 and loftq_iter: 1"
+            f"peft.loftq_config: got {loftq}; the base is quantized while it is loaded, so expected loftq_bits: 4 "
+            "and loftq_iter: 1"
         )
     if settings.get("use_dora") or settings.get("lora_bias"):
         raise UnavailableError("peft.init_lora_weights: loftq sets A and B alone: leave use_dora and lora_bias out")
@@ -35,11 +37,12 @@ def require_known(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Non
 
 @torch.no_grad()
 def make_up_for(model: Any, original: Any) -> None:
-    """Let the fresh LoRA of `model` (a PEFT model over a 4-bit base) begin as what quantizing took from the weights of `original`,
-    the same model before it.
+    """Start the fresh LoRA of `model`, a PEFT model over a 4-bit base, from the rounding error of its base.
+
+    `original` is the same model without quantization.
 
     Raises:
-        UnavailableError: no layer of it is quantized.
+        UnavailableError: no adapted layer is quantized.
     """
     any_quantized = False
     for name, layer in model.named_modules():
@@ -54,7 +57,7 @@ def make_up_for(model: Any, original: Any) -> None:
 
 
 def _make_up(layer: Any, weight: torch.Tensor) -> None:
-    """B·A·scaling = the best approximation of `weight` (outputs × inputs) − what the packed one stands for."""
+    """B·A·scaling = the best approximation of `weight` (outputs × inputs) minus the dequantized weight."""
     from bitsandbytes.functional import dequantize_4bit
 
     (adapter,) = layer.lora_A
@@ -68,5 +71,5 @@ def _make_up(layer: Any, weight: torch.Tensor) -> None:
 
 
 def folder_of(model: Any) -> Path:
-    """Where the weights of `model` were read from."""
+    """The folder from which `model` was loaded."""
     return Path(model.name_or_path)

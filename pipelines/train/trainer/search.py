@@ -1,9 +1,11 @@
-"""Which of several learning rates: each is tried for some steps from the same start, over the same examples, with a warm-up of its
-own, and judged by its loss on a slice held back from train. What is evaluated on is never looked at.
+"""The search for the best of several learning rates.
 
-A list of rates: each for `search_share` of the steps, with a cosine. `learning_rate: auto`: by successive halving (`halving`), all
-trials together within `search_cap` of the steps, without one. Each trial is on disk as soon as it has ended, so a search that was
-killed goes on after it.
+Each rate is tried for some steps from the same start, over the same examples, with its own warm-up. Its loss on a slice
+held back from train decides. The evaluation records play no part.
+
+Each rate of a list runs for `search_share` of the steps, with a cosine. `learning_rate: auto` uses successive halving
+(`halving`) without a cosine, with all trials together within `search_cap` of the steps. Each trial is written to disk
+when it ends, so a killed search resumes after it.
 """
 
 import json
@@ -24,15 +26,19 @@ from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.halving import Trial
 from pipelines.train.trainer.tensor_file import save_file
 
-JUDGED = (16, 64)  # examples that auto judges by, at least and at most; but no more than MOST of train
+# auto judges by at least and at most this many examples, but by no more than the share MOST of train.
+JUDGED = (16, 64)
 MOST = 0.25
-Tried = list[tuple[float, float | None, int]]  # (learning rate, loss, steps), smaller rates first; no loss: it diverged
+# (learning rate, loss or None if it diverged, steps), smaller rates first.
+Tried = list[tuple[float, float | None, int]]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A learning rate and what it was chosen among; `tried` is empty where it was not. `source` stands in the place of the spec's
-    `learning_rate_source`: the search that it names was not made."""
+    """A learning rate and the trials that it was chosen from; without a search `tried` is empty.
+
+    `source` replaces the spec's `learning_rate_source` if the search that it names did not take place.
+    """
 
     rate: float
     tried: Tried
@@ -56,7 +62,7 @@ class Chosen:
 
 
 def before_search(recipe: dict[str, Any]) -> Chosen:
-    """The recipe's one rate, or what stands in for several that are still to be tried."""
+    """The recipe's single rate, or a placeholder until the search has chosen one."""
     rate = recipe["learning_rate"]
     if is_auto(recipe):
         return Chosen(recipe["learning_rate_default"], [], "default")
@@ -68,10 +74,12 @@ def is_auto(recipe: dict[str, Any]) -> bool:
 
 
 def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
-    """The rate with the lowest loss among the longest trials; of those within `near`, a share of that loss, the smallest.
+    """The rate with the lowest loss among the longest trials; of the rates within `near` of that loss the smallest.
+
+    `near` is a share of the lowest loss.
 
     Raises:
-        DivergedError: none of them can be trained with.
+        DivergedError: every rate diverges.
     """
     winner = halving.chosen(trials, near=near)
     rows = sorted((trial.rate, trial.loss, trial.steps) for trial in trials)
@@ -84,8 +92,10 @@ def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
 def hold_back(
     train: Sequence[Tokenized], validation: Sequence[Tokenized], recipe: dict[str, Any]
 ) -> tuple[list[Tokenized], list[Tokenized]]:
-    """What the trials train on, and what judges them: `validation`, else a slice of `train`. Those of auto, many and short, are
-    judged by some of a large slice, and by more than `validation_share` of a small train."""
+    """The examples that trials train on, and those that judge them: `validation`, else a slice of `train`.
+
+    The many short trials of auto use only a part of a large slice, and more than `validation_share` of a small train.
+    """
     least, most = JUDGED if is_auto(recipe) else (1, len(train) + len(validation))
     if validation:
         return list(train), list(validation[:most])
@@ -98,19 +108,21 @@ def hold_back(
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All trials of a search, and how long those of them took that an earlier process of the cell had made."""
+    """All trials of a search, and the seconds of those that an earlier process of the cell had run."""
 
     trials: list[Trial]
     earlier_seconds: float
 
 
 def search(trainer: Any, train: Sequence[Tokenized], judging: Sequence[Tokenized]) -> SearchResult:
-    """Try the recipe's learning rates on `train`, judged on `judged`; the weights end as they were. What trains is kept on disk
-    meanwhile, so that no second set of it is in memory. No trials where auto has too few steps to choose by.
+    """Try the recipe's learning rates on `train`, judged on `judging`; the weights end as they were.
+
+    The trainable weights of the start are kept on disk, so memory never holds two sets of them. If auto has too few
+    steps, there are no trials.
 
     Raises:
-        ValueError: too few examples to hold any back.
-        DiskFullError: the weights cannot be kept.
+        ValueError: there are too few examples to hold any back.
+        DiskFullError: there is too little disk for the weights.
     """
     if not train and is_auto(trainer.recipe):
         return SearchResult([], 0.0)
@@ -133,13 +145,16 @@ def search(trainer: Any, train: Sequence[Tokenized], judging: Sequence[Tokenized
 
 
 class Trials:
-    """Runs trials, each from the weights of the start and on the same random numbers; within its `with` the start is on disk. A
-    trial that an earlier process of the cell finished is not run again: it depends on its rate and its steps alone."""
+    """Runs trials, each from the weights of the start and with the same random numbers.
+
+    Inside its context the weights of the start are on disk. A trial depends only on its rate and its steps. So one that an
+    earlier process of the cell has finished does not run again.
+    """
 
     def __init__(
         self, trainer: Any, plan: list[list[Tokenized]], judging: Sequence[Tokenized], *, expected: int
     ) -> None:
-        """`expected`: how many trials there will be, as far as that is known; shown in the progress."""
+        """`expected`: the probable number of trials, for the progress display."""
         self._trainer, self._plan, self._judging, self._expected = trainer, plan, judging, expected
         worker = trainer.worker
         self._file = worker.folder / checkpoints.SEARCH
@@ -161,14 +176,16 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         self._trainer.worker.report.pop("doing", None)
         self._weights.unlink(missing_ok=True)
-        with suppress(OSError):  # it was not made, or another rank's is in it still
+        # The folder was never made, or still holds another rank's file.
+        with suppress(OSError):
             self._start.rmdir()
 
     def measure(self, rate: float, steps: int) -> float | None:
-        """The loss after `steps` steps with the peak rate `rate`; None where it diverges."""
+        """The loss after `steps` steps with the peak rate `rate`; None if it diverges."""
         self._count += 1
         worker = self._trainer.worker
-        of = f" of {self._expected}" if self._expected >= self._count else ""  # those past an end come on top
+        # Rates past an end of the range come on top of the expected trials.
+        of = f" of {self._expected}" if self._expected >= self._count else ""
         worker.report["doing"] = f"learning rate {self._count}{of}: {rate:g} for {steps} steps"
         worker.save()
         if (rate, steps) not in self._losses:
@@ -180,7 +197,7 @@ class Trials:
         return loss
 
     def _take_over(self) -> None:
-        """Read what an earlier process of the cell noted, with the same packages and micro-batches, and note it here as well."""
+        """Take over the trials of an earlier process of the cell that ran under the same conditions."""
         worker = self._trainer.worker
         if not (earlier := worker.spec.get("searched")):
             return
@@ -190,7 +207,7 @@ class Trials:
                 self.earlier_seconds += row["seconds"]
                 self._append(row)
         if self._losses:
-            worker.say(f"going on with the search for a learning rate after {len(self._losses)} trials")
+            worker.say(f"resuming the search for a learning rate after {len(self._losses)} trials")
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._trainer.ranks.rank == 0:
@@ -207,12 +224,12 @@ class Trials:
         return loss if math.isfinite(loss) else None
 
     def _keep_start(self) -> None:
-        """Write the weights that train, before the first trial."""
+        """Write the trainable weights before the first trial."""
         if self._start_is_kept:
             return
         trainer = self._trainer
         size = sum(p.numel() * p.element_size() for p in trainer.named.values())
-        disk.require(trainer.worker.folder, size, "the weights to go back to after each learning rate that is tried")
+        disk.require(trainer.worker.folder, size, "the weights to restore after each trial of a learning rate")
         self._start.mkdir(exist_ok=True)
         named = {f"weights/{name}": local_part(p).detach() for name, p in trainer.named.items()}
         save_file(named, self._weights)

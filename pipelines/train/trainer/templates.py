@@ -1,6 +1,6 @@
-"""How a conversation reads as text: through a tokenizer's own chat template, or as Alpaca's blocks.
+"""Conversations as text: through a tokenizer's own chat template, or as Alpaca blocks.
 
-Both give, for every answer of a record, the text that inference sends and the text that shows the answer behind it.
+Both give, for every answer of a record, the prompt that inference sends and the text with the answer after it.
 """
 
 import json
@@ -31,21 +31,21 @@ from pipelines.train.trainer.conversations import (
 )
 
 MARKER, THOUGHT_MARKER = "ANSWERED7F3A", "THOUGHT7F3A"
-THINKING = (
-    "enable_thinking",
-    "thinking",
-)  # the switches that templates know; off unless the model's record says otherwise
-DAY = "strftime_now"  # what templates call to learn what day it is
-# what every rendering is given, so that no argument of a model's record may have these names
+# The templates' switches for thinking, which are off unless the model's record says otherwise.
+THINKING = ("enable_thinking", "thinking")
+# The function that templates call for today's date.
+DAY = "strftime_now"
+# Every rendering sets these names, so a model's record may not use them as arguments.
 GIVEN = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token")
 )
-_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag of transformers' own
+# A tag of transformers that plain Jinja does not know.
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _THOUGHT = re.compile(r"\A(\s*<think>\s*)(.*?)(\s*</think>\s*)(.+)\Z", re.DOTALL)
 
 
 class Unshown(ValueError):
-    """A record that a model's template cannot show as it would be asked and answered; it costs that record, not the cell."""
+    """The model's template cannot show a record as inference would see it: that record is left out, not the cell."""
 
 
 Span = tuple[int, int]
@@ -53,8 +53,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Shown:
-    """One answer as text. `text` begins with the prompt, `asked` characters long, and goes on to the end of the answer, the token
-    that ends it included; `said` are the places of what the record itself says there, without what the template adds."""
+    """One answer as text.
+
+    `text` holds the prompt (its first `prompt_length` characters) and the answer with its end token. `content_spans` are
+    the places of the record's own words in it, without the template's additions.
+    """
 
     text: str
     prompt_length: int
@@ -69,7 +72,7 @@ class Shown:
 
 
 class AlpacaBlocks:
-    """Stanford Alpaca's plain text, an EOS token behind every answer."""
+    """Stanford Alpaca's plain text, with an EOS token after every answer."""
 
     arguments: Mapping[str, Any] = {}
     tells_the_day = False
@@ -98,9 +101,10 @@ class AlpacaBlocks:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template with `arguments`, of which the model's record may name any that the template knows. The
-    argument `strftime_now`, such as "2025-07-08", stands for today's date in templates that write it. `stops` are the tokens that
-    end generation, EOS and others.
+    """A tokenizer's chat template with `arguments` from the model's record, which the template must know.
+
+    The argument `strftime_now`, such as "2025-07-08", replaces today's date in templates that write it. `stops` are the
+    tokens that end generation, EOS included.
 
     Raises:
         ValueError: there is no template, it knows no such argument, or it does not show an answer as it was written.
@@ -119,14 +123,19 @@ class ChatTemplate:
         self._day = _day(arguments[DAY]) if DAY in arguments else None
         if self._day and self._is_odd_about_days:
             raise ValueError(
-                f"template: {DAY}: the chat template asks for the day in a way that cannot be fixed: leave it out"
+                f"template: {DAY}: the chat template asks for the day in a way that allows no fixed day: leave it out"
             )
+
+        # Thinking is off. A variable that the template sets itself is a switch only if a value of it makes a difference.
         own = {name for name in THINKING if name in sets and name not in _tested(parsed)}
         switches = [name for name in THINKING if name in known and (name not in own or self._is_switch(name))]
         self.arguments = {**dict.fromkeys(switches, False), **arguments}
 
     def _is_switch(self, name: str) -> bool:
-        """Whether a variable that the template also sets is one that it takes: without it, it reads as with one of its values."""
+        """Whether a variable that the template also sets is an argument.
+
+        It is if its two values give different texts, and one of them is the text without the variable.
+        """
         messages: list[Message] = [{"role": "user", "content": "a"}]
         shown = []
         with suppress(*_REFUSALS):
@@ -134,14 +143,14 @@ class ChatTemplate:
         return bool(shown) and shown[1] != shown[2] and shown[0] in shown[1:]
 
     def prompt(self, record: Mapping[str, Any], shots: Shots) -> str:
-        """What inference sends for the record's last answer."""
+        """The prompt that inference sends for the record's last answer."""
         return self._render(with_shots(conversation(record)[:-1], shots), tools_of(record), ask=True)
 
     def answers(self, record: Mapping[str, Any], shots: Shots) -> Iterator[Shown]:
-        """The record's own answers, those of the shots left out.
+        """The record's own answers, without those of the shots.
 
         Raises:
-            Unshown: the template refuses the record, or shows an answer otherwise than behind the prompt that inference sends.
+            Unshown: the template refuses the record, or does not show an answer after the prompt that inference sends.
         """
         messages, tools = with_shots(conversation(record), shots), tools_of(record)
         own = sum(message["role"] == "assistant" for message in with_shots([], shots))
@@ -150,10 +159,12 @@ class ChatTemplate:
             yield self._answer(messages[: place + 1], tools, place)
 
     def _answer(self, messages: list[Message], tools: list[Any], place: int) -> Shown:
+        # The prompt, and the answer as the template shows it after that prompt.
         prompt = self._render(messages[:-1], tools, ask=True)
         tail = self._behind(messages, tools, prompt)
         if tail is None and prompt.rstrip().endswith("<think>"):
-            # inference always opens a block of reasoning (DeepSeek-R1): an answer without any closes it, if the template shows that
+            # Inference always opens a block of reasoning (DeepSeek-R1). An answer without reasoning closes it, if the
+            # template shows that.
             closed = {**messages[-1], "content": f"<think>\n\n</think>\n\n{messages[-1]['content']}"}
             messages = [*messages[:-1], closed]
             tail = self._behind(messages, tools, prompt)
@@ -161,14 +172,18 @@ class ChatTemplate:
         if tail is None:
             whole = self._render(messages, tools, ask=False)
             raise Unshown(
-                f"the template shows answer {place + 1} otherwise than behind what inference sends, which ends in "
-                f"{prompt[-40:]!r}: it goes on {_where_it_parts(prompt, whole)!r}"
+                f"the template does not show answer {place + 1} after the prompt that inference sends, which ends in "
+                f"{prompt[-40:]!r}: it continues with {_where_it_parts(prompt, whole)!r}"
             )
+
+        # Tool calls and their results must be visible.
         calls = bool(answer.get("tool_calls"))
         if calls:
             self._require_calls(answer, prompt, tail, tools)
         if calls_tools(messages[:-1]):
             _require_results(messages[:-1], prompt)
+
+        # The places of the record's own words, and the end of the answer.
         inside = self._inside(messages, tools, prompt, tail) if answer["content"] or not calls else []
         spans = tuple((len(prompt) + start, len(prompt) + end) for start, end in inside)
         stop = self._stop(tail, 0 if calls else inside[-1][1], calls=calls)
@@ -176,14 +191,17 @@ class ChatTemplate:
         return Shown(text, len(prompt), spans, is_learned(answer), place, calls)
 
     def _behind(self, messages: list[Message], tools: list[Any], prompt: str) -> str | None:
-        """What the template shows behind `prompt`, the answer and what follows it; None where it shows it behind something else."""
+        """The text that the template shows after `prompt`: the answer and what follows it.
+
+        None if the template shows the answer after another text.
+        """
         whole = self._render(messages, tools, ask=False)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
         if (tail := self._behind_closed(messages, tools, prompt, whole)) is not None:
             return tail
-        # Mistral's writes a system prompt into the question that is asked, and nowhere once that was answered: the answer is then
-        # shown as it is behind the question alone, where that ends as the prompt does
+        # Mistral's template writes the system prompt into the last question, and omits it after the answer. Then the
+        # answer reads as it does after the question alone, if that ends as the prompt does.
         if tools or messages[-2]["role"] != "user":
             return None
         question = messages[-2]["content"].strip()
@@ -200,15 +218,19 @@ class ChatTemplate:
         return short_text[len(short_prompt) :] if same_frame else None
 
     def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, whole: str) -> str | None:
-        """The same where thinking is off and inference is therefore sent an empty block of reasoning, which the whole does not show
-        (Gemma 4, MiniCPM): what it shows from the answer's turn on, without what the block already holds."""
+        """The same for templates that turn thinking off by an empty block of reasoning in the prompt (Gemma 4, MiniCPM).
+
+        The full text lacks that block. The result is the text from the answer's turn on, without the header if the block
+        already holds it.
+        """
         off = any(self.arguments.get(name) is False for name in THINKING)
         answer = messages[-1]["content"]
         if not off or not answer or _THOUGHT.match(answer) or prompt.rstrip().endswith("<think>"):
             return None
         before = self._render(messages[:-1], tools, ask=False)
         marked = self._render([*messages[:-1], {**messages[-1], "content": MARKER}], tools, ask=False)
-        if not (prompt.startswith(before) and marked.startswith(before)):  # they part before the answer's turn
+        # They differ before the answer's turn.
+        if not (prompt.startswith(before) and marked.startswith(before)):
             return None
         start = len(before) + _same(prompt[len(before) :], marked[len(before) :])
         place = marked.find(MARKER, start)
@@ -219,17 +241,20 @@ class ChatTemplate:
         return ("" if has_header else header) + whole[place:]
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
-        """Where the answer stands in `tail`: found by rendering it with markers in its place.
+        """The places of the answer in `tail`, found by rendering markers in its place.
 
         Raises:
-            Unshown: it does not stand there as it was written.
+            Unshown: the template changes the answer's text.
         """
+        # Markers for the reasoning, if there is any, and for the answer.
         content = messages[-1]["content"]
         thought = _THOUGHT.match(content)
         pieces = [piece for piece in (thought[2], thought[4]) if piece] if thought else [content]
         markers = [THOUGHT_MARKER, MARKER][-len(pieces) :]
         marked = thought[1] + (THOUGHT_MARKER if thought[2] else "") + thought[3] + MARKER if thought else MARKER
         shown = self._behind([*messages[:-1], {**messages[-1], "content": marked}], tools, prompt)
+
+        # Put the texts back in place of the markers: the result must be the tail itself.
         spans, expected = [], shown or ""
         for marker, piece in zip(markers, pieces, strict=True):
             place = expected.find(marker)
@@ -243,10 +268,12 @@ class ChatTemplate:
         return spans
 
     def _require_calls(self, answer: Message, prompt: str, tail: str, tools: list[Any]) -> None:
-        """Calls are learned in the model's own spelling, and count in no measure that compares models.
+        """Check that the template shows every call and every declared tool.
+
+        Training learns calls in the model's own spelling. No measure that compares models counts them.
 
         Raises:
-            Unshown: a call, a name or value of its arguments, or a declared tool is missing in what the template shows.
+            Unshown: a call, a name or value of its arguments, or a declared tool is missing.
         """
         names = Counter(call["function"]["name"] for call in answer["tool_calls"])
         for call in answer["tool_calls"]:
@@ -260,8 +287,11 @@ class ChatTemplate:
                 raise Unshown(f"the template does not show the declared tool {tool['function'].get('name')!r}")
 
     def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
-        """The place in `tail` behind the token that ends the answer: the template's end, or what else ends generation; of a call,
-        which may hold special tokens of its own, the last where none is known to. None where the template writes none."""
+        """The place in `tail` after the token that ends the answer; None if the template writes no special token.
+
+        That is the template's end token, else the first special token. A call may hold special tokens of its own: for it
+        any token that ends generation counts, else the last special token.
+        """
         matches = list(self._specials.finditer(tail, after))
         end_tokens = self._stops | {self.end} if calls else {self.end}
         if ends := next((match.end() for match in matches if match[0] in end_tokens), None):
@@ -270,8 +300,11 @@ class ChatTemplate:
 
     @cached_property
     def end(self) -> str:
-        """The token that the template writes behind an answer, EOS where it writes none: one that ends generation, and of several
-        what stands behind every answer (Phi-3's <|end|>), not behind the last alone."""
+        """The special token that the template writes after an answer; EOS if it writes none.
+
+        Of several tokens it is one that follows every answer (Phi-3's <|end|>), not only the last, and preferably one that
+        ends generation.
+        """
         question = [{"role": "user", "content": "a"}]
         answered = [*question, {"role": "assistant", "content": MARKER}]
         _, separator, after = self._render(answered, [], ask=False).rpartition(MARKER)
@@ -280,19 +313,20 @@ class ChatTemplate:
                 "the chat template does not show the answer as it was written; prompt: alpaca asks without a template"
             )
         ends = [match[0] for match in self._specials.finditer(after)]
-        with suppress(Unshown):  # it may refuse a second question
+        # A template may refuse a second question.
+        with suppress(Unshown):
             between = self._render([*answered, *question], [], ask=True).rpartition(MARKER)[2]
             ends = [token for token in ends if token in between] or ends
         return next((token for token in ends if token in self._stops), ends[0] if ends else self._tokenizer.eos_token)
 
     @property
     def first_question(self) -> str:
-        """What inference sends for a question: what begins a conversation stands there once, what opens a turn twice."""
+        """The prompt for a single question: a conversation's opening occurs in it once, a turn's opening twice."""
         return self._render([{"role": "user", "content": "a"}], [], ask=True)
 
     @cached_property
     def tells_the_day(self) -> bool:
-        """Whether it writes today's date, so that what inference sends changes from day to day."""
+        """Whether the template writes today's date, so that prompts change from day to day."""
         if self._day or self._is_odd_about_days or not self._day_forms:
             return self._is_odd_about_days
         question: Message = {"role": "user", "content": "a"}
@@ -309,14 +343,17 @@ class ChatTemplate:
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
-        """Every special token, also those without a named role, which `all_special_tokens` leaves out, and what ends generation."""
+        """A pattern of all special tokens and all tokens that end generation.
+
+        It includes special tokens without a named role, which `all_special_tokens` omits.
+        """
         tokens = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
         ordered = sorted({*tokens, *self._tokenizer.all_special_tokens, *self._stops}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
     @cached_property
     def _refuses_system(self) -> bool:
-        """Whether the template has no place for a system prompt: it refuses one (Gemma's), or leaves it out."""
+        """Whether the template cannot show a system prompt: it refuses one (Gemma's) or omits it."""
         messages = [{"role": "system", "content": MARKER}, {"role": "user", "content": "a"}]
         try:
             return MARKER not in self._apply(messages, [], ask=True)
@@ -324,7 +361,11 @@ class ChatTemplate:
             return True
 
     def _render(self, messages: Sequence[Message], tools: list[Any], *, ask: bool) -> str:
-        """A template that has no place for system prompts gets them at the head of the first question."""
+        """The messages as text. For a template without system prompts these move to the start of the first question.
+
+        Raises:
+            Unshown: the template refuses the messages.
+        """
         if messages[0]["role"] == "system" and self._refuses_system:
             messages = without_system(messages)
         try:
@@ -354,14 +395,17 @@ class ChatTemplate:
         }
         try:
             return self._tokenizer.apply_chat_template(shown, **options)
-        except TypeError:  # a template that joins a call's arguments to its text wants them as JSON (DeepSeek-V3)
+        # A template that joins a call's arguments to its text needs them as JSON (DeepSeek-V3).
+        except TypeError:
             if not any(message.get("tool_calls") for message in shown):
                 raise
             return self._tokenizer.apply_chat_template([_with_json(message) for message in shown], **options)
 
     def _on(self, day: date | None, tools: list[Any]) -> dict[str, str]:
-        """The template to render as if it were that day. It gets a macro by the name of the function that tells it the day, since
-        transformers passes no functions on."""
+        """The template to render as if it were that day; without a day, nothing.
+
+        A macro replaces the function that returns the day, since transformers passes no functions to templates.
+        """
         if day is None:
             return {}
         words = {form: day.strftime(form) for form in self._day_forms}
@@ -369,24 +413,17 @@ class ChatTemplate:
         return {"chat_template": macro + self._tokenizer.get_chat_template(tools=tools or None)}
 
 
-_REFUSALS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    KeyError,
-    IndexError,
-    AttributeError,
-)  # a template may fail in many ways
+# The errors by which a template may fail.
+_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
-MOMENTS = (
-    datetime(2001, 2, 3, 4, 5, 6),
-    datetime(2014, 5, 16, 17, 18, 19),
-)  # alike in nothing that a template may write
+# Two moments that differ in every part that a template may write.
+MOMENTS = (datetime(2001, 2, 3, 4, 5, 6), datetime(2014, 5, 16, 17, 18, 19))
 
 
 def _parsed(tokenizer: Any) -> nodes.Template:
-    template = tokenizer.chat_template  # one, or several by name, such as one for tools
+    # One template, or several by name, such as one for tools.
+    template = tokenizer.chat_template
     source = _GENERATION.sub(
         "", "\n".join(template.values()) if isinstance(template, dict) else tokenizer.get_chat_template()
     )
@@ -394,7 +431,8 @@ def _parsed(tokenizer: Any) -> nodes.Template:
 
 
 def _refuse_unknown(arguments: Iterable[str], known: set[str], sets: set[str]) -> None:
-    if unknown := sorted(set(arguments) - known - {DAY}):  # a day changes nothing where it is not asked for
+    # A fixed day does no harm to a template that writes none.
+    if unknown := sorted(set(arguments) - known - {DAY}):
         raise ValueError(
             f"template: {', '.join(unknown)}: the model's chat template knows no such argument; it knows "
             f"{', '.join(sorted(known - (sets - set(THINKING)))) or 'none'}"
@@ -402,12 +440,12 @@ def _refuse_unknown(arguments: Iterable[str], known: set[str], sets: set[str]) -
 
 
 def _tested(parsed: nodes.Template) -> set[str]:
-    """The variables that a template asks something of, such as whether they are defined."""
+    """The variables that a template tests, for example whether they are defined."""
     return {test.node.name for test in parsed.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
 
 
 def _day_forms(parsed: nodes.Template) -> tuple[list[str], bool]:
-    """The forms in which the template asks for the day, and whether it also does so in ways that cannot be read off it."""
+    """The date formats in the template's calls, and whether it also asks for the day in ways that cannot be parsed."""
     calls = [call for call in parsed.find_all(nodes.Call) if getattr(call.node, "name", None) == DAY]
     plain = [
         call for call in calls if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) and not call.kwargs
@@ -426,13 +464,13 @@ def _day(text: Any) -> date:
 
 
 def _for_template(message: Message) -> Message:
-    """Role and content, and what belongs to calls; nothing of ours."""
+    """Role, content and the fields of calls, without this project's own fields."""
     names = ("role", "content", "tool_calls", "tool_call_id", "name")
     return {name: message[name] for name in names if name in message}
 
 
 def _with_json(message: Message) -> Message:
-    """The message with its calls' arguments as JSON texts."""
+    """The message with its calls' arguments as JSON strings."""
     if not message.get("tool_calls"):
         return message
     functions = [call["function"] for call in message["tool_calls"]]
@@ -450,7 +488,7 @@ def _require_results(messages: Sequence[Message], prompt: str) -> None:
 
 
 def _words_of(value: Any) -> Iterator[str]:
-    """The names, texts, numbers and other values in a call's arguments, as JSON has them."""
+    """The names, strings, numbers and other values in a call's arguments, as JSON writes them."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield str(name)
@@ -465,20 +503,20 @@ def _words_of(value: Any) -> Iterator[str]:
 
 
 def _stands_in(words: str, text: str) -> bool:
-    """As they are, as JSON writes them, or, of true, false and null, as Python does."""
+    """Whether `text` contains `words`: as they are, as JSON writes them, or true, false and null as in Python."""
     python = {"true": "True", "false": "False", "null": "None"}.get(words, words)
     ways = (words, python, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
     return any(way in text for way in ways)
 
 
 def _same(one: str, other: str) -> int:
-    """The length of the common beginning of both texts, without a tag that is only partly common."""
+    """The length of the common prefix of both texts, without a tag that is only partly common."""
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     open_tag = re.search(r"[<\[][^<\[>\]]*\Z", one[:length])
     return open_tag.start() if open_tag else length
 
 
 def _where_it_parts(prompt: str, whole: str) -> str:
-    """What the whole rendering has from where it differs from the prompt."""
+    """The first 40 characters of the full text from where it differs from the prompt."""
     same = _same(prompt, whole)
     return whole[same : same + 40]

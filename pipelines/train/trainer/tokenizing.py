@@ -1,4 +1,4 @@
-"""Records → examples that fit, and how many records a model's template or window leaves out."""
+"""Records as examples that fit, and the records that a model's template or window leaves out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,17 @@ from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
 from pipelines.train.trainer.templates import Unshown
 
-MOST_UNSHOWN = 0.1  # a larger share of the records is worth a warning
+# A larger share of records that the template cannot show is worth a warning.
+MOST_UNSHOWN = 0.1
 
 
 @dataclass(frozen=True)
 class TokenizedRecords:
-    """The examples of `records` records. Of `too_long` records something did not fit into `limit` tokens; `unshown` says of each
-    other that is missing why the template cannot show it. `lengths` are those of the records' longest examples, in tokens."""
+    """The examples of `records` records.
+
+    `too_long` counts the records with an example of more than `limit` tokens. `unshown` holds, for each record that the
+    template cannot show, the reason. `lengths` are the tokens of each record's longest example.
+    """
 
     examples: list[Tokenized]
     records: int
@@ -31,12 +35,12 @@ class TokenizedRecords:
 
     @property
     def left_out(self) -> int:
-        """Records that make no example at all."""
+        """The number of records without any example."""
         return self.records - len({example.example_id for example in self.examples})
 
     @property
     def length_to_hold_most(self) -> int:
-        """The max_length that `HELD` of the records that the template shows would fit."""
+        """The max_length that would fit the share `HELD` of the records that the template shows."""
         return sorted(self.lengths)[math.ceil(HELD * len(self.lengths)) - 1] if self.lengths else 0
 
     def left_out_in_words(self, what: str) -> str:
@@ -45,7 +49,7 @@ class TokenizedRecords:
         return f"{self.left_out} of {self.records} {what} records are left out ({why})"
 
     def in_words(self, what: str) -> list[str]:
-        """What a person should know of it, a line each."""
+        """Log lines about everything that was left out or changed."""
         lines = []
         if self.too_long:
             warning = "WARNING: " if self.left_out > MUCH * self.records else ""
@@ -56,12 +60,13 @@ class TokenizedRecords:
         if self.unshown:
             warning = "WARNING: " if self.unshown_share > MOST_UNSHOWN else ""
             lines.append(
-                f"{warning}{len(self.unshown)} of {self.records} {what} records cannot be shown by the model's chat template and "
-                f"are left out; the first: {self.unshown[0]}"
+                f"{warning}the model's chat template cannot show {len(self.unshown)} of {self.records} {what} records, "
+                f"which are left out; the first: {self.unshown[0]}"
             )
         if several := len({example.example_id for example in self.examples if example.turn is not None}):
             lines.append(
-                f"the chat template rewrites earlier turns: {several} conversations of the {what} records are an example an answer"
+                f"the chat template rewrites earlier turns: {several} conversations of the {what} records make one example "
+                "per answer"
             )
         if split := sum(example.split for example in self.examples):
             lines.append(
@@ -73,8 +78,10 @@ class TokenizedRecords:
 def tokenize(
     form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int, *, turns: str = "all"
 ) -> TokenizedRecords:
-    """Every record as examples of at most `limit` tokens. `turns`: of a conversation that makes several examples, `all`, or the
-    `last`."""
+    """Every record as examples of at most `limit` tokens.
+
+    `turns` chooses `all` examples of a conversation that makes several, or only the `last`.
+    """
     examples: list[Tokenized] = []
     too_long, unshown, lengths = 0, [], []
     for record in records:

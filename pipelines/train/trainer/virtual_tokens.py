@@ -1,7 +1,7 @@
-"""Tokens that an adapter puts before every text, and that no loss is of: as embeddings (prompt tuning, P-tuning) or as keys and
-values that attention finds in its cache (prefix tuning).
+"""Virtual tokens that an adapter puts before every text.
 
-The text's own tokens stay those that losses, bits per byte and answers are of; they only stand further back.
+They are embeddings (prompt tuning, P-tuning), or keys and values in the attention's cache (prefix tuning). Losses, bits
+per byte and answers count only the text's own tokens, which merely move to later positions.
 """
 # ruff: noqa: TID253
 
@@ -14,14 +14,16 @@ from pipelines.settings.methods import AS_KEYS
 
 
 def embedded(model: Any) -> int:
-    """Tokens that `model` (which may stand in DeepSpeed's engine) puts before a text's embeddings: by so many places its hidden
-    states and logits are longer than the text. 0 of a model without such an adapter."""
+    """The number of tokens that `model` puts before a text's embeddings; 0 without such an adapter.
+
+    Hidden states and logits are longer than the text by this number. `model` may be inside DeepSpeed's engine.
+    """
     config = _config(model)
     return 0 if config is None or config.peft_type in AS_KEYS else config.num_virtual_tokens
 
 
 def cached(model: Any) -> int:
-    """Tokens whose keys and values `model` puts into the attention's cache before a text. 0 of one without such an adapter."""
+    """The number of tokens whose keys and values `model` puts into the attention's cache; 0 without such an adapter."""
     config = _config(model)
     return config.num_virtual_tokens if config is not None and config.peft_type in AS_KEYS else 0
 
@@ -33,7 +35,7 @@ def _config(model: Any) -> Any | None:
 
 
 def shifted(positions: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
-    """`positions`, counted through rows of `length`, where each row begins with so many further `tokens`."""
+    """`positions`, counted through rows of `length`, after `tokens` more tokens were put before each row."""
     if not tokens:
         return positions
     rows = positions.div(length, rounding_mode="floor")
@@ -41,9 +43,11 @@ def shifted(positions: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
 
 
 def before_each_text(model: Any, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (rows × (longest + tokens) × width) and mask of `ids` (rows × longest, padded on the left; each text has as many
-    tokens as `lengths` says), the adapter's tokens right before each row's text. PEFT puts them before the padding, away from a
-    short text, whose answer then depends on its neighbours in the batch."""
+    """Embeddings (rows × (longest + tokens) × width) and mask of `ids`, with the adapter's tokens before each text.
+
+    `ids` are rows × longest, padded on the left; `lengths` are the lengths of the texts. PEFT puts the adapter's tokens
+    before the padding, away from a short text. Its answer would then depend on its neighbours in the batch.
+    """
     texts = model.word_embeddings(ids)
     prompts = model.get_prompt(batch_size=len(ids)).to(texts.dtype)
     rows = [torch.cat((text[:-n], own, text[-n:])) for text, own, n in zip(texts, prompts, lengths, strict=True)]
