@@ -192,7 +192,7 @@ def test_with_too_few_steps_auto_is_the_default_and_the_row_says_shared(auto: Ti
 def test_what_cannot_go_back_to_its_start_may_have_auto_and_no_list() -> None:
     recipe = {"quantization": None, "optimizer": "adamw", "learning_rate": [1e-4, 1e-3]}
     require_divisible({**recipe, "search_cap": 0.25, "learning_rate_default": 2e-4}, "zero2")
-    with pytest.raises(UnavailableError, match="cannot go back to try several learning rates"):
+    with pytest.raises(UnavailableError, match="cannot restore the start to try several learning rates"):
         require_divisible({**recipe, "search_share": 0.2}, "zero2")
 
 

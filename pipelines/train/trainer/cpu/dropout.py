@@ -1,7 +1,7 @@
-"""LoRA's dropout at less than half its cost on a CPU: random bits are drawn 64 at a time and read as 16-bit numbers.
+"""LoRA's dropout at less than half its cost on a CPU: it draws 64 random bits at a time and reads 16-bit numbers.
 
-torch draws one float per element there, which took a quarter of a LoRA step. The share that is dropped is exact to 1/65536,
-and the kept mask is one byte per element rather than four.
+torch draws one float per element on a CPU, which took a quarter of a LoRA step. The dropped share is exact to 1/65536,
+and the stored mask takes one byte per element rather than four.
 """
 # ruff: noqa: TID253
 
@@ -15,7 +15,8 @@ LEVELS = 2**16
 
 def keep_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
     """A bool mask shaped like `like`, each element True with probability 1 - round(`drop` × 65536) / 65536."""
-    if like.device.type != "cpu":  # draws as many at once as anybody wants
+    # A card draws all elements at once.
+    if like.device.type != "cpu":
         return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(kept_share(drop))
     count = like.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -29,6 +30,8 @@ def kept_share(drop: float) -> float:
 
 
 class _Apply(torch.autograd.Function):
+    """Inverted dropout, which keeps only the mask for the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, drop: float) -> torch.Tensor:
         mask = keep_mask(x, drop)
@@ -54,7 +57,7 @@ class CheapDropout(nn.Module):
 
 
 def make_cheap(model: nn.Module) -> None:
-    """Put the cheap dropout in place of torch's in every adapter of `model` (a PEFT model on a CPU)."""
+    """Replace torch's dropout by the cheap one in every adapter of `model`, a PEFT model on a CPU."""
     for module in model.modules():
         adapters: Any = getattr(module, "lora_dropout", {})
         for name, dropout in adapters.items():

@@ -1,10 +1,13 @@
-"""bitsandbytes on a CPU, sooner ready and in less memory: imported without PyTorch's compiler, weights packed to 4 bits piece by
-piece and unpacked always into the same memory. Same bits.
+"""bitsandbytes on a CPU, ready sooner and in less memory, with the same bits.
 
-Its own packing searches the 15 bounds between the 16 values for every weight, and makes eight arrays as large as the weight; here
-a piece that stays in the processor's cache is compared with each bound. Its import compiles two functions that a CPU never calls.
-Its unpacking makes a new array for every product, and their holes in the C library's heap came to half a gigabyte in one run of
-four with OPT-350M; larger ones come as new pages from the kernel each time, which takes several times as long as the unpacking.
+Import: bitsandbytes compiles two functions that a CPU never calls. Here it is imported without PyTorch's compiler.
+
+Packing: for every weight bitsandbytes searches the 15 bounds between the 16 values, and it makes eight arrays as large as
+the weight. Here a piece that fits into the processor's cache is compared with each bound.
+
+Unpacking: bitsandbytes makes a new array for every product. The holes in the C library's heap came to half a gigabyte in
+one of four runs with OPT-350M. The kernel maps larger arrays anew each time, which takes several times as long as the
+unpacking. Here the same memory serves all unpacked weights.
 """
 # ruff: noqa: TID253
 
@@ -17,18 +20,21 @@ from typing import Any, NoReturn
 
 import torch
 
-PIECE = 32704  # weights; PyTorch splits work on more than 32,767 among threads, which here wait longer than they work
-TINY = 1e-38  # the least divisor of a block of zeros, as bitsandbytes has it
+# Weights per piece. PyTorch splits more than 32,767 elements among threads, which would wait longer than they work here.
+PIECE = 32704
+# The divisor for a block of zeros, as in bitsandbytes.
+TINY = 1e-38
 CPU = torch.device("cpu")
-LARGE_BLOCK = (
-    2048  # weights a block, from which on bitsandbytes' AVX-512 code is inexact, and it unpacks by PyTorch itself
-)
+# From this block size on bitsandbytes' AVX-512 code is inexact, and bitsandbytes itself unpacks by PyTorch.
+LARGE_BLOCK = 2048
 
 
 @cache
 def prepare() -> None:
-    """Import bitsandbytes and have it pack weights on a CPU by `pack`, and unpack into given memory, which it can on cards alone.
-    Once a process."""
+    """Import bitsandbytes, once per process, and register `pack` and `unpack_into` for CPUs.
+
+    bitsandbytes itself unpacks into existing memory only on cards.
+    """
     with _without_compiler():
         import bitsandbytes  # noqa: F401
     torch.library.impl("bitsandbytes::quantize_4bit", "CPU", pack)
@@ -37,8 +43,11 @@ def prepare() -> None:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """bitsandbytes asks for torch.compile while it is imported, and takes the plain function where that fails. Asking alone
-    imports the compiler, which takes as long as half of PyTorch."""
+    """Make torch.compile fail while bitsandbytes is imported.
+
+    bitsandbytes then uses the plain functions. The call alone would import the compiler, which takes half as long as
+    PyTorch itself.
+    """
     plain, torch.compile = torch.compile, _refuse
     try:
         yield
@@ -53,9 +62,10 @@ def _refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
 def pack(
     weight: torch.Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`bitsandbytes::quantize_4bit`: two values a byte (n / 2 × 1, seen as `quant_storage`) and each block's absmax (float32).
+    """`bitsandbytes::quantize_4bit`: two values per byte (n / 2 × 1, viewed as `quant_storage`) and the blocks' absmax.
 
-    A value is the nearest of the type's 16 to weight / absmax (Dettmers et al. 2023, section 3); NaN counts as the lowest.
+    The absmax are float32. A value is the one of the type's 16 that is nearest to weight / absmax (Dettmers et al. 2023,
+    section 3); NaN counts as the lowest.
     """
     bounds, order = _bounds(quant_type)
     flat = weight.reshape(-1)
@@ -63,6 +73,8 @@ def pack(
     absmax = torch.empty(-(-count // blocksize), dtype=torch.float32)
     packed = torch.empty(-(-count // 2), dtype=torch.uint8)
     step = PIECE // blocksize * blocksize or blocksize
+
+    # Complete blocks, several in a piece.
     whole = count - count % blocksize
     for start in range(0, whole, step):
         end = min(whole, start + step)
@@ -71,6 +83,8 @@ def pack(
         torch.amax(blocks.abs(), dim=-1, out=largest)
         scaled = blocks * (1.0 / largest.clamp(min=TINY)).view(-1, 1)
         _pack_piece(scaled.view(-1), (bounds, order), packed[start // 2 : end // 2])
+
+    # The last block may be shorter; an odd number of weights is padded with a zero.
     if count > whole:
         rest = flat[whole:].float()
         absmax[-1] = rest.abs().max().clamp(min=TINY)
@@ -80,10 +94,14 @@ def pack(
 
 
 def _pack_piece(scaled: torch.Tensor, table: tuple[list[float], torch.Tensor | None], packed: torch.Tensor) -> None:
-    """Write the places of `scaled` (an even number of values) among the bounds into `packed`, the first of two above."""
+    """Write the places of `scaled` (an even number of values) among the bounds into `packed`.
+
+    Of two values the first one takes the upper four bits.
+    """
     bounds, order = table
     above, counted = torch.empty_like(scaled), torch.zeros_like(scaled)
-    for bound in bounds:  # PyTorch compares many numbers at once only where it may say 0.0 and 1.0
+    # PyTorch vectorizes comparisons only if the results are floats: 0.0 and 1.0.
+    for bound in bounds:
         counted.add_(torch.gt(scaled, bound, out=above))
     places = counted.to(torch.uint8)
     if order is not None:
@@ -93,7 +111,10 @@ def _pack_piece(scaled: torch.Tensor, table: tuple[list[float], torch.Tensor | N
 
 @cache
 def _bounds(quant_type: str) -> tuple[list[float], torch.Tensor | None]:
-    """The midpoints between the type's values in ascending order, and each one's code where that is not its place (fp4)."""
+    """The midpoints between the type's values in ascending order, and the codes of the values for fp4.
+
+    nf4 needs no codes, since a value's code is its place in that order.
+    """
     from bitsandbytes.functional import get_4bit_type
 
     values = get_4bit_type(quant_type, device="cpu", blocksize=64)
@@ -103,7 +124,7 @@ def _bounds(quant_type: str) -> tuple[list[float], torch.Tensor | None]:
 
 
 class Scratch:
-    """Memory for one unpacked weight at a time, as large as the largest so far of its format."""
+    """Memory for one unpacked weight at a time, per format as large as the largest weight so far."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
@@ -111,10 +132,11 @@ class Scratch:
     def shaped(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device = CPU
     ) -> torch.Tensor:
-        """A tensor of `shape` with any values, in the memory of the one before."""
+        """A tensor of `shape` with arbitrary values, in the memory of the previous one."""
         count, place = prod(shape), (dtype, device)
         if place not in self._memory or self._memory[place].numel() < count:
-            self._memory.pop(place, None)  # the smaller one goes first
+            # Free the smaller one before allocating the larger one.
+            self._memory.pop(place, None)
             self._memory[place] = torch.empty(count, dtype=dtype, device=device)
         return self._memory[place][:count].view(*shape)
 
@@ -123,7 +145,7 @@ _scratch = Scratch()
 
 
 def unpack(weight: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight (out × in) of a `bitsandbytes.nn.Params4bit` as `dtype`. Valid until the next call, which writes over it."""
+    """The weight (out × in) of a `bitsandbytes.nn.Params4bit` as `dtype`, valid until the next call overwrites it."""
     from bitsandbytes.functional import dequantize_4bit
 
     if weight.device.type == "cpu":
@@ -141,8 +163,11 @@ def unpack_into(
     dtype: torch.dtype,
     out: torch.Tensor,
 ) -> None:
-    """`bitsandbytes::dequantize_4bit.out`: value × its block's absmax into `out`, by the library's own function where it has one
-    that is exact (as bitsandbytes/backends/cpu/ops.py chooses), else through a new tensor."""
+    """`bitsandbytes::dequantize_4bit.out`: each value × its block's absmax, written into `out`.
+
+    It uses the library's own C function if there is an exact one, by the rule in bitsandbytes/backends/cpu/ops.py.
+    Otherwise it copies from a new tensor.
+    """
     function = _library().get((quant_type, dtype))
     if function is None or shape[-1] % 2 or blocksize >= LARGE_BLOCK or not out.is_contiguous():
         out.copy_(torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, blocksize, quant_type, shape, dtype))
@@ -154,7 +179,7 @@ def unpack_into(
 
 @cache
 def _library() -> dict[tuple[str, torch.dtype], Any]:
-    """The C functions that unpack, by type and by what they write; none where bitsandbytes came without its library."""
+    """The C functions that unpack, by 4-bit type and output format; empty if bitsandbytes has no compiled library."""
     from bitsandbytes.cextension import lib
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -1,8 +1,9 @@
-"""Matrix products of a step on a CPU by the faster of the two libraries in PyTorch.
+"""The matrix products of a training step on a CPU, by the faster of PyTorch's two libraries.
 
-PyTorch multiplies float32 matrices by MKL, which runs its AVX2 code on a processor that is not Intel's, also where that has
-AVX-512. oneDNN, which PyTorch holds too, does not ask who made it: twice the speed at SmolLM2's shapes on an AMD EPYC
-(`python -m benchmarks rate`). Results differ by float error; equal runs still end in equal bits.
+PyTorch multiplies float32 matrices by MKL. On processors that are not Intel's MKL runs its AVX2 code even if they have
+AVX-512. oneDNN, which PyTorch also contains, uses AVX-512 on any processor. It is twice as fast at SmolLM2's shapes on an
+AMD EPYC (`python -m benchmarks rate`). The choice depends only on the processor, never on a timing. Results differ by
+float error between the libraries; equal runs still end in equal bits.
 """
 # ruff: noqa: TID253
 
@@ -17,15 +18,17 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-# How many products, one for every shape, oneDNN and PyTorch's own cache above it keep ready. Of the 1,024 that each would keep by
-# itself SmolLM2's held 0.3 GB after 24 batches, and were no faster.
+# The number of prepared products, one per shape, in oneDNN's cache and in PyTorch's own cache above it. With their
+# defaults of 1,024, SmolLM2's caches held 0.3 GB after 24 batches and were no faster.
 KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
-FEWEST = 2  # rows: from there on oneDNN was faster at every shape of SmolLM2's layers (1.1 to 2.4 ×); with one, at one of three
+# oneDNN runs from this number of rows on. It was faster at every shape of SmolLM2's layers (1.1 to 2.4 ×). With a single
+# row it was faster at only one shape of three.
+FEWEST = 2
 
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor with AVX-512 that MKL does not use, and this PyTorch holds oneDNN."""
+    """Whether this processor has AVX-512 that MKL does not use, and this PyTorch contains oneDNN."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
@@ -40,21 +43,21 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(rows × in) · (out × in)ᵀ + bias, without a gradient of its own. Either may be a transposed view."""
+    """(rows × in) · (out × in)ᵀ + bias, without autograd. Either matrix may be a transposed view."""
     if _by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return functional.linear(x, weight, bias)
 
 
 def add_product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`total` (rows × out) + (rows × in) · (out × in)ᵀ; `total` may be changed."""
+    """`total` (rows × out) + (rows × in) · (out × in)ᵀ; `total` may change in place."""
     if _by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise.binary(x, total, weight, None, "add")
     return total.addmm_(x, weight.t())
 
 
 def sums_in_float32(matrix: torch.Tensor) -> bool:
-    """Whether the device of `matrix`, in half precision, multiplies such matrices into a float32 one."""
+    """Whether `matrix` is in half precision on a card that can multiply such matrices into a float32 result."""
     return matrix.device.type != "cpu" and matrix.dtype is not torch.float32 and _card_sums_in_float32(matrix.dtype)
 
 
@@ -69,13 +72,18 @@ def _card_sums_in_float32(dtype: torch.dtype) -> bool:
 
 
 def wide_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor | None = None) -> torch.Tensor:
-    """`total` (float32, may be changed; None: nothing yet) + `left` · `right`, where `sums_in_float32`."""
+    """`total` + `left` · `right` in float32, for matrices that `sums_in_float32` accepts.
+
+    `total` may change in place; None counts as zero.
+    """
     if total is None:
         return torch.mm(left, right, out_dtype=torch.float32)
     return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
 
 
 class _Product(torch.autograd.Function):
+    """x Wᵀ + b, with all products of the forward and backward pass by `product`."""
+
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)
@@ -92,14 +100,16 @@ class _Product(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """As torch.nn.functional.linear, gradients included. What comes of it may be changed in place, as some adapters do."""
+    """As torch.nn.functional.linear, gradients included. The result may change in place, as some adapters do."""
     output: Any = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return output.view(*x.shape[:-1], len(weight))
 
 
 def use_faster_products(model: nn.Module) -> None:
-    """Let the plain linear layers of `model` (also GPT-2's transposed ones) compute by `linear`, where that is faster; not its
-    output head, which `chunked` computes."""
+    """Make the plain linear layers of `model` compute by `linear`, if that is faster on this processor.
+
+    This includes GPT-2's transposed layers, but not the output head, which `chunked` computes.
+    """
     if not onednn_is_faster():
         return
     for name, count in KEPT_PRODUCTS.items():

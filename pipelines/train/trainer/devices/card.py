@@ -1,5 +1,7 @@
-"""What a child settles about the CUDA card before it touches it: whether torch can use it, which kernels it takes, and how much of
-its memory it may have. Nothing here does anything on a machine without a card. It has not been run on a card by us."""
+"""The CUDA card of a child process: whether torch can use it, which kernels it avoids, and how much memory it may take.
+
+A child settles this before it uses the card. Without a card nothing here has an effect. We have not run it on a card.
+"""
 # ruff: noqa: TID253
 
 import re
@@ -12,27 +14,30 @@ from pipelines.hardware import cuda_devices, machine
 from pipelines.hardware.cuda_devices import AMPERE
 from pipelines.runs.worker import Worker
 
-# The oldest driver that runs a build for CUDA of that major version (NVIDIA's table of minor version compatibility)
+# The oldest driver for each major version of CUDA (NVIDIA's table of minor version compatibility).
 DRIVERS = {11: 450, 12: 525, 13: 580}
-# PyTorch's build for drivers and cards that the one on PyPI leaves behind: its CUDA, and the newest capability it has kernels for
+# PyTorch's build for drivers and cards that the one on PyPI does not support: its name, its CUDA version, and the newest
+# capability that it has kernels for.
 OLDER_BUILD, OLDER_CUDA, OLDER_NEWEST = "cu126", 12, (9, 0)
-PYPI_CUDA = 13  # of the build on PyPI
+# The major CUDA version of the build on PyPI.
+PYPI_CUDA = 13
 INDEX = "https://download.pytorch.org/whl/"
 
 
 def take(worker: Worker) -> None:
-    """Called by every child that computes with torch, before its first allocation. Says the card's name, keeps away from kernels
-    that do badly here, and limits the process to its budget.
+    """Set up the card. Every child that computes with torch calls this before its first allocation.
+
+    It reports the card's name, turns off kernels that are slow for our shapes, and limits the process to its budget.
 
     Raises:
-        UnavailableError: there is a card, and torch cannot use it.
-        MemoryError: the budget is less than CUDA itself occupies.
+        UnavailableError: torch and the driver disagree about the card.
+        MemoryError: CUDA itself takes more than the budget.
     """
     require_usable()
     if not torch.cuda.is_available():
         return
     worker.runs_on(torch.cuda.get_device_name())
-    # cuDNN's attention makes a plan for every new shape, and here nearly every micro-batch has one
+    # cuDNN's attention makes a plan for every new shape, and here nearly every micro-batch has a new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if torch.cuda.get_device_capability() < AMPERE:
         repeat_grouped_heads()
@@ -41,8 +46,11 @@ def take(worker: Worker) -> None:
 
 
 def require_usable() -> None:
-    """Raises UnavailableError where there is a card that torch cannot use: what the processor computed would stand under the card's
-    name. Likewise where torch has one that nvidia-smi does not list: its row would stand under the processor's name."""
+    """Raises UnavailableError if torch and nvidia-smi disagree about the card.
+
+    If torch cannot use a listed card, results of the CPU would appear under the card's name. If nvidia-smi does not list
+    torch's card, the card's results would appear under the CPU's name.
+    """
     if problem := trouble():
         raise UnavailableError(problem)
 
@@ -53,7 +61,8 @@ def trouble() -> str | None:
     if not torch.cuda.is_available():
         return f"{_cannot_use(name)}; or hide it (CUDA_VISIBLE_DEVICES=) and use the processor" if name else None
     if name is None:
-        message = cuda_devices.trouble()  # of one that is installed
+        # None if nvidia-smi is not installed.
+        message = cuda_devices.trouble()
         why = (
             f"nvidia-smi fails ({message}): mend that"
             if message
@@ -64,7 +73,10 @@ def trouble() -> str | None:
 
 
 def lacks_kernels(place: int | None = None) -> str | None:
-    """That torch's build has no kernels for the card of that number (None: the current one), and what to install; else None."""
+    """A message with a remedy if torch's build has no kernels for the card; None if it has.
+
+    `place` is the card's number; None means the current one.
+    """
     capability, built_for = torch.cuda.get_device_capability(place), torch.cuda.get_arch_list()
     if not built_for or any(_runs(kernels, capability) for kernels in built_for):
         return None
@@ -77,19 +89,21 @@ def lacks_kernels(place: int | None = None) -> str | None:
 
 
 def limit_memory(budget_gb: float) -> None:
-    """Refuse this process more of the card than `budget_gb` (10⁹ bytes), as a smaller card would: torch's allocator gets what the
-    context of CUDA leaves of it. What others hold on the card when we begin counts with the context. Memory that is allocated past
-    torch (paged optimizer states, NCCL's buffers) is not limited.
+    """Limit this process to `budget_gb` (10⁹ bytes) of the card, like a smaller card.
+
+    torch's allocator gets the budget minus the CUDA context. Memory of other programs at this moment counts as part of
+    the context. Memory that is not allocated by torch (paged optimizer states, NCCL's buffers) has no limit.
 
     Raises:
-        MemoryError: nothing is left of it.
+        MemoryError: the context takes all of the budget.
     """
-    free, total = torch.cuda.mem_get_info()  # this makes the context, and nothing is allocated yet
+    # This call creates the context; nothing is allocated yet.
+    free, total = torch.cuda.mem_get_info()
     context, budget = total - free, budget_gb * 1e9
     if context >= budget:
         raise MemoryError(
-            f"memory_budget_gb is {budget_gb:g}, and CUDA itself, with other programs, occupies {context / 1e9:.2f} GB of "
-            f"{torch.cuda.get_device_name()} before anything is loaded"
+            f"memory_budget_gb is {budget_gb:g}, and CUDA itself, with other programs, occupies {context / 1e9:.2f} GB "
+            f"of {torch.cuda.get_device_name()} before anything is loaded"
         )
     torch.cuda.set_per_process_memory_fraction(min(1.0, (budget - context) / total))
 
@@ -104,15 +118,18 @@ def has_flash_attention() -> bool:
 
 
 def repeat_grouped_heads() -> None:
-    """From now on transformers repeats the key and value heads that several query heads share. Handed over as they are (its
-    `enable_gqa`), PyTorch computes attention on older cards in plain products, which keep every score."""
+    """Make transformers repeat the key and value heads that several query heads share.
+
+    With shared heads (`enable_gqa`) PyTorch computes attention on older cards by plain products, which keep every score
+    in memory.
+    """
     from transformers.integrations import sdpa_attention
 
     sdpa_attention.use_gqa_in_sdpa = lambda *_args, **_kwargs: False
 
 
 def _cannot_use(name: str) -> str:
-    """That torch finds no card where the driver lists `name`, why, and what to install."""
+    """A message with reason and remedy: torch finds no card, although the driver lists `name`."""
     version, cuda = torch.__version__.split("+")[0], torch.version.cuda
     driver = next(iter(machine.cuda_query("driver_version")), "unknown")
     has = f"{name}, driver {driver}: torch {torch.__version__}"
@@ -131,13 +148,16 @@ def _cannot_use(name: str) -> str:
 
 
 def _older_build_runs(built: int, driver: int | None) -> bool:
-    """Whether the build for older drivers is another than the one for CUDA `built`, and runs with that driver and its card."""
+    """Whether the build for older drivers is older than the one for CUDA `built` and runs with that driver and card."""
     enough = driver is not None and driver >= DRIVERS[OLDER_CUDA]
     return built > OLDER_CUDA and enough and (machine.cuda_capability() or OLDER_NEWEST) <= OLDER_NEWEST
 
 
 def _runs(kernels: str, capability: tuple[int, int]) -> bool:
-    """Whether a card of that capability runs what was built as `sm_86` (within a major version) or `compute_90` (any later one)."""
+    """Whether a card of that capability runs the kernels.
+
+    `sm_86` runs on cards of the same major version from 8.6 on, `compute_90` on all cards from 9.0 on.
+    """
     built = _capability(kernels)
     if kernels.startswith("compute_"):
         return built <= capability
@@ -145,7 +165,7 @@ def _runs(kernels: str, capability: tuple[int, int]) -> bool:
 
 
 def _capability(kernels: str) -> tuple[int, int]:
-    """The capability in a name such as `sm_86` or `sm_100a`."""
+    """The capability that a name such as `sm_86` or `sm_100a` stands for."""
     number = re.sub(r"\D", "", kernels)
     return int(number[:-1]), int(number[-1])
 
@@ -159,7 +179,7 @@ def _older_build(version: str) -> str:
 
 
 def _own_words() -> str:
-    """What torch says when it is made to use a card."""
+    """torch's own error message when it has to use a card."""
     try:
         torch.cuda.init()
     except Exception as error:

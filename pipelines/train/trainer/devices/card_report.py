@@ -1,5 +1,8 @@
-"""What `featherweight doctor` says of a CUDA card: run as a module, this prints a line for each thing that a cell will meet there,
-and a line `problem` for each that is wrong, with the remedy. Not run on a card by us."""
+"""The report of `featherweight doctor` on a CUDA card.
+
+As a module this prints one line per property of the card that matters to a cell, and a line `problem` with the remedy for
+everything that is wrong. We have not run it on a card.
+"""
 # ruff: noqa: TID253
 
 import warnings
@@ -23,7 +26,7 @@ UNMEASURED = "gpu_memory_access_pct stays empty"
 
 
 def examine() -> Iterator[Line]:
-    """(what, how it stands), each built on the one before. Where torch cannot use the card the rest is not asked."""
+    """(property, state), each of which requires the previous ones. It ends early if torch cannot use the card."""
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield "torch", f"{torch.__version__}, {build}"
     yield "driver", next(iter(machine.cuda_query("driver_version")), "unknown")
@@ -33,7 +36,8 @@ def examine() -> Iterator[Line]:
     for parts in (_devices, _bitsandbytes, _flash_attention, _nvml):
         try:
             yield from parts()
-        except Exception as error:  # what one of them lacks must not hide the others
+        # One failing part must not hide the others.
+        except Exception as error:
             first = next(iter(str(error).splitlines()), "")
             yield PROBLEM, f"{parts.__name__.strip('_')}: {type(error).__name__}: {first}"
 
@@ -43,7 +47,8 @@ def _devices() -> Iterator[Line]:
         if problem := card.lacks_kernels(place):
             yield PROBLEM, problem
             continue
-        torch.ones(2, device=torch.device("cuda", place)).sum().item()  # raises where the card computes nothing
+        # This raises if the card cannot compute.
+        torch.ones(2, device=torch.device("cuda", place)).sum().item()
         free, total = torch.cuda.mem_get_info(place)
         capability = torch.cuda.get_device_capability(place)
         half = "bf16 yes" if capability >= AMPERE else "bf16 no (fp16 with loss scaling)"
@@ -69,7 +74,7 @@ def _bitsandbytes() -> Iterator[Line]:
     if "cuda" not in name:
         yield (
             PROBLEM,
-            f"bitsandbytes has loaded {name}, which is not for a card: unset BNB_CUDA_VERSION, or install it anew",
+            f"bitsandbytes has loaded {name}, which is not for a card: unset BNB_CUDA_VERSION, or reinstall it",
         )
 
 
@@ -100,7 +105,8 @@ def _version(package: str) -> str:
 
 def main() -> None:
     die_with_parent()
-    warnings.filterwarnings("ignore")  # torch warns of what the lines say with a remedy
+    # The lines report, with a remedy, what torch warns about.
+    warnings.filterwarnings("ignore")
     for what, how in examine():
         print(f"{what:<13} {how}", flush=True)
 

@@ -1,8 +1,9 @@
-"""An optimizer whose states lie in paged memory, which may leave the card for the host (bitsandbytes' paged ones).
+"""bitsandbytes' paged optimizers, whose states lie in memory that can move from the card to the host.
 
-bitsandbytes never frees such memory, and PyTorch's allocator does not count it. So one optimizer serves the whole run: where
-another would be replaced by a new one, its states are set to zero. A checkpoint is read into the memory that it already has, and
-the size of that memory is a column of its own. Without a card nothing is paged, and the functions below give the same results.
+bitsandbytes never frees such memory, and PyTorch's allocator does not count it. So one optimizer serves the whole run:
+where other optimizers are replaced by new ones, its states are set to zero. A checkpoint is read into the memory that the
+optimizer already has. The size of that memory is a column of its own. Without a card nothing is paged, and the functions
+below give the same results.
 """
 # ruff: noqa: TID253
 
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-MAPS = ("qmap1", "qmap2")  # what the numbers of an 8-bit state stand for; no part of what is remembered
+# Constant tables from the codes of an 8-bit state to its values.
+MAPS = ("qmap1", "qmap2")
 
 
 def is_paged(optimizer: Any) -> bool:
@@ -19,19 +21,21 @@ def is_paged(optimizer: Any) -> bool:
 
 
 def forget(optimizer: Any) -> None:
-    """Let `optimizer` remember nothing of earlier steps, as if it were new."""
+    """Set the optimizer's states to zero, as if it were new."""
+    # The host writes the paged memory here, so the card must have finished with it.
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # paged memory is written from the host here
+        torch.cuda.synchronize()
     for state in optimizer.state.values():
         for name, value in state.items():
+            # The only number is the count of steps.
             if not isinstance(value, torch.Tensor):
-                state[name] = 0  # the number of steps
+                state[name] = 0
             elif name not in MAPS:
                 value.zero_()
 
 
 def make_room(optimizer: Any) -> None:
-    """Let `optimizer` take the memory for what it will remember, as its first step does."""
+    """Allocate the optimizer's states, as its first step does."""
     for group_place, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             if not optimizer.state[parameter]:
@@ -44,7 +48,7 @@ def is_page(tensor: Any) -> bool:
 
 
 def pageable_bytes(optimizer: Any) -> int | None:
-    """Bytes in paged memory; None where there is none."""
+    """The bytes in paged memory; None if there are none."""
     if not is_paged(optimizer):
         return None
     remembered = [value for state in optimizer.state.values() for value in state.values()]

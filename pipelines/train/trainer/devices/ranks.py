@@ -1,9 +1,11 @@
-"""The processes that train one cell together (ranks, one a device), and what they tell one another.
+"""The processes that train one cell together (ranks, one per device), and their communication.
 
-Every rank holds the model and computes some of each optimizer step's micro-batches; gradients are summed over all of them once a
-step, before clipping, so that every rank takes the same step on the same bits. A plain sum rather than torch's DDP class: that
-wants an equal number of passes on every rank, divides by the number of ranks rather than by learned tokens, and finds out which
-parameters took part from the output of a forward pass, which `losses` passes by.
+Every rank holds the model and computes some of each optimizer step's micro-batches. Once per step, before clipping, the
+gradients are summed over all ranks, so that every rank takes the same step on the same bits.
+
+A plain sum replaces torch's DDP class for three reasons. DDP needs the same number of passes on every rank. It divides by
+the number of ranks rather than by learned tokens. And it finds the participating parameters from the output of a forward
+pass, which `losses` bypasses.
 """
 
 import os
@@ -18,13 +20,15 @@ from pipelines.runs.deepspeed import ZERO_STAGES
 from pipelines.runs.status import RENDEZVOUS
 from pipelines.settings.methods import traits_of
 
-BUCKET_BYTES = 32 * 2**20  # gradients that are sent together: fewer messages, and a copy no larger than this
-PATIENCE = timedelta(minutes=30)  # with a rank that loads, quantizes or writes a checkpoint
+# Gradients up to this size travel together: fewer messages, and a copy no larger than this.
+BUCKET_BYTES = 32 * 2**20
+# The longest wait for another rank, which may be loading, quantizing or writing a checkpoint.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `count`, and how a cell is divided over them."""
+    """This process's number among `count`, and how the cell is divided among them."""
 
     rank: int = 0
     count: int = 1
@@ -32,7 +36,7 @@ class Ranks:
 
     @property
     def sharded(self) -> bool:
-        """Whether more than examples is divided, so that all must make as many passes."""
+        """Whether weights or states are divided as well, so that all ranks must make equally many passes."""
         return self.sharding not in ("none", "ddp")
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
@@ -51,21 +55,21 @@ class Ranks:
         return [own for (own,) in self.all_of([number])]
 
     def all_of(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Every rank's `numbers`, by rank; all give as many."""
+        """Every rank's `numbers`, by rank; all ranks pass equally many."""
         own = [number if rank == self.rank else 0.0 for rank in range(self.count) for number in numbers]
         summed, width = self.sums(own), len(numbers)
         return [summed[rank * width : (rank + 1) * width] for rank in range(self.count)]
 
     def as_first_says(self, decision: bool) -> bool:
-        """The first rank's `decision`, on every rank: of what a clock tells, each would decide for itself."""
+        """The first rank's `decision`, on every rank; by their own clocks the ranks would decide differently."""
         return bool(self.sums([float(decision and self.rank == 0)])[0])
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has arrived here."""
         self.sums([0.0])
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
-        """The gradient of each of `parameters`, in place, becomes its sum over the ranks; None counts as zero."""
+        """Sum the gradient of each of `parameters` over the ranks, in place; None counts as zero."""
         import torch
 
         for parameter in parameters:
@@ -76,12 +80,12 @@ class Ranks:
 
     @property
     def holder(self) -> int:
-        """The rank in whose checkpoint file this one's weights are."""
+        """The rank whose checkpoint file holds this rank's weights."""
         return self.rank if self.sharding == "fsdp" else 0
 
 
 def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
-    """Raises UnavailableError where a recipe's weights or optimizer states cannot be divided as `sharding` says."""
+    """Raises UnavailableError if `sharding` cannot divide the recipe's weights or optimizer states."""
     if sharding in ("none", "ddp"):
         return
     advice = "use ddp for this method, in a profile of its own"
@@ -90,7 +94,7 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
     traits = traits_of(recipe)
     if sharding in ZERO_STAGES and traits.has_adapter and not traits.is_short:
         raise UnavailableError(
-            f"sharding: {sharding} would save what trains of {traits.peft_type}, and not the rest of it: {advice}"
+            f"sharding: {sharding} would save only the trainable part of {traits.peft_type}, not the rest: {advice}"
         )
     if traits.moves_ranks or traits.virtual_tokens or recipe.get("loraplus_lr_ratio"):
         named = "loraplus_lr_ratio" if traits.peft_type == "LORA" else traits.peft_type
@@ -99,12 +103,12 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
         raise UnavailableError(f"sharding: {sharding} cannot divide the states of {recipe['optimizer']}: {advice}")
     if sharding in ZERO_STAGES and isinstance(recipe["learning_rate"], list) and "search_cap" not in recipe:
         raise UnavailableError(
-            f"sharding: {sharding} cannot go back to try several learning rates: name one, or use fsdp"
+            f"sharding: {sharding} cannot restore the start to try several learning rates: name one, or use fsdp"
         )
 
 
 def join(sharding: str) -> Ranks:
-    """Meet the other processes of this cell, if it has others (as torchrun's environment says), each with a device of its own.
+    """Join the other processes of this cell, if torchrun's environment names any, each with its own device.
 
     Raises:
         UnavailableError: this machine has fewer GPUs than the cell has processes, or torch cannot use them.
@@ -132,13 +136,13 @@ def join(sharding: str) -> Ranks:
 
 
 def _visible_hint() -> str:
-    """What makes some of the machine's GPUs invisible, if anything does."""
+    """A hint that the environment hides some of the machine's GPUs, or nothing."""
     visible = os.environ.get(VISIBLE)
     return "" if visible is None else f" (those of {VISIBLE}={visible})"
 
 
 def leave() -> None:
-    """Leave the others, at a good end."""
+    """Leave the process group after a run that succeeded."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -146,7 +150,7 @@ def leave() -> None:
 
 
 def draw_apart(ranks: Ranks, seed: int) -> None:
-    """From now on random numbers (dropout's) differ by rank; the first keeps those of a process that is alone."""
+    """Make random numbers (dropout's) differ by rank; the first rank keeps those of a single process."""
     if ranks.rank:
         import torch
 
@@ -154,12 +158,12 @@ def draw_apart(ranks: Ranks, seed: int) -> None:
 
 
 def local_part(tensor: Any) -> Any:
-    """What of `tensor` this rank holds: of one that is sharded its shard, else all."""
+    """This rank's part of `tensor`: its shard of a sharded one, otherwise all of it."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def with_local_part(parameter: Any, part: Any) -> Any:
-    """`part` beside `parameter`: a plain tensor, or sharded as the parameter is, of which it is this rank's shard."""
+    """`part` on the device of `parameter`; for a sharded parameter, `part` is this rank's shard of the result."""
     if not hasattr(parameter, "to_local"):
         return part.to(parameter.device)
     from torch.distributed.tensor import DTensor
@@ -170,7 +174,7 @@ def with_local_part(parameter: Any, part: Any) -> Any:
 
 
 def _buckets(gradients: Sequence[Any]) -> list[list[Any]]:
-    """Neighbours of one dtype together, up to BUCKET_BYTES; a larger one alone."""
+    """Neighboring gradients of one dtype together, up to BUCKET_BYTES; a larger one alone."""
     buckets: list[list[Any]] = []
     room = 0
     for gradient in gradients:

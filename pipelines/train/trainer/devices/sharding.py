@@ -1,7 +1,7 @@
-"""Weights divided over the ranks of a cell: each keeps a share of every decoder layer, of its gradients and of the optimizer's
-states, and a layer is put together for as long as it computes (FSDP: Zhao et al. 2023; PyTorch's fully_shard).
+"""Weights divided over the ranks of a cell (FSDP: Zhao et al. 2023; PyTorch's fully_shard).
 
-It has been run on CPUs, by gloo, never on a card by us.
+Each rank keeps a share of every decoder layer, of its gradients and of its optimizer states. A layer is complete only
+while it computes. We have run this on CPUs by gloo, never on a card.
 """
 # ruff: noqa: TID253
 
@@ -14,29 +14,36 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(model: Any, device: torch.device) -> Any:
-    """`model`, whole on the CPU or on `device`, becomes this rank's share on `device`; gradients are summed over the ranks."""
+    """Reduce `model`, complete on the CPU or on `device`, to this rank's share on `device`.
+
+    From then on gradients are summed over the ranks.
+    """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*_layers(model), model):
         fully_shard(module, mesh=mesh)
-        module.set_gradient_divide_factor(1.0)  # the loss is divided by the learned tokens of all ranks already
+        # The loss is already divided by the learned tokens of all ranks.
+        module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     return model
 
 
 def _layers(model: Any) -> list[Any]:
-    """The decoder layers, by the class names that transformers keeps for such uses."""
+    """The decoder layers, by the class names that transformers lists in `_no_split_modules`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in names]
 
 
 def put_away(model: Any) -> None:
-    """Drop what an evaluation has left together of a sharded model (a forward pass alone leaves embedding and head so)."""
+    """Shard the weights that an evaluation left complete: a forward pass without backward leaves embedding and head so."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """What trains of a sharded model, put together on the first rank's CPU; the others get {}. All ranks call this together."""
+    """The complete trainable weights of a sharded model, on the first rank's CPU; the other ranks get {}.
+
+    All ranks call this together.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     return cast("dict[str, torch.Tensor]", get_model_state_dict(model, options=options))

@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO (Rajbhandari et al. 2020): over the ranks of a cell, stage 2 divides gradients and optimizer states, stage 3 the
-weights too.
+"""DeepSpeed's ZeRO (Rajbhandari et al. 2020) over the ranks of a cell.
 
-DeepSpeed is started directly: accelerate would only hand the configuration through. It has been run on CPUs, by gloo, never on a
-card by us. Checkpoints are ours, not DeepSpeed's, which are pickled; they hold all, gathered, in the first rank's file.
+Stage 2 divides gradients and optimizer states, stage 3 the weights as well. The trainer calls DeepSpeed directly, since
+accelerate would only pass the configuration on. We have run this on CPUs by gloo, never on a card. DeepSpeed's own
+checkpoints are pickled; ours hold everything, gathered, in the first rank's file.
 """
 # ruff: noqa: TID253
 
@@ -20,15 +20,19 @@ from pipelines.train.trainer.devices.ranks import Ranks
 from pipelines.train.trainer.optimizers import make_optimizer
 from pipelines.train.trainer.precision import make_scaler
 
-STATES = ("exp_avg", "exp_avg_sq")  # Adam's, by torch's names
+# Adam's states by torch's names.
+STATES = ("exp_avg", "exp_avg_sq")
 Named = Mapping[str, torch.nn.Parameter]
 
 
 class Zero:
-    """DeepSpeed's `engine` around a model, and its steps. All ranks call `weights` and `states` together, and each gets all."""
+    """DeepSpeed's `engine` around a model, and its steps.
+
+    All ranks call `weights` and `states` together, and each gets all of them.
+    """
 
     def __init__(self, model: Any, spec: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
-        """Divide `model` over `ranks`, with the cell's own `deepspeed` configuration over ours.
+        """Divide `model` over `ranks`; the cell's own `deepspeed` configuration overrides the defaults.
 
         Raises:
             UnavailableError: the cell computes in float16, or DeepSpeed is not installed.
@@ -41,10 +45,12 @@ class Zero:
             )
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        deepspeed: Any = import_module("deepspeed")  # an extra, which whoever checks types need not have
+        # By name, so that type checks need no installed DeepSpeed, which is an extra.
+        deepspeed: Any = import_module("deepspeed")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         defaults: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,  # as good as any: steps end where we say, and the loss is divided already
+            # The value has no effect: the trainer says where a step ends, and the loss is already divided.
+            "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": recipe["gradient_clip"],
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": ZERO_STAGES[ranks.sharding]},
@@ -58,17 +64,20 @@ class Zero:
         self._count = ranks.count
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradient of `loss` to the step's; with the `last` it is the sum over the ranks (DeepSpeed takes the mean)."""
+        """Add the gradient of `loss` to the step's gradient; after the `last` loss it is summed over the ranks.
+
+        DeepSpeed takes the mean over the ranks, hence the factor.
+        """
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self._count)
 
     def step(self) -> float:
-        """Clip, step and forget the gradients; returns their norm before."""
+        """Clip, step and drop the gradients; returns their norm before clipping."""
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
     def forget(self) -> None:
-        """The optimizer remembers nothing of earlier steps. Zeros rather than no tensors: DeepSpeed points into them."""
+        """Set the optimizer's states to zero. The tensors must stay, since DeepSpeed holds references into them."""
         for state in self.optimizer.optimizer.state.values():
             for remembered in state.values():
                 remembered.zero_()
@@ -83,15 +92,17 @@ class Zero:
         return {f"{name}/{of}": get(parameter, of) for name, parameter in named.items() for of in STATES}
 
     def set_weights(self, named: Named, weights: Any) -> None:
-        """Put `weights` in the place of the model's. There must have been a step before."""
+        """Replace the model's weights by `weights`. At least one step must have been taken."""
         gathered = import_module("deepspeed.runtime.zero").GatheredParameters
         for name, parameter in named.items():
-            with gathered([parameter], modifier_rank=0), torch.no_grad():  # what the next step computes with
+            # The weights that the next step computes with.
+            with gathered([parameter], modifier_rank=0), torch.no_grad():
                 parameter.copy_(weights[name])
-            self._fragments.safe_set_full_fp32_param(parameter, weights[name])  # what the optimizer goes on from
+            # The master weights that the optimizer updates.
+            self._fragments.safe_set_full_fp32_param(parameter, weights[name])
 
     def take_over(self, named: Named, weights: Any, states: Any, steps: int) -> None:
-        """Go on from `weights` and `states` after `steps` steps. There must have been a step before, whatever it was."""
+        """Resume from `weights` and `states` after `steps` steps. At least one step, of any kind, must have been taken."""
         self.set_weights(named, weights)
         for name, parameter in named.items():
             for of in STATES:

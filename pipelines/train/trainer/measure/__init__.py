@@ -1,1 +1,1 @@
-"""What a cell used: memory, time, the share of the processors."""
+"""The resources that a cell used: memory, time and its share of the processors."""

@@ -1,7 +1,8 @@
-"""What a cell's own process uses: resident memory sampled through the run and the kernel's peak. On CUDA also three peaks of the
-card: what PyTorch's tensors took, what PyTorch took from the card for them, and what was in use on the whole card.
+"""The memory of a cell's own process: samples of its resident memory through the run, and the kernel's peak.
 
-Peaks are reset after loading, and held apart while the run evaluates, so that evaluation never inflates training.
+On CUDA there are three peaks of the card as well: the memory of PyTorch's tensors, the memory that PyTorch has reserved
+for them, and all memory in use on the card. Peaks are reset after loading and set aside while the run evaluates, so that
+evaluation never inflates training.
 """
 # ruff: noqa: TID253
 
@@ -28,7 +29,8 @@ HOST, ALLOCATED, RESERVED, DEVICE = (
     "gpu_reserved_peak_gb",
     "gpu_device_peak_gb",
 )
-PEAKS = ("peak_memory_gb", HOST, ALLOCATED, RESERVED, DEVICE)  # of several processes the largest is the row's
+# With several processes the row shows the largest of these peaks.
+PEAKS = ("peak_memory_gb", HOST, ALLOCATED, RESERVED, DEVICE)
 
 
 def peak_resident_bytes() -> int:
@@ -47,16 +49,22 @@ def reset_peaks() -> None:
 
 
 def give_back_freed() -> None:
-    """Return to the system what loading has used and freed: what only cycles of objects held, and the C library's free blocks,
-    which it keeps otherwise (or not, by the order in which they came: a cell's memory differed from run to run)."""
+    """Return the memory that loading has freed to the system: cyclic garbage, and free blocks of the C library.
+
+    The C library keeps free blocks or not, depending on their order, so a cell's memory differed from run to run.
+    """
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's alone
+    # Only glibc has this function.
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
 class Samples:
-    """Mean, spread, least and most of values that come one by one (Welford 1962), so that a week's run keeps five numbers."""
+    """Mean, standard deviation, minimum and maximum of a stream of values (Welford 1962).
+
+    Even a run of a week keeps only five numbers.
+    """
 
     count: int = 0
     mean: float = 0.0
@@ -73,17 +81,17 @@ class Samples:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of all that came."""
+        """The standard deviation of all values so far."""
         return math.sqrt(self.squares / self.count) if self.count else 0.0
 
 
 def peak_bytes() -> int:
-    """The peak since the last reset that a row means: the card's on CUDA, else the process's."""
+    """The peak since the last reset, as rows define it: the card's on CUDA, else the process's."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident_bytes()
 
 
 class MemoryMeter:
-    """Samples on a thread of its own between `start` and `stop`; all sizes are bytes unless the name says otherwise."""
+    """Samples memory on a thread of its own between `start` and `stop`; sizes are bytes unless the name says otherwise."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -93,12 +101,12 @@ class MemoryMeter:
         self._access: Callable[[], float | None] | None = None
         self._other_cpu = OtherCpu()
         self._paused = False
-        # by its number, asked of the thread that trains: in the sampling one the current card is always the first
+        # The number of the training thread's card: in the sampling thread the current card is always the first.
         self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._peaks: dict[str, int] = dict.fromkeys(
-            (HOST, ALLOCATED, RESERVED, DEVICE), 0
-        )  # bytes, by the row's columns
-        self._noting = threading.Lock()  # two threads do
+        # Bytes, by the row's columns.
+        self._peaks: dict[str, int] = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)
+        # Both threads write the peaks.
+        self._noting = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -116,7 +124,7 @@ class MemoryMeter:
         self._thread.join()
 
     def state(self) -> dict[str, Any]:
-        """All it has measured, for a run that goes on later; None stands for nothing sampled yet."""
+        """All measurements so far, for a run that resumes later; None stands for a series without samples."""
         self._hold_peaks()
         self._other_cpu.lap()
         series = {"process": self._samples, "gpu_access": self._gpu_access}
@@ -125,7 +133,7 @@ class MemoryMeter:
         return {**sampled, "peaks": dict(self._peaks), "other_cpu": cpu}
 
     def go_on(self, state: dict[str, Any], peaks: dict[str, float]) -> None:
-        """Add to what an earlier attempt had measured; `peaks` (GB) are the largest of all attempts since."""
+        """Continue the measurements of an earlier attempt; `peaks` (GB) are the largest of all attempts since."""
         self._samples = Samples(**(state["process"] or {}))
         self._gpu_access = Samples(**(state["gpu_access"] or {}))
         self._other_cpu.others, self._other_cpu.available = state.get("other_cpu", (0.0, 0.0))
@@ -136,7 +144,7 @@ class MemoryMeter:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What happens inside leaves no trace in samples and peaks."""
+        """Inside the context, samples and peaks are not recorded."""
         self._hold_peaks()
         self._other_cpu.stop()
         self._paused = True
@@ -148,7 +156,7 @@ class MemoryMeter:
             self._paused = False
 
     def now(self) -> dict[str, float | None]:
-        """The curve's memory columns at this moment; mean, spread, least and most are those of all samples so far."""
+        """The curve's memory columns at this moment; the statistics cover all samples so far."""
         card = self._card
         allocated = 0 if card is None else torch.cuda.memory_allocated(card)
         return {
@@ -162,7 +170,10 @@ class MemoryMeter:
         }
 
     def summary(self) -> dict[str, float | None]:
-        """The row's memory columns: peaks (the first is the GPU's on CUDA, else the process's) and the samples' statistics."""
+        """The row's memory columns: peaks and the samples' statistics.
+
+        `peak_memory_gb` is the GPU's on CUDA, else the process's.
+        """
         self._hold_peaks()
         self._other_cpu.lap()
         card, host = self._card, self._peaks[HOST] / 1e9
@@ -201,7 +212,7 @@ class MemoryMeter:
             self._note({ALLOCATED: allocated, RESERVED: reserved, DEVICE: _in_use(card)})
 
     def _note(self, sizes: Mapping[str, int]) -> None:
-        """Keep the larger of each peak and what was seen of it."""
+        """Raise each peak to the size in `sizes`, if that is larger."""
         with self._noting:
             for name, size in sizes.items():
                 self._peaks[name] = max(self._peaks[name], size)
@@ -224,6 +235,6 @@ def _card_bytes(card: int) -> int:
 
 
 def _in_use(card: int) -> int:
-    """Bytes in use on a card by anybody: tensors, what PyTorch keeps for later ones, CUDA itself, paged memory, other programs."""
+    """All bytes in use on a card: tensors, PyTorch's reserve, CUDA itself, paged memory and other programs."""
     free, total = torch.cuda.mem_get_info(card)
     return total - free

@@ -1,5 +1,7 @@
-"""NVML's share of time in which a card's memory was read or written; a small path of its own, so that it can be tested with an
-object of NVML's interface. It has not been run on a card by us."""
+"""NVML's share of time in which a card's memory was read or written.
+
+It is a small module of its own, so that tests can pass an object with NVML's interface. We have not run it on a card.
+"""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -7,10 +9,10 @@ from typing import Any
 
 
 def memory_access(uuid: str, nvml: Any = None) -> Callable[[], float | None]:
-    """A function that answers with the percentage over NVML's last sample period of the card with PyTorch's `uuid`; always None
-    without nvidia-ml-py, and from the moment on that NVML refuses (a MIG slice, a lost driver).
+    """A function that returns the percentage over NVML's last sample period, for the card with PyTorch's `uuid`.
 
-    The card is found by its UUID, since NVML counts all cards and PyTorch those that CUDA_VISIBLE_DEVICES leaves.
+    It returns None without nvidia-ml-py, and from the first refusal of NVML on (a MIG slice, a lost driver). The UUID
+    identifies the card, since NVML numbers all cards, but PyTorch only those that CUDA_VISIBLE_DEVICES leaves.
     """
     if nvml is None:
         if find_spec("pynvml") is None:

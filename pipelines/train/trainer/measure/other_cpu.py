@@ -1,4 +1,4 @@
-"""How much of the processors others used while a cell trained: a speed measured beside other work is not the cell's own."""
+"""The processor time that other programs used while a cell trained: other work distorts the cell's measured speed."""
 
 import os
 from collections.abc import Sequence
@@ -6,13 +6,16 @@ from contextlib import suppress
 
 import psutil
 
-# what /proc/stat counts as nobody's work; guest time is part of user time already
+# Columns of /proc/stat that count as idle, and guest time, which user time already includes.
 IDLE = ("idle", "iowait", "guest", "guest_nice")
 
 
 class OtherCpu:
-    """Seconds of processor time that others used, of all there were, over the spans between `start` and `stop`. Time that a
-    hypervisor took away counts as others'; the process that watches over this one does not, nor do other ranks of the cell."""
+    """Seconds of processor time that others used, and all available ones, over the spans between `start` and `stop`.
+
+    Time that a hypervisor took away counts as others'. The process that watches this one and the cell's other ranks do
+    not count as others.
+    """
 
     def __init__(self, others: float = 0.0, available: float = 0.0) -> None:
         self.others = others
@@ -24,7 +27,7 @@ class OtherCpu:
         self._span_start = self._now()
 
     def stop(self) -> None:
-        """End the span that `start` began; without one nothing happens."""
+        """End the span that `start` began; without a span this does nothing."""
         if self._span_start is None:
             return
         busy, all_time, own = (now - before for now, before in zip(self._now(), self._span_start, strict=True))
@@ -33,14 +36,14 @@ class OtherCpu:
         self._span_start = None
 
     def lap(self) -> None:
-        """Count what has passed of the present span."""
+        """Count the current span so far and start the next one."""
         if self._span_start is not None:
             self.stop()
             self.start()
 
     @property
     def percent(self) -> float | None:
-        """Of all processors; None where nothing was measured."""
+        """The others' share of all processors' time, in percent; None before the first measurement."""
         return 100 * self.others / self.available if self.available else None
 
     def _now(self) -> tuple[float, float, float]:

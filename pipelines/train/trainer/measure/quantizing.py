@@ -1,5 +1,7 @@
-"""Seconds and peak of quantizing by themselves: transformers quantizes each weight as it reads it, so its own conversion step is
-timed while a model loads."""
+"""The seconds and the peak memory of quantizing alone.
+
+transformers quantizes each weight as it reads it, so its conversion step is timed while a model loads.
+"""
 # ruff: noqa: TID253
 
 from collections.abc import Callable, Iterator
@@ -18,8 +20,10 @@ STEPS = ("Bnb4bitQuantize", "Bnb8bitQuantize")
 
 @dataclass
 class Quantizing:
-    """`seconds` and `peak` (bytes; the card's on CUDA) while weights were quantized, None as long as nothing was. `whole_peak` is
-    that of loading and quantizing together, and `resident` the process's own on the host meanwhile."""
+    """`seconds` and `peak` (bytes; the card's on CUDA) of quantizing; None until a weight is quantized.
+
+    `whole_peak` is the peak of loading and quantizing together, `resident` the process's peak on the host.
+    """
 
     seconds: float | None = None
     peak: int | None = None
@@ -27,7 +31,7 @@ class Quantizing:
     resident: int = 0
 
     def timed(self, convert: Callable[..., Any]) -> Callable[..., Any]:
-        """`convert`, each call of which counts here."""
+        """A version of `convert` whose calls are measured."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._look()
@@ -44,7 +48,7 @@ class Quantizing:
         return counted
 
     def measured(self, loading_seconds: float) -> dict[str, float | None]:
-        """The row's columns; loading's seconds are those that quantizing did not take, its peak is that of both."""
+        """The row's columns. The seconds of loading exclude those of quantizing; its peak covers both."""
         self._look()
         return {
             "load_seconds": loading_seconds - (self.seconds or 0.0),
@@ -61,7 +65,7 @@ class Quantizing:
 
 @contextmanager
 def watched(*, quantizes: bool) -> Iterator[Quantizing]:
-    """Count what is quantized inside. A version of transformers that does it elsewhere leaves the numbers None."""
+    """Measure the quantizing inside the context. If transformers quantizes elsewhere, the numbers stay None."""
     quantizing = Quantizing()
     originals = _conversions() if quantizes else {}
     for step, convert in originals.items():
@@ -75,7 +79,8 @@ def watched(*, quantizes: bool) -> Iterator[Quantizing]:
 
 def _conversions() -> dict[Any, Callable[..., Any]]:
     if not torch.cuda.is_available():
-        four_bits.prepare()  # before anybody imports bitsandbytes
+        # Before the first import of bitsandbytes.
+        four_bits.prepare()
     from transformers.integrations import bitsandbytes
 
     steps = [getattr(bitsandbytes, name, None) for name in STEPS]

@@ -1,4 +1,4 @@
-"""What a run has done so far, over all its attempts: steps, examples, and the time of each optimizer step once."""
+"""The progress of a run over all its attempts: steps, examples, and the time of each optimizer step, counted once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 
 @dataclass
 class Tally:
-    """Seconds are those of optimizer steps alone; `stopped_seconds` are those in which a process stood still meanwhile, and no part
-    of the others. `other_seconds` are those between the steps: measuring the curve, writing checkpoints and the best step's
-    weights. The first step of a process pays for warm-up and for the optimizer's state, so the steady sums leave it out. `told`:
-    the last step's point is on the curve."""
+    """Sums over the optimizer steps so far; `seconds` are those of optimizer steps alone.
+
+    `stopped_seconds` are those in which a process stood still during a step; no other sum includes them.
+    `other_seconds` pass between the steps: measuring the curve, writing checkpoints and the best step's weights. The
+    first step of a process pays for warm-up and for the optimizer's states, so the steady sums exclude it. `told`: the
+    last step's point is on the curve.
+    """
 
     step: int = 0
     examples: int = 0
@@ -21,15 +24,22 @@ class Tally:
     steady_tokens: int = 0
     loss: float | None = None
     rate: float | None = None
-    speed: float | None = None  # tokens per second of the last step
+    # Tokens per second of the last step.
+    speed: float | None = None
     told: bool = True
-    best: float | None = None  # loss on the slice held back from train, where early stopping asks for it
-    since_best: int = 0  # evaluations
+    # The lowest loss on the slice that early stopping holds back from train.
+    best: float | None = None
+    # Evaluations since the best one.
+    since_best: int = 0
     best_step: int | None = None
-    best_eval_loss: float | None = None  # on the held-out records, at the best step
-    first_loss: float | None = None  # of the first step, before it changed a weight
-    first_eval_loss: float | None = None  # before the first step, on the held-out records
-    eval_loss: float | None = None  # the last one
+    # The loss on the held-out records at the best step.
+    best_eval_loss: float | None = None
+    # The loss of the first step, before it changed a weight.
+    first_loss: float | None = None
+    # The loss on the held-out records before the first step.
+    first_eval_loss: float | None = None
+    # The latest loss on the held-out records.
+    eval_loss: float | None = None
 
     def note(self, validation_loss: float) -> bool:
         """Count an evaluation for early stopping; returns whether this step is the best so far."""
@@ -41,7 +51,7 @@ class Tally:
         return True
 
     def add(self, *, examples: int, tokens: int, seconds: float, first: bool) -> None:
-        """Count an optimizer step that took `seconds`; `first` of this process."""
+        """Count an optimizer step that took `seconds`; `first` says whether it is this process's first."""
         self.step += 1
         self.examples += examples
         self.seconds += seconds
