@@ -110,7 +110,7 @@ def test_an_upload_that_broke_off_shows_nothing_and_goes_on(online: Uploads, fil
 
 def test_a_commit_that_was_lost_is_made_by_the_same_again(online: Uploads, files: dict[str, Path]) -> None:
     online.refuses["commit/main"] = (500, "")
-    with pytest.raises(WorkError, match=r"HTTP 500\): the hub has a fault of its own"):
+    with pytest.raises(WorkError, match=r"HTTP 500\): the hub has an internal error"):
         pushed(files)
     sent, online.refuses = list(online.puts), {}
     pushed(files)
@@ -142,7 +142,7 @@ def test_the_hubs_own_store_of_tokens_is_used(
 @pytest.mark.parametrize(
     ("path", "status", "says", "words"),
     [
-        ("repos/create", 401, "Invalid credentials in Authorization header", "HTTP 401.*token is not accepted: make a new one"),
+        ("repos/create", 401, "Invalid credentials in Authorization header", "HTTP 401.*does not accept the token: make a new one"),
         ("repos/create", 403, f"no rights for {TOKEN}", "HTTP 403.*may not write there.*other than somebody"),
         ("repos/create", 409, "", "HTTP 409.*at the same moment"),
         ("api/models", 429, "", "HTTP 429.*too many requests"),
@@ -170,7 +170,7 @@ def test_a_name_of_somebody_else_is_refused(online: Uploads, files: dict[str, Pa
 
 def test_a_wrong_token_is_named(online: Uploads, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong0123456789")
-    with pytest.raises(WorkError, match=r"token is not accepted") as raised:
+    with pytest.raises(WorkError, match=r"does not accept the token") as raised:
         pushed(files)
     assert "hf_wrong" not in str(raised.value)
 

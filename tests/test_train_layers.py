@@ -201,7 +201,7 @@ def test_too_many_layers_are_refused_in_words(project: TinyProject) -> None:
     for drop, words in (
         (2, "the model has 2 layers: expected 1 to 1"),
         ([0, 7], "got layer 7"),
-        ([0, 1], "expected one to be left"),
+        ([0, 1], "at least one must remain"),
     ):
         _model(project, drop)
         with pytest.raises(UsageError, match=words):

@@ -133,7 +133,9 @@ def test_what_a_download_that_failed_has_fetched_is_not_fetched_again(
 ) -> None:
     # The connection closes before the first byte.
     online.repos[NAME] = Repo(whole, cut={"model.safetensors": 0})
-    with pytest.raises(UnavailableError, match=r"the connection to the hub was lost .* the same again goes on there"):
+    with pytest.raises(
+        UnavailableError, match=r"the connection to the hub was lost .* the same command again resumes there"
+    ):
         got(tmp_path)
     online.repos[NAME] = Repo(whole)
     online.sent.clear()
@@ -152,20 +154,20 @@ def test_a_hub_that_falls_silent_is_unavailable(
         got(tmp_path)
     online.repos[NAME] = Repo(whole, stalled={"model.safetensors": 1000})
     with pytest.raises(
-        UnavailableError, match=r"the hub does not answer for nobody/tiny.*the same again goes on there"
+        UnavailableError, match=r"the hub does not answer for nobody/tiny.*the same command again resumes there"
     ):
         got(tmp_path)
     online.repos[NAME] = Repo(whole)
     lines: list[str] = []
     assert got(tmp_path, lines).folder.joinpath("model.safetensors").read_bytes() == whole["model.safetensors"]
-    assert lines and lines[0].startswith("going on with ")
+    assert lines and lines[0].startswith("resuming ")
 
 
 @pytest.mark.parametrize(
     ("repo", "token", "words"),
     [
         ({"answers": 429}, None, "HTTP 429.*too many requests: wait some minutes"),
-        ({"answers": 500}, None, "HTTP 500.*a fault of its own: try again later"),
+        ({"answers": 500}, None, "HTTP 500.*an internal error: try again later"),
         ({"answers": 503, "says": "Over capacity"}, None, "HTTP 503.*it says: Over capacity"),
         ({"answers": 403, "says": "fine-grained"}, "hf_planted0123456789", "HTTP 403.*HF_TOKEN may not read it.*fine-grained"),
         ({"token": "hf_right"}, None, "is gated: accept its terms .* set HF_TOKEN$"),
@@ -199,7 +201,7 @@ def test_a_name_and_a_revision_that_are_not_there_are_named(
     [
         ("config.json", {}, "has no config.json: it is no transformers model. Its files: "),
         ("model.safetensors", {"model.gguf": b"g"}, r"holds no weights that transformers loads; expected model.safetensors"),
-        ("model.safetensors", {"adapter_config.json": b"{}"}, "is an adapter, no model"),
+        ("model.safetensors", {"adapter_config.json": b"{}"}, "is an adapter, not a model"),
         ("model.safetensors", {INDEX: b'{"weight_map": {"a": "gone.safetensors"}}'}, "names 'gone.safetensors'"),
         ("model.safetensors", {INDEX: b'{"weight_map": {"a": "../x.safetensors"}}'}, "names '../x.safetensors'"),
         ("model.safetensors", {INDEX: b"[]"}, "index.json names no weights"),
@@ -215,7 +217,7 @@ def test_a_repository_that_holds_no_model_is_named(
 
 def test_what_came_damaged_is_thrown_away(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
     online.repos[NAME] = Repo(whole, damaged=True)
-    with pytest.raises(WorkError, match=r"came damaged.* the hub says.* thrown away: fetch again"):
+    with pytest.raises(WorkError, match=r"arrived damaged.* is not the hub's.* deleted: fetch again"):
         got(tmp_path)
     online.repos[NAME].damaged = False
     assert got(tmp_path).folder.joinpath("config.json").read_bytes() == whole["config.json"]
@@ -263,7 +265,7 @@ def test_a_cache_without_the_weights_says_so(
     online.repos[NAME] = Repo(whole)
     snapshot_download(NAME, endpoint=constants.ENDPOINT, allow_patterns=["*.json"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UnavailableError, match="in the hub's cache are no weights of it"):
+    with pytest.raises(UnavailableError, match="the hub's cache holds no weights of it"):
         got(tmp_path)
 
 
@@ -279,7 +281,7 @@ def test_a_damaged_file_of_the_cache_is_not_taken(
     blob.write_bytes(whole["model.safetensors"][::-1])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        UnavailableError, match=r"its cache lacks model.safetensors or has it damaged, and HF_HUB_OFFLINE is set"
+        UnavailableError, match=r"the cache has no intact copy of model.safetensors, and HF_HUB_OFFLINE is set"
     ):
         got(tmp_path)
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -326,7 +328,7 @@ def test_a_part_that_is_whole_already_or_cannot_be_gone_on_with(
 
 def test_a_listing_that_is_none_is_named(online: Hub, tmp_path: Path, whole: dict[str, bytes]) -> None:
     online.repos[NAME] = Repo(whole, portal=True)
-    with pytest.raises(UnavailableError, match="what answers for the hub is none"):
+    with pytest.raises(UnavailableError, match="the server at the hub's address is no hub"):
         got(tmp_path)
 
 
@@ -343,9 +345,9 @@ def test_a_url_is_no_name(online: Hub) -> None:
         ("http_proxy", "socks5://127.0.0.1:1", "a SOCKS proxy, which needs a package: `pip install socksio`"),
         ("HF_TOKEN", "hf_planted-key\nhf_twice", "HF_TOKEN holds a character that no token has"),
         ("HF_TOKEN", "hf_planted-kéy", "HF_TOKEN holds a character that no token has"),
-        ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE: no certificates are there"),
-        ("SSL_CERT_FILE", "/etc/passwd", "SSL_CERT_FILE: no certificates are there"),
-        ("SSL_CERT_FILE", "/etc", "SSL_CERT_FILE: no certificates are there"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE names no file with certificates"),
+        ("SSL_CERT_FILE", "/etc/passwd", "SSL_CERT_FILE names no file with certificates"),
+        ("SSL_CERT_FILE", "/etc", "SSL_CERT_FILE names no file with certificates"),
         ("SSL_CERT_DIR", "/nowhere:/nor/here", "SSL_CERT_DIR names no folder"),
         ("HF_ENDPOINT", "https://hf mirror", "HF_ENDPOINT is no address"),
     ],
@@ -472,7 +474,9 @@ def test_weights_that_lack_a_tensor_are_refused(
     torch.save(lacking, tmp_path / "lacking.bin")
     online.repos[NAME] = Repo({**torch_only, "pytorch_model.bin": (tmp_path / "lacking.bin").read_bytes()})
     done = fetch(online, mine)
-    assert done.returncode == 1 and "Its weights lack" in done.stderr and "random ones would stand there" in done.stderr
+    assert (
+        done.returncode == 1 and "Its weights lack" in done.stderr and "random values would replace them" in done.stderr
+    )
 
 
 def test_a_repository_that_wants_to_run_code_of_its_own_is_not_asked_for_leave(

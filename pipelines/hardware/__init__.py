@@ -1,1 +1,1 @@
-"""What this machine has: processors, memory, CUDA devices."""
+"""The hardware of this machine: processors, memory and CUDA devices."""

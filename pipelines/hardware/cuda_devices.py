@@ -1,7 +1,7 @@
-"""The CUDA devices of this machine, as the driver's nvidia-smi lists them and as CUDA_VISIBLE_DEVICES leaves them, without torch.
+"""The CUDA devices of this machine without torch: nvidia-smi lists them, and CUDA_VISIBLE_DEVICES may hide some.
 
-A device is a card or, where a card is divided by MIG, a slice of one. Numbers are nvidia-smi's, which are CUDA's own as long as
-CUDA_DEVICE_ORDER is PCI_BUS_ID (children are started so).
+A device is a card or, if MIG divides the card, a slice of it. Numbers are those of nvidia-smi. CUDA uses the same ones if
+CUDA_DEVICE_ORDER is PCI_BUS_ID, which we set for children.
 """
 
 import os
@@ -13,18 +13,23 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# The first compute capability with bfloat16, flash attention, and kernels that take grouped queries as they are
+# The first compute capability with bfloat16, flash attention, and kernels for grouped queries.
 AMPERE = (8, 0)
-DRIVER_SECONDS = 600  # a driver that wakes up may take long; beside other work, longer
-FIELDS = ("uuid", "memory.total", "mig.mode.current", "name")  # the name last: only it may hold a comma
+# The timeout of nvidia-smi: a driver may take long to wake up, and longer beside other work.
+DRIVER_SECONDS = 600
+# The name comes last, since only it may hold a comma.
+FIELDS = ("uuid", "memory.total", "mig.mode.current", "name")
 CARD_LINE = re.compile(r"GPU (\d+): ")
 SLICE_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A card, or a slice of the card with that `index`. `memory_bytes` is None where the driver does not say (a card that shares
-    the machine's memory). `slices` are those of a card that is divided; None for one that is not."""
+    """A card, or a slice of the card with that `index`.
+
+    `memory_bytes` is None if the driver does not report it, as for a card that shares the machine's memory. `slices` is
+    None unless MIG divides the card.
+    """
 
     index: int
     uuid: str
@@ -34,8 +39,11 @@ class CudaDevice:
 
 
 def query(*fields: str) -> dict[int, list[str]]:
-    """What nvidia-smi says of `fields`, by its number of the card; empty without one. It is asked once a process, so only for what
-    stays. A line that is no card's (`No devices were found`) is passed over."""
+    """nvidia-smi's values of `fields`, by its number of the card; empty without nvidia-smi.
+
+    Each query runs once per process, so `fields` must be constant. Lines that describe no card (`No devices were found`)
+    are skipped.
+    """
     rows = {}
     for line in _of_cards(fields)[0].splitlines():
         index, *values = [value.strip() for value in line.split(",", len(fields))]
@@ -45,7 +53,7 @@ def query(*fields: str) -> dict[int, list[str]]:
 
 
 def used_bytes() -> int | None:
-    """Memory in use now on the card of the first visible device, by whomever; None where the driver does not say."""
+    """All memory in use now on the card of the first visible device; None if the driver does not report it."""
     first = next(iter(visible()), None)
     if first is None:
         return None
@@ -60,12 +68,12 @@ def used_bytes() -> int | None:
 
 
 def trouble() -> str | None:
-    """Why nvidia-smi, which is installed, lists nothing, in its own words; None where it lists cards or is not there."""
+    """nvidia-smi's error message; None if it lists cards or is not installed."""
     return _of_cards(FIELDS)[1]
 
 
 def listed() -> list[CudaDevice]:
-    """All cards, whatever CUDA_VISIBLE_DEVICES says."""
+    """All cards, regardless of CUDA_VISIBLE_DEVICES."""
     cards = []
     for index, (uuid, memory, mig, name) in query(*FIELDS).items():
         card = CudaDevice(index, uuid, name, int(memory) * 2**20 if memory.isdigit() else None)
@@ -74,7 +82,10 @@ def listed() -> list[CudaDevice]:
 
 
 def visible() -> list[CudaDevice]:
-    """The devices that a process started now would see, in CUDA's order. CUDA shows one slice at most, and no card beside it."""
+    """The devices that a process started now would see, in CUDA's order.
+
+    CUDA shows at most one slice, and no card beside it.
+    """
     setting, cards = os.environ.get(VISIBLE), listed()
     chosen = cards if setting is None else _named(setting, cards)
     cards_alone = [device for device in chosen if device.slices is None and not _is_slice(device)]
@@ -87,8 +98,10 @@ def _of_cards(fields: Sequence[str]) -> tuple[str, str | None]:
 
 
 def _named(setting: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
-    """The devices in the words of CUDA_VISIBLE_DEVICES, as CUDA reads them: the first that names nothing ends the list, and one
-    that is named twice makes it empty."""
+    """The devices that CUDA_VISIBLE_DEVICES names, by CUDA's rules.
+
+    The first word that names no device ends the list. A device that is named twice makes it empty.
+    """
     chosen: list[CudaDevice] = []
     for word in setting.split(","):
         device = _device(word.strip(), cards)
@@ -101,7 +114,7 @@ def _named(setting: str, cards: Sequence[CudaDevice]) -> list[CudaDevice]:
 
 
 def _device(word: str, cards: Sequence[CudaDevice]) -> CudaDevice | None:
-    """The card of that number, or the card or slice whose UUID alone begins so."""
+    """The card with that number, or the only card or slice whose UUID begins with the word."""
     if number := re.match(r"[+-]?\d+", word):
         index = int(number.group())
         return cards[index] if 0 <= index < len(cards) else None
@@ -116,7 +129,7 @@ def _is_slice(device: CudaDevice) -> bool:
 
 
 def _slices(card: CudaDevice) -> Iterator[CudaDevice]:
-    """The MIG slices of a card, named as torch names them. Their memory is what their profile (`1g.5gb`) says."""
+    """The MIG slices of a card, with torch's names for them. Their memory is that of their profile (`1g.5gb`)."""
     index = None
     for line in _answer(shutil.which("nvidia-smi"), "-L")[0].splitlines():
         if match := CARD_LINE.match(line):
@@ -130,7 +143,7 @@ def _slices(card: CudaDevice) -> Iterator[CudaDevice]:
 
 @cache
 def _answer(program: str | None, *arguments: str) -> tuple[str, str | None]:
-    """What the program prints, and what went wrong (then it prints nothing)."""
+    """(output, error) of the program; with an error the output is empty."""
     if program is None:
         return "", None
     try:

@@ -1,4 +1,4 @@
-"""What this machine is, found without importing torch: its class, memory, and the kernel's out-of-memory counter."""
+"""This machine without importing torch: its class, its memory, and the kernel's out-of-memory counter."""
 
 import os
 from collections.abc import Mapping
@@ -10,17 +10,18 @@ import psutil
 
 from pipelines.hardware import cuda_devices
 
-PROCESSOR = "cpu: "  # how the name of a device begins that is no card
+# The prefix of the names of devices that are no cards.
+PROCESSOR = "cpu: "
 
 
 def cuda_query(field: str) -> list[str]:
-    """What nvidia-smi says of `field` (such as `driver_version`) of each visible device, of a slice that of its card."""
+    """nvidia-smi's `field` (such as `driver_version`) for each visible device; a slice has the value of its card."""
     values = cuda_devices.query(field)
     return [values[device.index][0] for device in cuda_devices.visible() if device.index in values]
 
 
 def cuda_name() -> str | None:
-    """Name of the first visible CUDA device, or None. Asked of the driver, so that it costs no import of torch."""
+    """Name of the first visible CUDA device, or None. The driver reports it, so this needs no import of torch."""
     return next((device.name for device in cuda_devices.visible()), None)
 
 
@@ -30,12 +31,12 @@ def cuda_count() -> int:
 
 
 def cuda_memory_bytes() -> int | None:
-    """All memory of the first visible CUDA device; None without one, or where it shares the machine's."""
+    """Total memory of the first visible CUDA device; None without one, or if it shares the machine's memory."""
     return next((device.memory_bytes for device in cuda_devices.visible()), None)
 
 
 def cuda_capability() -> tuple[int, int] | None:
-    """Compute capability of the first visible CUDA device; None without one, or where the driver (before 2022) does not say it."""
+    """Compute capability of the first visible CUDA device; None without one, or if a driver before 2022 omits it."""
     major, _, minor = next(iter(cuda_query("compute_cap")), "").partition(".")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
@@ -62,15 +63,19 @@ def is_card(device: str | None) -> bool:
 
 
 def device_class(devices: int = 1, sharding: str = "none", *, name: str | None = None) -> str:
-    """What a cell ran on: the device's name (None: that of the machine's class), and where there were several, how many and how
-    divided."""
+    """The devices that a cell ran on: the device's name, and for several devices their number and the sharding.
+
+    `name` None means this machine's class.
+    """
     name = name or machine_class()
     return name if devices == 1 else f"{name} × {devices}, {sharding}"
 
 
 def device_slugs(devices: int = 1) -> list[str]:
-    """Short names of the devices that a cell on so many of them uses, each of which one cell uses at a time: `cuda-1`, by
-    nvidia-smi's number of the card, or `cpu`. In one order, so that two that wait for several never wait for each other."""
+    """Short names of the devices that a cell uses exclusively: `cuda-1`, with nvidia-smi's number of the card, or `cpu`.
+
+    They are sorted, so that two cells that wait for several devices never wait for each other.
+    """
     used = {device.index for device in cuda_devices.visible()[:devices]}
     return [f"cuda-{index}" for index in sorted(used)] or ["cpu"]
 
@@ -81,7 +86,7 @@ def device_slug() -> str:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck, in this machine or this cgroup, so far."""
+    """How often the kernel's out-of-memory killer has struck so far, on this machine and in this cgroup."""
     total = 0
     for file, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
         try:
@@ -94,8 +99,10 @@ def oom_kills() -> int:
 
 
 def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
-    """True while the process that had `pid` at `started` (seconds since the epoch) runs; a reused pid is another one. `within`:
-    how many seconds apart `started` and the kernel's word may be."""
+    """Whether the process that had `pid` at `started` (seconds since the epoch) still runs; a reused pid does not count.
+
+    `within` is the tolerated difference in seconds between `started` and the kernel's start time.
+    """
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - started) < within and process.status() != psutil.STATUS_ZOMBIE
@@ -104,15 +111,17 @@ def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
 
 
 def own_identity() -> dict[str, Any]:
-    """This process, so that others can see later whether it still lives (`is_alive`). `boot` and `ticks` stay true when the clock
-    is set, by which the kernel tells `pid_started`."""
+    """This process's identity, by which others can later tell whether it still runs (`is_alive`).
+
+    `boot` and `ticks` stay valid when somebody sets the clock; the kernel derives `pid_started` from that clock.
+    """
     known: dict[str, Any] = {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
     ticks = _ticks(os.getpid())
     return known | ({"boot": _boot(), "ticks": ticks} if ticks is not None else {})
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether the process lives that said so of itself by `own_identity`, of this version or of one that knew no boot."""
+    """Whether the process with that `own_identity` still runs; identities of earlier versions have no `boot`."""
     if "boot" not in identity:
         return process_is_alive(identity["pid"], identity.get("pid_started", 0.0))
     if identity["boot"] != _boot() or _ticks(identity["pid"]) != identity["ticks"]:
@@ -122,7 +131,7 @@ def is_alive(identity: Mapping[str, Any]) -> bool:
 
 @cache
 def _boot() -> str:
-    """The kernel's name for the time since it was started."""
+    """The kernel's id of the current boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -130,7 +139,7 @@ def _boot() -> str:
 
 
 def _ticks(pid: int) -> int | None:
-    """When the process was started, in clock ticks since the boot (proc(5), stat, field 22); None where that cannot be read."""
+    """The start time of the process in clock ticks since the boot (proc(5), stat, field 22); None if it is unreadable."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

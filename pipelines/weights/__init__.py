@@ -1,1 +1,1 @@
-"""Model weights: fetched, converted, made at random, shortened."""
+"""Model weights: fetched, converted, made at random or shortened."""

@@ -1,7 +1,7 @@
-"""What a model's folder holds, as one hash of the files that decide what is trained and measured.
+"""The content of a model's folder, as one hash of the files that affect training and measuring.
 
-A hash of gigabytes takes a while, so each file's is kept and found again by name, size, modification time and inode. These find it
-again and are no part of it: a copied folder has others, and the same hash.
+Hashing gigabytes takes a while, so each file's hash is stored and looked up by name, size, modification time and inode.
+Only the lookup uses these: a copied folder has other ones, but the same hash.
 """
 
 import hashlib
@@ -17,29 +17,35 @@ from pipelines.errors import WorkError
 from pipelines.lake.files import file_sha256, read_json, stable_hash, write_json
 
 Say = Callable[[str], None]
-Stamp = tuple[int, int, int]  # size, mtime_ns, inode
+# Size, mtime_ns, inode.
+Stamp = tuple[int, int, int]
 
-# One of these is loaded: the first that is there, as transformers looks for them. An index names the files of several parts.
+# transformers loads the first of these that exists. An index names the files of weights in several parts.
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-# generation_config.json names the tokens that end an answer. An adapter in the folder is loaded along with the model.
+# generation_config.json names the tokens that end an answer. transformers loads an adapter in the folder with the model.
 OTHERS = (
     "config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
     "additional_chat_templates/*.jinja", "adapter_config.json", "adapter_model.*",
 )  # fmt: skip
-# What transformers notes of itself and of where a folder was loaded from
+# Fields of a configuration that do not describe the model.
 SAYS_NOTHING = ("transformers_version", "_name_or_path")
-LARGE = 10**9  # bytes: from there on hashing is worth a line
-SETTLED = 1.0  # seconds: a file changed less ago may change again under the same modification time
+# Hashing from this many bytes on is worth a log line.
+LARGE = 10**9
+# A file that changed less than this many seconds ago may change again under the same modification time.
+SETTLED = 1.0
 
-_hashed: dict[tuple[str, Stamp], str] = {}  # by this process
+# The hashes that this process has computed.
+_hashed: dict[tuple[str, Stamp], str] = {}
 _one_at_a_time = threading.Lock()
 
 
 def content_of(folder: Path, record: Path, *, say: Say) -> str | None:
-    """The hash of what lies in `folder`, 16 hex digits; None where a file of it cannot be read. Hashes of single files are kept in
-    `record`, where that can be written."""
+    """The hash of the content of `folder`, 16 hex digits; None if one of its files cannot be read.
+
+    `record` stores the hashes of the single files, if it can be written.
+    """
     with _one_at_a_time:
         try:
             files = dict(files_of(folder))
@@ -54,7 +60,7 @@ def content_of(folder: Path, record: Path, *, say: Say) -> str | None:
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files that are hashed, by their names in the folder."""
+    """The hashed files, with their names in the folder."""
     names = {path.relative_to(folder).as_posix() for pattern in OTHERS for path in folder.glob(pattern)}
     names |= set(_weights(folder))
     for name in sorted(names):
@@ -63,7 +69,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def newest_change(folder: Path) -> float:
-    """When one of the files was last written, in seconds since the epoch; a copy may count as written anew."""
+    """The latest modification time of the files, in seconds since the epoch; copying may renew it."""
     return max((path.stat().st_mtime for _, path in files_of(folder)), default=0.0)
 
 
@@ -73,7 +79,8 @@ def _weights(folder: Path) -> list[str]:
         return [loaded] if loaded else []
     try:
         return sorted(set(map(str, (read_json(folder / loaded) or {})["weight_map"].values())))
-    except (KeyError, TypeError, AttributeError):  # loading it says what is wrong
+    # A broken index: loading the model will report it.
+    except (KeyError, TypeError, AttributeError):
         return [loaded]
 
 
@@ -92,7 +99,7 @@ def _known(path: Path, recorded: Any) -> str | None:
 def _announce(folder: Path, unknown: list[Path], say: Say) -> None:
     size = sum(path.stat().st_size for path in unknown)
     if size >= LARGE:
-        say(f"hashing {size / 1e9:.1f} GB of weights in {folder} (once; it is kept until the files change)")
+        say(f"hashing {size / 1e9:.1f} GB of weights in {folder} (once; the hash is stored until the files change)")
 
 
 def _hash(path: Path) -> str:
@@ -104,7 +111,7 @@ def _hash(path: Path) -> str:
 
 
 def _of_json(path: Path) -> str | None:
-    """The hash of what a configuration says; None of any other file, and of one that cannot be read as JSON."""
+    """The hash of a configuration's fields; None for any other file, and for one that is no JSON object."""
     if not path.name.endswith("config.json"):
         return None
     try:
@@ -116,7 +123,7 @@ def _of_json(path: Path) -> str | None:
 
 
 def _keep(record: Path, files: dict[str, Path], hashes: dict[str, str], recorded: dict[str, Any]) -> None:
-    """Write down the hashes of files that have not changed since, where that is news."""
+    """Store the hashes of files that have not changed since, if there are new ones."""
     updated = {}
     for name, path in files.items():
         stamp = _stamp(path)
@@ -125,5 +132,6 @@ def _keep(record: Path, files: dict[str, Path], hashes: dict[str, str], recorded
         elif (str(path), stamp) in _hashed:
             updated[name] = {"stamp": list(stamp), "sha256": hashes[name]}
     if updated != recorded:
-        with suppress(WorkError):  # a lake that is only read: the next process hashes again
+        # In a read-only lake the next process hashes again.
+        with suppress(WorkError):
             write_json(record, {**(read_json(record) or {}), "files": updated})

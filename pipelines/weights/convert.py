@@ -1,5 +1,7 @@
-"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights.convert GGUF FOLDER`, or for what
-the hub gave `--torch FOLDER` (its PyTorch weights) and `--check FOLDER` (its tokenizer)."""
+"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights.convert GGUF FOLDER`.
+
+For a folder from the hub, `--torch FOLDER` converts PyTorch weights and `--check FOLDER` checks the tokenizer.
+"""
 
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    # Without dequantize=True the model counts as quantized: it cannot be trained or saved.
+    # Without dequantize=True the model counts as quantized and cannot be trained or saved.
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
@@ -28,7 +30,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def pre_tokenizer_of(gguf: Path) -> str | None:
-    """The name of the rule by which text is split before words are merged (`tokenizer.ggml.pre`)."""
+    """The name of the rule that splits text before the tokenizer merges pieces (`tokenizer.ggml.pre`)."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
@@ -36,8 +38,10 @@ def pre_tokenizer_of(gguf: Path) -> str | None:
 
 
 def split_digits(tokenizer: Any) -> None:
-    """Each digit by itself, then as GPT-2 splits: SmolLM2's rule, which transformers does not take over from a GGUF. It shows in
-    spaces before numbers."""
+    """Split off each digit, then split as GPT-2 does: SmolLM2's rule, which transformers does not read from a GGUF.
+
+    Without it, spaces before numbers are tokenized differently.
+    """
     from tokenizers import pre_tokenizers
 
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -46,7 +50,7 @@ def split_digits(tokenizer: Any) -> None:
 
 
 def convert_torch(folder: Path) -> None:
-    """PyTorch weights of a folder (read with weights_only, never unpickled freely) become safetensors in their place."""
+    """Replace a folder's PyTorch weights by safetensors. They are read with weights_only, never unpickled freely."""
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -55,15 +59,16 @@ def convert_torch(folder: Path) -> None:
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         sys.exit(
-            f"Its weights lack {len(missing)} tensors of the model, the first is {missing[0]}: random ones would stand there"
+            f"Its weights lack {len(missing)} tensors of the model, the first is {missing[0]}: random values would replace them"
         )
     model.save_pretrained(folder)
-    for old in folder.glob("pytorch_model*.bin*"):  # last, so that a conversion that was killed is done again
+    # Last, so that a killed conversion runs again.
+    for old in folder.glob("pytorch_model*.bin*"):
         old.unlink()
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Ends the process with a word where the folder's tokenizer cannot be loaded, or cannot say where its tokens stand."""
+    """Exit with a message if the folder's tokenizer cannot be loaded, or gives no positions of its tokens."""
     from transformers import AutoTokenizer
 
     kinds = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "none"
@@ -73,7 +78,9 @@ def check_tokenizer(folder: Path) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sys.exit(f"Its tokenizer files: {kinds}; expected tokenizer.json. {lines[0]:.300}")
     if not tokenizer.is_fast:
-        sys.exit(f"Its tokenizer files: {kinds}; expected tokenizer.json, or what transformers can make one of")
+        sys.exit(
+            f"Its tokenizer files: {kinds}; expected tokenizer.json, or files that transformers can convert to one"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The Hugging Face hub: whether it can be had at all, found out within seconds, what its cache holds, and its errors in words."""
+"""The Hugging Face hub: whether it is reachable, the content of its cache, and its errors in words.
+
+All answers take seconds, even without a network.
+"""
 
 import os
 import re
@@ -14,9 +17,12 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
-PATIENCE = 3.0  # seconds for a connection
-SILENCE = 10.0  # seconds without a byte until a connection counts as lost
-REMEMBERED = 60.0  # seconds that an answer holds
+# Seconds to wait for a connection.
+PATIENCE = 3.0
+# Seconds without a byte after which a connection counts as lost.
+SILENCE = 10.0
+# Seconds for which an answer stays valid.
+REMEMBERED = 60.0
 PROXIES = {
     "https": ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"),
     "http": ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"),
@@ -24,8 +30,9 @@ PROXIES = {
 
 
 def out_of_reach(repository: str, revision: str | None) -> str | None:
-    """Why `repository` cannot be fetched, and what to do; None where it lies in the cache or where the hub answers."""
-    if not _is_address(_endpoint(), ("http", "https")):  # its client could not even be imported
+    """Why `repository` cannot be fetched, with a remedy; None if the cache has it or the hub answers."""
+    # With such an endpoint the hub's client cannot even be imported.
+    if not _is_address(_endpoint(), ("http", "https")):
         return f"cannot ask the hub for {repository}: {misconfigured()}."
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -40,7 +47,8 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
         return f"cannot reach the hub for {repository}: HF_HUB_OFFLINE is set; {advice}."
     if fault := misconfigured():
         return f"cannot ask the hub for {repository}: {fault}."
-    if _proxy():  # its answer would say nothing of the hub
+    # A proxy's answer would say nothing about the hub.
+    if _proxy():
         return None
     address = urlsplit(_endpoint())
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
@@ -50,15 +58,17 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
 
 
 def misconfigured() -> str | None:
-    """What of the environment's settings for the hub cannot be used, and what is expected; None where all can. No value is shown,
-    since it may hold a key."""
+    """The first unusable setting for the hub in the environment, with the expected value; None if all are usable.
+
+    The message shows no value, since a value may hold a key.
+    """
     if not _is_address(_endpoint(), ("http", "https")):
         return "HF_ENDPOINT is no address: expected http://HOST:PORT or https://HOST, or nothing"
     if fault := _fault_of_proxy():
         return fault
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token.isascii() or any(not letter.isprintable() or letter.isspace() for letter in token):
-        return "HF_TOKEN holds a character that no token has, such as a line break: copy it anew"
+        return "HF_TOKEN holds a character that no token has, such as a line break: copy it again"
     return _fault_of_certificates()
 
 
@@ -77,16 +87,17 @@ def _fault_of_proxy() -> str | None:
 def _fault_of_certificates() -> str | None:
     file, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file and not _holds_certificates(Path(file)):
-        return "SSL_CERT_FILE: no certificates are there: name a file that holds some, or nothing"
+        return "SSL_CERT_FILE names no file with certificates: name one, or nothing"
     if folders and not file and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
-        return "SSL_CERT_DIR names no folder that is there: name one that holds certificates, or nothing"
+        return "SSL_CERT_DIR names no existing folder: name one that holds certificates, or nothing"
     return None
 
 
 def _holds_certificates(file: Path) -> bool:
     try:
         ssl.create_default_context(cafile=file)
-    except OSError:  # not there, a folder, or nothing of the kind in it
+    # It does not exist, is a folder, or holds no certificates.
+    except OSError:
         return False
     return True
 
@@ -96,7 +107,7 @@ def _endpoint() -> str:
 
 
 def _proxy() -> str | None:
-    """The name of the setting whose proxy the hub is asked through; None where NO_PROXY spares it."""
+    """The environment variable that names the proxy for the hub; None if there is none or NO_PROXY excludes the hub."""
     if proxy_bypass(urlsplit(_endpoint()).hostname or ""):
         return None
     names = PROXIES["http" if _endpoint().startswith("http:") else "https"]
@@ -112,7 +123,7 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether the environment says that the hub is not to be asked."""
+    """Whether the environment forbids requests to the hub."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -120,7 +131,7 @@ def is_offline() -> bool:
 
 
 def cached_folder(repository: str, revision: str | None) -> Path | None:
-    """Where the hub's cache holds the revision; None where it has no configuration of it."""
+    """The folder of the revision in the hub's cache; None if the cache has no configuration of it."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, "config.json", revision=revision)
@@ -128,7 +139,7 @@ def cached_folder(repository: str, revision: str | None) -> Path | None:
 
 
 class Refusal(NamedTuple):
-    """Why the hub did not do it, and what to do. `final`: it would not at a second try either."""
+    """Why the hub refused or failed, with a remedy. `final`: a second try would end the same way."""
 
     words: str
     final: bool
@@ -138,7 +149,7 @@ class Refusal(NamedTuple):
 
 
 def dataset_refused(name: str) -> Refusal | None:
-    """Why the hub does not give a dataset, asked once and for as long as SILENCE; None where it does, or is not to be asked."""
+    """Why the hub refuses a dataset, after one request of at most SILENCE; None if it does not, or in offline mode."""
     from huggingface_hub import HfApi
 
     if is_offline():
@@ -156,8 +167,11 @@ def dataset_refused(name: str) -> Refusal | None:
 
 @contextmanager
 def short_timeout() -> Iterator[None]:
-    """Within, a file that the hub's client downloads for others counts as lost after some 25 seconds without a byte: it tries six
-    times, and would wait ten seconds each. HF_HUB_DOWNLOAD_TIMEOUT, where it is set, says how long instead."""
+    """Inside the context, the hub's client gives up on a download after about 25 seconds without a byte.
+
+    The client tries six times and would wait ten seconds each time. HF_HUB_DOWNLOAD_TIMEOUT takes precedence if it is
+    set.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -171,7 +185,7 @@ def short_timeout() -> Iterator[None]:
 
 @contextmanager
 def cache_only() -> Iterator[None]:
-    """Within, `datasets` takes what its cache holds and asks nobody: it would wait for minutes for a hub that says nothing."""
+    """Inside the context, `datasets` uses its cache only; otherwise it waits minutes for a hub that does not answer."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -184,8 +198,10 @@ def cache_only() -> Iterator[None]:
 
 
 def in_words(error: BaseException, repository: str, *, writes: bool = False) -> Refusal | None:
-    """An error of the hub's client in words; None where it is none. `writes`: it was to upload. No header and no token
-    stands in it."""
+    """An error of the hub's client in words, without headers or tokens; None for any other error.
+
+    `writes`: the request was an upload.
+    """
     import httpx2
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -219,7 +235,7 @@ def in_words(error: BaseException, repository: str, *, writes: bool = False) -> 
             f"the hub does not answer for {repository}: nothing came for a while; try again later", final=False
         )
     if isinstance(error, HFValidationError):
-        return Refusal(f"{repository!r} is no repository's name: expected owner/name, as on its page", final=True)
+        return Refusal(f"{repository!r} is no repository name: expected owner/name, as on its page", final=True)
     if isinstance(error, (httpx2.RequestError, httpx2.InvalidURL)):
         kind, through = type(error).__name__, f" through the proxy of {name}" if (name := _proxy()) else ""
         return Refusal(
@@ -230,9 +246,9 @@ def in_words(error: BaseException, repository: str, *, writes: bool = False) -> 
 
 
 _UNSET = "it takes a token: set HF_TOKEN"
-# status → what to do with a token, without one
+# HTTP status → the advice with a token, and without one.
 _READING = {
-    401: ("HF_TOKEN is not accepted: make a new one", _UNSET),
+    401: ("the hub does not accept HF_TOKEN: make a new one", _UNSET),
     403: ("HF_TOKEN may not read it: give it that permission in its settings on the hub", _UNSET),
     404: ("there is no such file: check the name and the revision",) * 2,
 }
@@ -240,12 +256,12 @@ _READING = {
 
 def _writing(repository: str) -> dict[int, tuple[str, str]]:
     owner = repository.partition("/")[0]
-    lost = "somebody changed it at the same moment: the same again looks first at what is there"
+    lost = "somebody changed it at the same moment: the same command again first looks at its present state"
     advice = {
-        401: "the token is not accepted: make a new one that may write",
+        401: "the hub does not accept the token: make a new one that may write",
         402: f"{owner} has no room left for it: make some, or name another owner",
         403: f"the token may not write there: give it that permission, or name an owner other than {owner}",
-        404: "it was removed meanwhile: the same again makes it anew",
+        404: "it was removed meanwhile: the same command again creates it",
         409: lost,
         412: lost,
         413: "a file is too large for it",
@@ -255,8 +271,8 @@ def _writing(repository: str) -> dict[int, tuple[str, str]]:
 
 def _http_refusal(error: Exception, repository: str, advice_by_status: dict[int, tuple[str, str]]) -> Refusal:
     status = error.response.status_code  # type: ignore[attr-defined]
-    busy = "too many requests: wait some minutes; with HF_TOKEN set more are allowed"
-    fault = "the hub has a fault of its own: try again later" if status >= 500 else "check the name and the revision"
+    busy = "too many requests: wait some minutes; with HF_TOKEN set the limit is higher"
+    fault = "the hub has an internal error: try again later" if status >= 500 else "check the name and the revision"
     advice = busy if status == 429 else advice_by_status.get(status, (fault, fault))[0 if _token() else 1]
     return Refusal(f"the hub refuses {repository} (HTTP {status}): {advice}{_hub_message(error)}", final=status < 500)
 
@@ -266,14 +282,14 @@ def _token() -> bool:
 
 
 def _hub_message(error: Exception) -> str:
-    """What the hub itself says of it, on one line."""
+    """The hub's own message, on one line."""
     message = re.sub(r"\s+", " ", error.response.headers.get("x-error-message") or "").strip()  # type: ignore[attr-defined]
     return f" (it says: {message:.200})" if message else ""
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """The client's own bars and warnings off, since what matters is said in our words."""
+    """Turn off the client's progress bars and warnings; we report what matters ourselves."""
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 
     before = logging.get_verbosity()

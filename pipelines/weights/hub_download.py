@@ -1,7 +1,7 @@
-"""A model of the Hugging Face hub as one folder: exactly the files that are needed, each once, going on where a download was ended.
+"""Download a model of the Hugging Face hub into one folder: only the needed files, each once.
 
-The hub's own client keeps nothing of a download that was killed, so the bytes are fetched here, with its session, its token and its
-errors. Files in the hub's cache are used; without a network they are all there is.
+An interrupted download resumes. The hub's own client keeps nothing of a killed download, so this module fetches the bytes
+itself, with the client's session, token and errors. It uses files in the hub's cache; without a network only these.
 """
 
 import hashlib
@@ -23,9 +23,11 @@ from pipelines.lake import disk
 from pipelines.weights import hub
 from pipelines.weights.hub import cached_folder, in_words, is_offline, silence
 
-TRIES = 3  # connections that are lost one after another with less than GAIN bytes between them
+# Give up after this many lost connections in a row, each with fewer than GAIN new bytes.
+TRIES = 3
 GAIN = 1 << 20
-ENDINGS = (".json", ".txt", ".model", ".jinja")  # of what stands beside weights: configurations, tokenizers, templates
+# Endings of the small files: configurations, tokenizers and templates.
+ENDINGS = (".json", ".txt", ".model", ".jinja")
 SINGLE, BY_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_BY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 PART = ".part"
@@ -34,7 +36,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class File:
-    """A file of a repository, its size in bytes and its hash, where the hub says them: SHA-256 of a large one, else of its blob."""
+    """A file of a repository, with its size in bytes and its hash if the hub reports them.
+
+    A large file has a SHA-256, a small one the hash of its git blob.
+    """
 
     name: str
     size: int | None = None
@@ -44,8 +49,10 @@ class File:
 
 @dataclass(frozen=True)
 class Repository:
-    """What a repository holds at one commit. `cached` is where the hub's own cache has it; `away` says why the hub was not asked,
-    where it was not."""
+    """The files of a repository at one commit.
+
+    `cached` is its folder in the hub's own cache. `away` says why the list comes from the cache and not from the hub.
+    """
 
     name: str
     commit: str
@@ -59,7 +66,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The folder that holds a model's files whole, their commit, and whether its weights are PyTorch's, to be converted."""
+    """A folder with a model's complete files, their commit, and whether the weights are PyTorch's and need converting."""
 
     folder: Path
     commit: str
@@ -73,12 +80,13 @@ def download(
     say: Say,
     before_weights: Callable[[Path], None] = lambda _: None,
 ) -> Downloaded:
-    """Fetch the model's files into a folder next to `beside`, which goes on with what an earlier call left there. `before_weights`
-    looks at the small files before the large ones come.
+    """Fetch the model's files into a folder next to `beside`, resuming what an earlier call left there.
+
+    `before_weights` checks the small files before the large ones are fetched.
 
     Raises:
-        UnavailableError: the hub cannot be reached or refuses, or the repository holds nothing that transformers loads.
-        WorkError: what came is not what the hub promised.
+        UnavailableError: the hub is unreachable or refuses, or the repository holds nothing that transformers loads.
+        WorkError: the files differ from what the hub announced.
     """
     with silence():
         repo = _listed(repository, revision)
@@ -99,7 +107,7 @@ def download(
 
 
 def leftovers(beside: Path) -> list[Path]:
-    """What calls for that very folder that were ended left next to it."""
+    """The partial folders that interrupted calls for exactly that folder left next to it."""
     mine = re.compile(re.escape(f".{beside.name}.") + r"[0-9a-f]+\.partial")
     return [path for path in beside.parent.glob(".*.partial") if mine.fullmatch(path.name)]
 
@@ -110,16 +118,16 @@ def _file_names(repo: Repository) -> str:
 
 
 def _why_not_listed(error: Exception, repository: str) -> str | None:
-    """What an error while asking for a listing says of the hub; None where it is an error of another kind."""
+    """The reason why a request for a repository's files failed; None for an error of another kind."""
     if (failure := in_words(error, repository)) is not None:
         return str(failure)
     if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
-        return f"what answers for the hub is none: {type(error).__name__} in its listing"
+        return f"the server at the hub's address is no hub: {type(error).__name__} in its listing"
     return None
 
 
 def _listed(repository: str, revision: str | None) -> Repository:
-    """What the hub says of the repository; where it cannot be asked, what its cache holds."""
+    """The repository's files by the hub, or by its cache if the hub cannot be asked."""
     from huggingface_hub import HfApi
 
     cached, because = cached_folder(repository, revision), "HF_HUB_OFFLINE is set"
@@ -152,7 +160,7 @@ def _file(sibling: Any) -> File:
 
 
 def _weights(repo: Repository, folder: Path) -> tuple[list[File], bool]:
-    """The files of the weights, in the order in which transformers looks for them, and whether they are PyTorch's."""
+    """The weights' files, found in transformers' order of preference, and whether they are PyTorch's."""
     for single, index, is_torch in ((SINGLE, BY_INDEX, False), (TORCH, TORCH_BY_INDEX, True)):
         if single in repo.files:
             return [repo.files[single]], is_torch
@@ -167,17 +175,15 @@ def _weights(repo: Repository, folder: Path) -> tuple[list[File], bool]:
                 raise UnavailableError(f"{repo.where()}: its index names {missing[0]!r}, which is not {where}")
             return [repo.files[shard] for shard in shards], is_torch
     if "adapter_config.json" in repo.files:
-        raise UnavailableError(
-            f"{repo.where()} is an adapter, no model: name the model that it was trained on as source.hub"
-        )
+        raise UnavailableError(f"{repo.where()} is an adapter, not a model: name its base model as source.hub")
     where = "it holds no weights that transformers loads"
     if repo.away:
-        where = f"in the hub's cache are no weights of it, and {repo.away}"
+        where = f"the hub's cache holds no weights of it, and {repo.away}"
     raise UnavailableError(f"{repo.where()}: {where}; expected {SINGLE} or {TORCH}. {_file_names(repo)}")
 
 
 def _fetch(repo: Repository, files: Sequence[File], folder: Path, say: Say) -> None:
-    """Each file whole into the folder, from the hub's cache where it lies there."""
+    """Bring each file complete into the folder, from the hub's cache if it is there."""
     missing = [file for file in files if not _is_whole(folder / file.name, file)]
     for file in list(missing):
         if repo.cached and (cached_file := repo.cached / file.name).is_file() and _is_as_promised(cached_file, file):
@@ -186,12 +192,12 @@ def _fetch(repo: Repository, files: Sequence[File], folder: Path, say: Say) -> N
     if not missing:
         return
     if repo.away:
-        raise UnavailableError(f"{repo.where()}: its cache lacks {missing[0].name} or has it damaged, and {repo.away}")
+        raise UnavailableError(f"{repo.where()}: the cache has no intact copy of {missing[0].name}, and {repo.away}")
     needed_bytes = sum(file.size or 0 for file in missing)
     partial_bytes = sum(part.stat().st_size for file in missing if (part := folder / (file.name + PART)).exists())
     disk.require(folder, max(0, needed_bytes - partial_bytes), f"the files of {repo.name}")
     if partial_bytes:
-        say(f"going on with {partial_bytes / 1e6:,.0f} of {needed_bytes / 1e6:,.0f} MB of {repo.name}")
+        say(f"resuming {repo.name} at {partial_bytes / 1e6:,.0f} of {needed_bytes / 1e6:,.0f} MB")
     with _bar(repo.name, needed_bytes, partial_bytes) as bar:
         for file in missing:
             _fetch_one(repo, file, folder, bar)
@@ -202,10 +208,11 @@ def _is_whole(path: Path, file: File) -> bool:
 
 
 def _copy_cached(source: Path, path: Path) -> None:
-    """A copy; of weights the same file under another name where both lie on one disk."""
-    source = source.resolve()  # the cache's snapshots are links
+    """Copy a file from the cache; link safetensors if both lie on the same disk."""
+    # The cache's snapshots are symbolic links.
+    source = source.resolve()
     path.unlink(missing_ok=True)
-    # other files may be written anew by a conversion, and the cache's must stay as they are
+    # A conversion may rewrite other files, and those of the cache must stay as they are.
     if path.suffix == ".safetensors":
         with suppress(OSError):
             os.link(source, path)
@@ -233,19 +240,21 @@ def _fetch_one(repo: Repository, file: File, folder: Path, bar: Any) -> None:
             if because.final:
                 raise UnavailableError(str(because)) from None
             if failures >= TRIES:
-                raise UnavailableError(f"{because}. What came of it is kept: the same again goes on there") from None
+                raise UnavailableError(
+                    f"{because}. The received part is kept: the same command again resumes there"
+                ) from None
     if not _is_as_promised(part, file):
         size = part.stat().st_size
         part.unlink()
         raise WorkError(
-            f"{repo.where()}: {file.name} came damaged: {size:,} bytes of another hash than the hub says. It was thrown away: "
-            "fetch again"
+            f"{repo.where()}: {file.name} arrived damaged: the hash of its {size:,} bytes is not the hub's. "
+            "It was deleted: fetch again"
         )
     part.rename(folder / file.name)
 
 
 def _stream(repo: Repository, file: File, part: Path, bar: Any) -> None:
-    """Fetch what is missing of a file behind what there is of it."""
+    """Fetch the missing rest of a file and append it to the part that is here."""
     import httpx2
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -257,28 +266,33 @@ def _stream(repo: Repository, file: File, part: Path, bar: Any) -> None:
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     url = hf_hub_url(repo.name, file.name, revision=repo.commit)
     with get_session().stream("GET", url, headers=headers, timeout=hub.SILENCE) as response:
-        if response.status_code == 416 and start:  # there is nothing behind what we have, or it cannot send a part
+        # There is nothing after our part, or the server cannot send a part.
+        if response.status_code == 416 and start:
             if not _is_as_promised(part, file):
                 part.unlink()
-                raise httpx2.RemoteProtocolError("the part could not be gone on with")
+                raise httpx2.RemoteProtocolError("the download could not be resumed")
             return
         if response.is_error:
             response.read()
         hf_raise_for_status(response)
         goes_on = response.status_code == 206
-        if start and not goes_on:  # it sends the whole file again
+        # The server sends the complete file again.
+        if start and not goes_on:
             bar.update(-start)
         with part.open("ab" if goes_on else "wb") as out:
             for chunk in response.iter_bytes():
                 out.write(chunk)
                 bar.update(len(chunk))
-    if file.size is not None and part.stat().st_size < file.size:  # it ended early, and in good order
+    # The response ended early, but without an error.
+    if file.size is not None and part.stat().st_size < file.size:
         raise httpx2.RemoteProtocolError(f"{file.name} ended early")
 
 
 def _is_as_promised(path: Path, file: File) -> bool:
-    """Whether a file has the size and the hash that the hub says; of one in its cache that nobody was asked about, the hash that it
-    is kept under."""
+    """Whether a file has the size and the hash that the hub reported.
+
+    If the hub was not asked, the hash is the name of the file in the hub's cache.
+    """
     path = path.resolve()
     size = path.stat().st_size
     kept_as = path.name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", path.name) else None
@@ -294,7 +308,7 @@ def _is_as_promised(path: Path, file: File) -> bool:
 
 @contextmanager
 def _bar(name: str, total: int, start: int) -> Iterator[Any]:
-    """Bytes as they come: a bar that redraws itself on a terminal, a line every ten seconds in a log."""
+    """A progress bar of bytes: redrawn on a terminal, and a line every ten seconds in a log."""
     calm = 0.2 if sys.stderr.isatty() else 10
     with tqdm(
         total=total, initial=start, desc=name, unit="B", unit_scale=True, mininterval=calm, file=sys.stderr, leave=False

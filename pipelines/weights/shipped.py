@@ -1,7 +1,7 @@
-"""Configurations that the project ships (`shipped_configs/NAME.json`): what an architecture is, without its weights.
+"""Configurations that the project ships (`shipped_configs/NAME.json`): architectures without their weights.
 
-Each holds the hub repository it describes, its number of parameters, and the fields of transformers' configuration. They serve
-what needs a model's shape where its weights are not: the prediction of memory, and models with random weights.
+Each holds the hub repository that it describes, its number of parameters, and the fields of transformers' configuration.
+They serve the prediction of memory and models with random weights, which need only a model's shape.
 """
 
 import json
@@ -19,7 +19,7 @@ WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def width_of(config: Json) -> int:
-    """The bytes of a weight in a model's files, by its configuration; 4 where that names no type."""
+    """The bytes per weight in a model's files, by its configuration; 4 if that names no known type."""
     fields = {**config, **(config.get("text_config") or {})}
     return WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype")), 4)
 
@@ -53,7 +53,7 @@ def named(name: str) -> Json:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"source.random: {name!r} is no shipped configuration and cannot be read as a JSON file ({error}); "
+            f"source.random: {name!r} is neither a shipped configuration nor a readable JSON file ({error}); "
             f"expected one of {', '.join(shipped())}, or the path of a config.json."
         ) from None
     if not isinstance(config, dict) or "model_type" not in config:

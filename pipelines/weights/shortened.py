@@ -1,4 +1,4 @@
-"""A model without some of its layers: what its configuration says then, and the record of them that lies beside its weights."""
+"""A model without some of its layers: its configuration, and the record of the layers beside its weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,26 +8,30 @@ from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.lake.files import read_json
 
 Json = dict[str, Any]
-Drop = int | list[int]  # so many layers, or these, of which the first is 0
+# A number of layers, or the layers themselves, which count from 0.
+Drop = int | list[int]
 
 RECORD = "layers.json"
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")  # as configurations call the number of layers
-# Lists that hold a value a layer: layer_types, mlp_layer_types, layers_block_type, no_rope_layers, attention_layers, block_types
+# The names of the number of layers in configurations.
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Parts of the names of lists with a value per layer: layer_types, mlp_layer_types, layers_block_type, no_rope_layers,
+# attention_layers, block_types.
 PER_LAYER = ("layer", "block")
-EXITS = {62: UsageError, 63: UnavailableError}  # of the child that makes the weights: codes that no interpreter has
+# Exit codes of the child that writes the weights, which no interpreter uses itself.
+EXITS = {62: UsageError, 63: UnavailableError}
 
 
 def described(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the layers of text: of a model that also sees, its `text_config`."""
+    """The part of a configuration that describes the text layers: `text_config` for a vision model."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) and _count_key(config) is None else config
 
 
 def layers_of(config: Mapping[str, Any]) -> int:
-    """The number of layers that a transformers configuration names.
+    """The number of layers in a transformers configuration.
 
     Raises:
-        UnavailableError: it names none.
+        UnavailableError: the configuration names no number of layers.
     """
     part = described(config)
     if (key := _count_key(part)) is None:
@@ -41,10 +45,13 @@ def _count_key(config: Mapping[str, Any]) -> str | None:
 
 
 def dropped_from(layers: int, drop: Drop) -> list[int]:
-    """Which of so many layers go; of a number alone the ones before the last, which stand for those that only data can choose.
+    """The layers to drop.
+
+    For a number alone these are the layers just before the last one, as a placeholder: only data can choose the real
+    ones.
 
     Raises:
-        UsageError: nothing would be left, or there is no such layer.
+        UsageError: no layer would remain, or there is no such layer.
     """
     if isinstance(drop, int):
         if not 1 <= drop < layers:
@@ -55,12 +62,12 @@ def dropped_from(layers: int, drop: Drop) -> list[int]:
             f"drop_layers: got layer {missing[0]}; the model has {layers} layers: expected numbers from 0 to {layers - 1}."
         )
     if len(set(drop)) >= layers:
-        raise UsageError(f"drop_layers: all {layers} layers of the model are named; expected one to be left.")
+        raise UsageError(f"drop_layers: names all {layers} layers of the model; at least one must remain.")
     return sorted(set(drop))
 
 
 def per_layer(config: Mapping[str, Any]) -> Json:
-    """Those of a configuration's fields that hold a value for every layer."""
+    """The fields of a configuration that hold a value for every layer."""
     layers = layers_of(config)
     return {
         name: value
@@ -70,11 +77,12 @@ def per_layer(config: Mapping[str, Any]) -> Json:
 
 
 def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
-    """The configuration of the same model without these layers: fewer of them, and every list that holds a value for each layer
-    without the values of these.
+    """The configuration of the same model without the dropped layers.
+
+    It has a smaller number of layers, and every list with a value per layer lacks the values of the dropped ones.
 
     Raises:
-        UnavailableError: it names no number of layers.
+        UnavailableError: the configuration names no number of layers.
     """
     dropped_set, layers = set(dropped), layers_of(config)
     remaining = [layer for layer in range(layers) if layer not in dropped_set]
@@ -84,20 +92,24 @@ def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
     part[key] = len(remaining)
     for name, values in per_layer(config).items():
         part[name] = [values[layer] for layer in remaining]
-    if types := part.get("attention_types"):  # GPT-Neo's: [[kinds, how often], …]
+    # GPT-Neo's field: [[kinds, number of repetitions], …].
+    if types := part.get("attention_types"):
         kinds = [kind for repeated, times in types for _ in range(times) for kind in repeated]
         part["attention_types"] = [[[kinds[layer] for layer in remaining], 1]]
     return part if described(config) is config else {**config, "text_config": part}
 
 
 def record_of_layers(folder: Path) -> Json | None:
-    """The record in a model's folder: the number of layers `of` the first model that it is made from, which of them are `left`
-    and which `dropped`, and how they were chosen (`by`). None where the folder holds a whole model."""
+    """The record in a model's folder; None for a complete model.
+
+    `of` is the number of layers of the original model. `left` and `dropped` are the remaining and the dropped layers, and
+    `by` is how they were chosen.
+    """
     return read_json(folder / RECORD)
 
 
 def in_words(layers: Sequence[int]) -> str:
-    """`18-21, 25` of 18, 19, 20, 21, 25."""
+    """The layers as ranges: `18-21, 25` for 18, 19, 20, 21, 25."""
     known = set(layers)
     firsts = [layer for layer in sorted(known) if layer - 1 not in known]
     lasts = [layer for layer in sorted(known) if layer + 1 not in known]
@@ -107,10 +119,10 @@ def in_words(layers: Sequence[int]) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """What the child that makes the weights ends with."""
+    """The exit code of the child that writes the weights."""
     return next((code for code, kind in EXITS.items() if isinstance(error, kind)), 1)
 
 
 def error_of(code: int, message: str) -> Exception:
-    """What the child's end means to its parent; `message` is the child's own."""
+    """The parent's error for the child's exit code, with the child's `message`."""
     return EXITS.get(code, WorkError)(message)

@@ -1,6 +1,6 @@
-"""Model weights under data/models/<model>/: whole or absent, from a package, a hub or a folder, or random ones.
+"""Model weights under data/models/<model>/, complete or absent: from a package, a hub or a folder, or random ones.
 
-A packaged GGUF is converted to safetensors once (loading that takes half a second, the GGUF up to a minute) and kept
+A packaged GGUF is converted to safetensors once: these load in half a second, the GGUF takes up to a minute. It stays
 beside its conversion, since the local LLM server reads it.
 """
 
@@ -30,12 +30,16 @@ from pipelines.settings.model_settings import Model, Source
 from pipelines.weights import hub, hub_download, shipped, shortened
 from pipelines.weights.content import content_of, newest_change
 
-CONVERSION = 2  # raised with whatever changes the weights or the tokenizer that a packaged file is converted to
+# Raise this with every change to the weights or the tokenizer that the conversion of a packaged file gives.
+CONVERSION = 2
 Say = Callable[[str], None]
 
 
 def source_id(model: Model) -> str:
-    """Hash of all that names the weights, for the recipe's fingerprint; of those made from others' these, too."""
+    """A hash of all settings that identify the weights, for the recipe's fingerprint.
+
+    For weights made from another model it includes that model's settings.
+    """
     named = model.source.model_dump(exclude_none=True) | ({"conversion": CONVERSION} if model.source.wheel else {})
     return stable_hash(named | ({"of": source_id(model.parent)} if model.parent else {}))
 
@@ -45,13 +49,13 @@ def model_folder(data: DataRoot, name: str, model: Model) -> Path:
 
 
 def lies_in(data: DataRoot, name: str, model: Model) -> str:
-    """The model's folder as a spec names it: relative to the root, but for one that the user keeps elsewhere."""
+    """The model's folder as specs name it: relative to the root, unless the user keeps it elsewhere."""
     folder = model_folder(data, name, model)
     return str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
 
 
 def is_present(data: DataRoot, name: str, model: Model) -> bool:
-    """True if the weights that the configuration names lie there whole."""
+    """Whether the complete weights of the configuration are in their folder."""
     folder = model_folder(data, name, model)
     if model.source.path:
         return (folder / "config.json").exists()
@@ -61,15 +65,20 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
 
 
 def _parents_content(data: DataRoot, model: Model) -> str | None:
-    """Of the model that this one is made from, as it is now: its weights may have become others under the same name, or be gone,
-    which makes nothing of this one."""
+    """The present content hash of the model that this one is made from.
+
+    Its weights may have changed under the same name. None if they are gone, which does not affect this model.
+    """
     return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
 
 
 @dataclass(frozen=True)
 class FirstSeen:
-    """What lay in a source's folder when its content was first hashed: `written` is when one of its files last changed, in seconds
-    since the epoch; `revision` the commit or package version, where that is known."""
+    """The state of a source's folder when its content was first hashed.
+
+    `written` is the latest modification time of its files, in seconds since the epoch. `revision` is the commit or the
+    package version, if known.
+    """
 
     content: str
     written: float
@@ -77,21 +86,24 @@ class FirstSeen:
 
 
 def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> str | None:
-    """Hash of the weights, configuration and tokenizer that lie in the model's folder now; None where they are not here. Only what
-    has changed since the last call is read."""
+    """The hash of the weights, configuration and tokenizer in the model's folder now; None if they are not here.
+
+    It reads only files that have changed since the last call.
+    """
     if not is_present(data, name, model):
         return None
     folder, record = model_folder(data, name, model), _content_record(data, name, source_id(model))
     digest = content_of(folder, record, say=say)
     if digest and first_seen(data, name, source_id(model)) is None:
         first = FirstSeen(digest, newest_change(folder), revision_of(folder))
-        with suppress(WorkError):  # a lake that is only read
+        # The lake may be read-only.
+        with suppress(WorkError):
             write_json(record, {**(read_json(record) or {}), "first": asdict(first)})
     return digest
 
 
 def first_seen(data: DataRoot, name: str, source: str) -> FirstSeen | None:
-    """What lay in the folder of the source with this id when it was first looked at, by code that hashes it."""
+    """The folder's state when the content of the source with this id was first hashed; None before that."""
     first = (read_json(_content_record(data, name, source)) or {}).get("first")
     return FirstSeen(**first) if first else None
 
@@ -101,7 +113,7 @@ def _content_record(data: DataRoot, name: str, source: str) -> Path:
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
-    """Why the weights cannot be here, and what to do, as far as it is known at once, with nothing fetched; else None."""
+    """Why the weights cannot be fetched, with a remedy; None if no reason is known without a download."""
     model = experiments.model(name)
     if is_present(data, name, model):
         return None
@@ -113,13 +125,14 @@ def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | N
 
 
 def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
-    """The folder with the model's safetensors and tokenizer, fetched and converted first where that is still to do.
+    """The folder with the model's safetensors and tokenizer, fetched and converted first if necessary.
 
     Raises:
-        UsageError: no such model, a path source that is no transformers folder, or a random source of no known configuration.
+        UsageError: there is no such model, no transformers folder at the source's path, or no such configuration.
         UnavailableError: the package registry or the hub cannot be reached, or refuses.
-        WorkError: what came is not what was pinned, or the disk is full.
+        WorkError: the weights are not the pinned ones, or the disk is full.
     """
+    # What can be refused at once.
     model = experiments.model(name)
     folder = model_folder(data, name, model)
     if is_present(data, name, model):
@@ -132,12 +145,16 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
         )
     if because := out_of_reach(data, experiments, name):
         raise UnavailableError(because)
+
+    # The parent's weights first; then build the folder under a lock.
     parent = fetch(data, experiments, model.source.parent, say=say) if model.source.parent else None
     with locked(data.locks / f"fetch-{name}.lock", f"fetch {name}", say=say):
         if not is_present(data, name, model):
             if model.license:
                 terms = (
-                    f", {model.license_link}: who fetches and uses it accepts its terms" if model.license_link else ""
+                    f", {model.license_link}: by fetching and using it you accept its terms"
+                    if model.license_link
+                    else ""
                 )
                 say(f"{name}: licence {model.license}{terms}")
             record = {"source": model.source.model_dump(exclude_none=True), "source_id": source_id(model)}
@@ -153,8 +170,11 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
 
 @dataclass(frozen=True)
 class WeightsRequest:
-    """Weights to be fetched or made: what lies beside them afterwards, and the folder of the model that they are made from. Train
-    records under the data root `root`, in the form of `recipe`, may decide what is made."""
+    """Weights to fetch or make.
+
+    `record` is the file to write beside them, and `parent` the folder of the model that they are made from. The choice of
+    layers may depend on train records under the data root `root`, in the prompt format of `recipe`.
+    """
 
     name: str
     source: Source
@@ -165,7 +185,7 @@ class WeightsRequest:
 
 
 def _fetch_into(folder: Path, request: WeightsRequest, say: Say) -> None:
-    """Build the whole folder under another name, then rename it."""
+    """Build the folder under a temporary name, then rename it."""
     name, source = request.name, request.source
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +198,8 @@ def _fetch_into(folder: Path, request: WeightsRequest, say: Say) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         partial_folder.rename(folder)
-        for leftover in hub_download.leftovers(folder):  # of another commit, or of a killed conversion
+        # Folders of another commit, or of a killed conversion.
+        for leftover in hub_download.leftovers(folder):
             shutil.rmtree(leftover, ignore_errors=True)
     except DiskFullError as error:
         raise WorkError(str(error)) from error
@@ -189,7 +210,7 @@ def _fetch_into(folder: Path, request: WeightsRequest, say: Say) -> None:
 
 
 def _made_here(folder: Path, request: WeightsRequest, say: Say) -> Path:
-    """Weights of a package, those of another model, or random ones; leftovers of interrupted calls go first."""
+    """Make weights from a package or another model, or random ones; leftovers of interrupted calls are removed first."""
     source = request.source
     for leftover in hub_download.leftovers(folder):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -213,25 +234,27 @@ def _made_here(folder: Path, request: WeightsRequest, say: Say) -> Path:
 
 
 def derive(parent: Path, folder: Path) -> None:
-    """Fill `folder` with the model that is made from the one in `parent`. Weights that stay as they are take no room of their own;
-    small files are copies, which may be changed without changing those of the parent."""
+    """Fill `folder` with the model in `parent`.
+
+    Weights are links and take no space of their own. Small files are copies, so changing them leaves the parent's alone.
+    """
     left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
     shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
 
 
 def _shorten(request: WeightsRequest, folder: Path, say: Say) -> None:
-    """Fill `folder` with the model of `request.parent` without layers, in a process that loads it.
+    """Fill `folder` with the model of `request.parent` without some layers, in a child process that loads it.
 
     Raises:
-        UsageError: it has not so many layers, or there are no train records to choose them by.
-        UnavailableError: such a model cannot be shortened.
-        WorkError: there is not enough disk, or the process failed.
+        UsageError: the model has too few layers, or there are no train records to choose them by.
+        UnavailableError: this kind of model cannot be shortened.
+        WorkError: there is too little disk, or the process failed.
     """
     assert request.parent
     drop = request.source.drop_layers
     shortened.dropped_from(shortened.layers_of(read_json(request.parent / "config.json") or {}), drop or [])
     size = sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in request.parent.glob(pattern))
-    disk.require(folder, size, f"{request.name}, which takes at most as much as {request.source.parent}")
+    disk.require(folder, size, f"{request.name}, which is at most as large as {request.source.parent}")
     layers = (
         f"layers {shortened.in_words(drop)}" if isinstance(drop, list) else f"{drop} layers, chosen on train records"
     )
@@ -243,14 +266,15 @@ def _shorten(request: WeightsRequest, folder: Path, say: Say) -> None:
 
 def _link(file: str, to: str) -> None:
     if file.endswith((".safetensors", ".bin")):
-        with suppress(OSError):  # on another file system, or one without links
+        # The folder may lie on another file system, or on one without links.
+        with suppress(OSError):
             os.link(os.path.realpath(file), to)
             return
     shutil.copyfile(file, to)
 
 
 def _take_wheel(folder: Path, source: Source, old_folder: Path, say: Say) -> None:
-    """The packaged file and its conversion; the file that lies in the folder `before` spares the download."""
+    """Bring the packaged file and convert it. A copy of the file in `old_folder` saves the download."""
     gguf, previous = folder / source.packaged_name, old_folder / source.packaged_name
     if previous.exists() and file_sha256(previous) == source.sha256:
         shutil.copyfile(previous, gguf)
@@ -261,7 +285,7 @@ def _take_wheel(folder: Path, source: Source, old_folder: Path, say: Say) -> Non
 
 
 def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
-    """Write the packaged file, of several packages one after the other: what lies on the disk twice is one part."""
+    """Write the packaged file, part by part if it has several packages: only one part lies on the disk twice."""
     for number, (package, file) in enumerate(source.packages):
         with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
             several = f" ({number + 1} of {len(source.packages)})" if len(source.packages) > 1 else ""
@@ -271,14 +295,14 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
                 with zipfile.ZipFile(wheel) as archive, archive.open(file) as packed, gguf.open("ab") as out:
                     shutil.copyfileobj(packed, out)
             except KeyError:
-                raise WorkError(f"{package} holds no {file}; experiments.yaml names it. Not used.") from None
+                raise WorkError(f"{package} holds no {file}, which experiments.yaml names. Not used.") from None
     if (digest := file_sha256(gguf)) != source.sha256:
         named = ", ".join(package for package, _ in source.packages)
         raise WorkError(f"{named}: {gguf.name} has SHA-256 {digest}; experiments.yaml pins {source.sha256}. Not used.")
 
 
 def download_package(package: str, folder: Path) -> Path:
-    """The package's wheel, without its dependencies: they may compile a llama.cpp of their own, which is not needed.
+    """Download the package's wheel without its dependencies, which may compile a llama.cpp that we do not need.
 
     Raises:
         UnavailableError: pip cannot fetch it.
@@ -289,14 +313,14 @@ def download_package(package: str, folder: Path) -> Path:
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UnavailableError(
-            f"cannot fetch {package}: {last}. It is needed once, with a network that reaches your package registry; "
-            "afterwards everything works without."
+            f"cannot fetch {package}: {last}. This is needed once, with a network that reaches your package registry; "
+            "afterwards everything works offline."
         )
     return wheels[0]
 
 
 def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
-    """The folder that the hub's files lie in, and their commit. Of a download that ends early what came stays for the next call."""
+    """The folder with the hub's files, and their commit. The next call resumes a download that ended early."""
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
     downloaded = hub_download.download(
@@ -309,7 +333,7 @@ def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
 
 
 def _require_tokenizer(repository: str, folder: Path) -> None:
-    """Raises UnavailableError where the tokenizer cannot be loaded: before the weights are fetched for nothing."""
+    """Raises UnavailableError if the tokenizer cannot be loaded, before anybody fetches the weights in vain."""
     try:
         _run_child(["-m", "pipelines.weights.convert", "--check", str(folder)])
     except WorkError as error:
@@ -319,11 +343,14 @@ def _require_tokenizer(repository: str, folder: Path) -> None:
 def _run_child(
     arguments: list[str], error_of: Callable[[int, str], Exception] = lambda _, message: WorkError(message)
 ) -> None:
-    """Convert in a process of its own, so that its memory and its imports end with it, and it with us. `error_of` makes an error of
-    its exit code and its last words."""
+    """Run a child process, whose memory and imports end with it; it also ends with this process.
+
+    `error_of` makes an error from its exit code and the last lines of its stderr.
+    """
     process = subprocess.Popen(
         [sys.executable, *arguments],
-        stdin=subprocess.DEVNULL,  # a repository that wants to run code of its own would ask here
+        # A repository with code of its own would ask on stdin whether it may run it.
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -344,10 +371,10 @@ def _run_child(
 
 
 def packaged_gguf(data: DataRoot, name: str, model: Model) -> Path:
-    """The GGUF file kept beside the conversion.
+    """The GGUF file beside its conversion.
 
     Raises:
-        UnavailableError: the model has none, or it has not been fetched.
+        UnavailableError: the model has no GGUF, or has not been fetched.
     """
     files = sorted(model_folder(data, name, model).glob("*.gguf"))
     if not files or not is_present(data, name, model):
