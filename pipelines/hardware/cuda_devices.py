@@ -1,7 +1,8 @@
-"""The CUDA devices of this machine without torch: nvidia-smi lists them, and CUDA_VISIBLE_DEVICES may hide some.
+"""The CUDA devices of this machine without torch: nvidia-smi lists them, and CUDA_VISIBLE_DEVICES
+may hide some.
 
-A device is a card or, if MIG divides the card, a slice of it. Numbers are those of nvidia-smi. CUDA uses the same ones if
-CUDA_DEVICE_ORDER is PCI_BUS_ID, which we set for children.
+A device is a card or, if MIG divides the card, a slice of it. Numbers are those of nvidia-smi. CUDA
+uses the same ones if CUDA_DEVICE_ORDER is PCI_BUS_ID, which we set for children.
 """
 
 import os
@@ -27,8 +28,8 @@ SLICE_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
 class CudaDevice:
     """A card, or a slice of the card with that `index`.
 
-    `memory_bytes` is None if the driver does not report it, as for a card that shares the machine's memory. `slices` is
-    None unless MIG divides the card.
+    `memory_bytes` is None if the driver does not report it, as for a card that shares the machine's
+    memory. `slices` is None unless MIG divides the card.
     """
 
     index: int
@@ -41,8 +42,8 @@ class CudaDevice:
 def query(*fields: str) -> dict[int, list[str]]:
     """nvidia-smi's values of `fields`, by its number of the card; empty without nvidia-smi.
 
-    Each query runs once per process, so `fields` must be constant. Lines that describe no card (`No devices were found`)
-    are skipped.
+    Each query runs once per process, so `fields` must be constant. Lines that describe no card (`No
+    devices were found`) are skipped.
     """
     rows = {}
     for line in _of_cards(fields)[0].splitlines():
@@ -53,7 +54,8 @@ def query(*fields: str) -> dict[int, list[str]]:
 
 
 def used_bytes() -> int | None:
-    """All memory in use now on the card of the first visible device; None if the driver does not report it."""
+    """All memory in use now on the card of the first visible device; None if the driver does not
+    report it."""
     first = next(iter(visible()), None)
     if first is None:
         return None
@@ -129,7 +131,8 @@ def _is_slice(device: CudaDevice) -> bool:
 
 
 def _slices(card: CudaDevice) -> Iterator[CudaDevice]:
-    """The MIG slices of a card, with torch's names for them. Their memory is that of their profile (`1g.5gb`)."""
+    """The MIG slices of a card, with torch's names for them. Their memory is that of their profile
+    (`1g.5gb`)."""
     index = None
     for line in _answer(shutil.which("nvidia-smi"), "-L")[0].splitlines():
         if match := CARD_LINE.match(line):

@@ -1,4 +1,5 @@
-"""This machine without importing torch: its class, its memory, and the kernel's out-of-memory counter."""
+"""This machine without importing torch: its class, its memory, and the kernel's out-of-memory
+counter."""
 
 import os
 from collections.abc import Mapping
@@ -15,13 +16,15 @@ PROCESSOR = "cpu: "
 
 
 def cuda_query(field: str) -> list[str]:
-    """nvidia-smi's `field` (such as `driver_version`) for each visible device; a slice has the value of its card."""
+    """nvidia-smi's `field` (such as `driver_version`) for each visible device; a slice has the
+    value of its card."""
     values = cuda_devices.query(field)
     return [values[device.index][0] for device in cuda_devices.visible() if device.index in values]
 
 
 def cuda_name() -> str | None:
-    """Name of the first visible CUDA device, or None. The driver reports it, so this needs no import of torch."""
+    """Name of the first visible CUDA device, or None. The driver reports it, so this needs no
+    import of torch."""
     return next((device.name for device in cuda_devices.visible()), None)
 
 
@@ -31,12 +34,14 @@ def cuda_count() -> int:
 
 
 def cuda_memory_bytes() -> int | None:
-    """Total memory of the first visible CUDA device; None without one, or if it shares the machine's memory."""
+    """Total memory of the first visible CUDA device; None without one, or if it shares the
+    machine's memory."""
     return next((device.memory_bytes for device in cuda_devices.visible()), None)
 
 
 def cuda_capability() -> tuple[int, int] | None:
-    """Compute capability of the first visible CUDA device; None without one, or if a driver before 2022 omits it."""
+    """Compute capability of the first visible CUDA device; None without one, or if a driver before
+    2022 omits it."""
     major, _, minor = next(iter(cuda_query("compute_cap")), "").partition(".")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
@@ -63,7 +68,8 @@ def is_card(device: str | None) -> bool:
 
 
 def device_class(devices: int = 1, sharding: str = "none", *, name: str | None = None) -> str:
-    """The devices that a cell ran on: the device's name, and for several devices their number and the sharding.
+    """The devices that a cell ran on: the device's name, and for several devices their number and
+    the sharding.
 
     `name` None means this machine's class.
     """
@@ -72,7 +78,8 @@ def device_class(devices: int = 1, sharding: str = "none", *, name: str | None =
 
 
 def device_slugs(devices: int = 1) -> list[str]:
-    """Short names of the devices that a cell uses exclusively: `cuda-1`, with nvidia-smi's number of the card, or `cpu`.
+    """Short names of the devices that a cell uses exclusively: `cuda-1`, with nvidia-smi's number
+    of the card, or `cpu`.
 
     They are sorted, so that two cells that wait for several devices never wait for each other.
     """
@@ -86,7 +93,8 @@ def device_slug() -> str:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck so far, on this machine and in this cgroup."""
+    """How often the kernel's out-of-memory killer has struck so far, on this machine and in this
+    cgroup."""
     total = 0
     for file, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
         try:
@@ -99,7 +107,8 @@ def oom_kills() -> int:
 
 
 def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
-    """Whether the process that had `pid` at `started` (seconds since the epoch) still runs; a reused pid does not count.
+    """Whether the process that had `pid` at `started` (seconds since the epoch) still runs; a
+    reused pid does not count.
 
     `within` is the tolerated difference in seconds between `started` and the kernel's start time.
     """
@@ -113,7 +122,8 @@ def process_is_alive(pid: int, started: float, *, within: float = 2) -> bool:
 def own_identity() -> dict[str, Any]:
     """This process's identity, by which others can later tell whether it still runs (`is_alive`).
 
-    `boot` and `ticks` stay valid when somebody sets the clock; the kernel derives `pid_started` from that clock.
+    `boot` and `ticks` stay valid when somebody sets the clock; the kernel derives `pid_started`
+    from that clock.
     """
     known: dict[str, Any] = {"pid": os.getpid(), "pid_started": psutil.Process().create_time()}
     ticks = _ticks(os.getpid())
@@ -121,7 +131,8 @@ def own_identity() -> dict[str, Any]:
 
 
 def is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether the process with that `own_identity` still runs; identities of earlier versions have no `boot`."""
+    """Whether the process with that `own_identity` still runs; identities of earlier versions have
+    no `boot`."""
     if "boot" not in identity:
         return process_is_alive(identity["pid"], identity.get("pid_started", 0.0))
     if identity["boot"] != _boot() or _ticks(identity["pid"]) != identity["ticks"]:
@@ -139,7 +150,8 @@ def _boot() -> str:
 
 
 def _ticks(pid: int) -> int | None:
-    """The start time of the process in clock ticks since the boot (proc(5), stat, field 22); None if it is unreadable."""
+    """The start time of the process in clock ticks since the boot (proc(5), stat, field 22); None
+    if it is unreadable."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

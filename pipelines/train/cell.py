@@ -39,13 +39,15 @@ def train(
 ) -> tuple[Attempt, bool]:
     """Make the cell current; returns its newest attempt and whether that was reused.
 
-    An attempt that fails raises nothing: its status says how it ended. The last attempt is reused if it is ok, the
-    fingerprints in `rerun_for` match, and its peak is within the current memory budget. `force` rules out reuse. An
-    attempt that was interrupted resumes from its last checkpoint, as a new attempt.
+    An attempt that fails raises nothing: its status says how it ended. The last attempt is reused
+    if it is ok, the fingerprints in `rerun_for` match, and its peak is within the current memory
+    budget. `force` rules out reuse. An attempt that was interrupted resumes from its last
+    checkpoint, as a new attempt.
 
-    `known_run_id` is the newest attempt at the time of the request ("" for none). An attempt that somebody else has made
-    since is returned as it is. `retime` runs an unchanged good cell again for its speed alone. Unless the new attempt
-    ends ok, the old one continues to represent the cell.
+    `known_run_id` is the newest attempt at the time of the request ("" for none). An attempt that
+    somebody else has made since is returned as it is. `retime` runs an unchanged good cell again
+    for its speed alone. Unless the new attempt ends ok, the old one continues to represent the
+    cell.
 
     Raises:
         UsageError: unknown model or method.
@@ -87,7 +89,8 @@ def train(
 
 
 def _is_current(resolved: Resolved, newest: Attempt, changed: Collection[str], hooks: RunHooks) -> bool:
-    """Whether the attempt can be reused: it is ok, nothing that counts has `changed`, and its peak is within budget."""
+    """Whether the attempt can be reused: it is ok, nothing that counts has `changed`, and its peak
+    is within budget."""
     if newest.status != "ok" or changed:
         return False
     if peak := resolved.over_budget(newest):
@@ -128,7 +131,8 @@ def _next_attempt(
 ) -> Run:
     """A new attempt, which resumes from the last checkpoint of the earlier ones if there is one.
 
-    `after`: why it follows the last attempt at once. `retimes`: the good attempt whose speed it measures again.
+    `after`: why it follows the last attempt at once. `retimes`: the good attempt whose speed it
+    measures again.
     """
     # End whatever earlier attempts still have running, and look for a checkpoint.
     attempts, plan = cells.attempts(resolved.data, key), resolved.plan(key)
@@ -194,7 +198,8 @@ def _run(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> Run:
 
 
 def _fetch(resolved: Resolved, attempt: Attempt, hooks: RunHooks) -> None:
-    """Fetch the weights. If they were missing when the attempt was planned, add their hash to its spec.
+    """Fetch the weights. If they were missing when the attempt was planned, add their hash to its
+    spec.
 
     Raises:
         UsageError: the weights have changed since the plan.

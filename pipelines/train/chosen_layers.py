@@ -1,4 +1,5 @@
-"""The train records that choose the layers of a shortened model, and a note for readers of its numbers."""
+"""The train records that choose the layers of a shortened model, and a note for readers of its
+numbers."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -32,13 +33,15 @@ def sample(data: DataRoot) -> Selected:
 
 
 def dropped(data: DataRoot, name: str, model: Model) -> str | None:
-    """The layers that the weights in the model's folder lack, as `12-15`; None for a complete or absent model."""
+    """The layers that the weights in the model's folder lack, as `12-15`; None for a complete or
+    absent model."""
     record = shortened.record_of_layers(store.model_folder(data, name, model))
     return shortened.in_words(record["dropped"]) if record else None
 
 
 def note_on_choice(data: DataRoot, name: str, model: Model) -> str | None:
-    """A note if other train records than the current ones chose the layers. The weights stay as they are."""
+    """A note if other train records than the current ones chose the layers. The weights stay as
+    they are."""
     folder = store.model_folder(data, name, model)
     chosen_by = (shortened.record_of_layers(folder) or {}).get("data_fingerprint")
     cleaned = current(data) if chosen_by else None

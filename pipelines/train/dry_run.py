@@ -1,4 +1,5 @@
-"""One example as the trainer sees it, token by token with its labels, and the loss before the first step."""
+"""One example as the trainer sees it, token by token with its labels, and the loss before the first
+step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -62,7 +63,8 @@ def dry_run(resolved: Resolved, key: CellKey) -> Iterator[str]:
 
 
 def _first(form: PromptFormat, records: Sequence[Mapping[str, Any]], limit: int) -> tokenizing.TokenizedRecords:
-    """The examples of the first record that the template shows and that fits `limit`; of all records if none does."""
+    """The examples of the first record that the template shows and that fits `limit`; of all
+    records if none does."""
     for record in records:
         tokenized = tokenizing.tokenize(form, [record], limit)
         if tokenized.examples:

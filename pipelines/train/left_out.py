@@ -1,4 +1,5 @@
-"""How many records a cell may leave out because they exceed max_length or the chat template cannot show them."""
+"""How many records a cell may leave out because they exceed max_length or the chat template cannot
+show them."""
 
 # A larger share is worth a warning, and the cell is no pick.
 MUCH = 0.2

@@ -24,7 +24,8 @@ CARD_RECIPE = (
 
 @dataclass(frozen=True)
 class Base:
-    """The base model: a hub repository and its commit, a package and its version, or only the name of a folder.
+    """The base model: a hub repository and its commit, a package and its version, or only the name
+    of a folder.
 
     `license` is the hub's name of its licence, and `license_link` the page with the terms.
     """
@@ -65,7 +66,8 @@ def _whole_base_of(folder: Path, licence: Mapping[str, str | None] | None) -> Ba
 def data_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The sources of the training records with their counts, the largest first.
 
-    The source of generated records is the model that answered. A path on this machine appears by its last part alone.
+    The source of generated records is the model that answered. A path on this machine appears by
+    its last part alone.
     """
     counts = Counter((_source_of(record), bool(record.get("provider"))) for record in records)
     return [{"source": name, "generated": made, "records": n} for (name, made), n in counts.most_common()]
@@ -102,7 +104,8 @@ def name_base(adapter: Path, base: Base) -> None:
 
 
 def adapter_card(spec: Mapping[str, Any], base: Base, data: Sequence[Mapping[str, Any]]) -> str:
-    """An adapter's model card. It replaces PEFT's, which names a local folder and is otherwise a blank form."""
+    """An adapter's model card. It replaces PEFT's, which names a local folder and is otherwise a
+    blank form."""
     traits = traits_of(spec["recipe"])
     return "\n".join(
         [
@@ -133,7 +136,8 @@ def front_matter(
     relation: str,
     more: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """The YAML front matter of a card, as lines between two lines of dashes; the fields of `more` come last."""
+    """The YAML front matter of a card, as lines between two lines of dashes; the fields of `more`
+    come last."""
     from_hub = [one["source"] for one in data if not one["generated"] and _HUB_ID.match(one["source"])]
     fields = {
         "library_name": library,
@@ -157,13 +161,15 @@ def rows(base: Base, data: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any
 
 
 def in_code(value: Any) -> str:
-    """A value as code inside a Markdown table: one line, without characters that end the code or the cell."""
+    """A value as code inside a Markdown table: one line, without characters that end the code or
+    the cell."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     line = re.sub(r"[`|\s]+", " ", one_line(text, 2000)).strip()
     return f"`{line}`"
 
 
 def in_prose(text: str) -> str:
-    """A foreign text as one Markdown paragraph that reads as written: its markup, HTML and links have no effect."""
+    """A foreign text as one Markdown paragraph that reads as written: its markup, HTML and links
+    have no effect."""
     escaped = re.sub(r"([\\`*_\[\]<>|~&!])", r"\\\1", " ".join(one_line(text, 2000).split()))
     return re.sub(r"\A([#+=-])", r"\\\1", escaped)

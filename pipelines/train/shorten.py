@@ -1,8 +1,9 @@
-"""Write a model without some of its layers. Run as a child: `python -m pipelines.train.shorten JSON`.
+"""Write a model without some of its layers. Run as a child: `python -m pipelines.train.shorten
+JSON`.
 
-If only the number of layers is given, the choice follows Gromov et al. 2024, "The Unreasonable Ineffectiveness of the
-Deeper Layers" (arXiv 2403.17887, section 3). It drops the run of that many consecutive layers whose input and output are
-closest to each other.
+If only the number of layers is given, the choice follows Gromov et al. 2024, "The Unreasonable
+Ineffectiveness of the Deeper Layers" (arXiv 2403.17887, section 3). It drops the run of that many
+consecutive layers whose input and output are closest to each other.
 """
 # ruff: noqa: TID253
 
@@ -40,7 +41,8 @@ from pipelines.weights.shortened import Drop, Json
 MAX_TOKENS = 1024
 # Digits of a distance. Rounding makes processors that sum in another order choose the same layers.
 DIGITS = 6
-# Tolerated differences of the checked logits, as shares of the largest: in float32 and in half precision.
+# Tolerated differences of the checked logits, as shares of the largest: in float32 and in half
+# precision.
 TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-2
 PROBE_TOKENS = 24
 # Subfolder for the complete model's weights, if they had to be converted to safetensors.
@@ -51,7 +53,8 @@ SOURCE = "angular distance (arXiv 2403.17887)"
 
 @dataclass(frozen=True)
 class ShortenRequest:
-    """`parent` is the model to shorten, `folder` the new one, both absolute paths; `drop` names the layers to remove.
+    """`parent` is the model to shorten, `folder` the new one, both absolute paths; `drop` names the
+    layers to remove.
 
     `root` is the data root. `recipe` holds the model's prompt format (`prompt`, `template`).
     """
@@ -76,7 +79,8 @@ def shorten(request: ShortenRequest) -> None:
 
     Raises:
         UsageError: the model has too few layers, or there is no train record to choose them by.
-        UnavailableError: the model has no single stack of blocks, or the shortened one computes something else.
+        UnavailableError: the model has no single stack of blocks, or the shortened one computes
+            something else.
     """
     config = read_json(request.parent / "config.json") or {}
     layers = shortened.layers_of(config)
@@ -97,7 +101,8 @@ def shorten(request: ShortenRequest) -> None:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The layers to drop and `why`, the name of the model's `stack`, and its logits for `probe` without those layers."""
+    """The layers to drop and `why`, the name of the model's `stack`, and its logits for `probe`
+    without those layers."""
 
     dropped: list[int]
     why: Json
@@ -123,7 +128,8 @@ def _choose_layers(request: ShortenRequest) -> LayerChoice:
 
 
 def _record(parent: Path, layers: int, remaining: Sequence[int]) -> Json:
-    """The record of layers, by their numbers in the original model, even if `parent` is already a shortened one."""
+    """The record of layers, by their numbers in the original model, even if `parent` is already a
+    shortened one."""
     parent_record = shortened.record_of_layers(parent) or {"of": layers, "left": list(range(layers))}
     numbers = [parent_record["left"][layer] for layer in remaining]
     return {
@@ -134,10 +140,12 @@ def _record(parent: Path, layers: int, remaining: Sequence[int]) -> Json:
 
 
 def _loaded(folder: Path) -> Any:
-    """The model on this machine's device, for inference; on a CPU in float32, which holds every other format exactly.
+    """The model on this machine's device, for inference; on a CPU in float32, which holds every
+    other format exactly.
 
     Raises:
-        WorkError: the files lack weights of the model, and transformers would fill them with random values.
+        WorkError: the files lack weights of the model, and transformers would fill them with random
+            values.
     """
     options: Json = {"dtype": "auto" if torch.cuda.is_available() else torch.float32, "trust_remote_code": False}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
@@ -165,7 +173,8 @@ def stack_of(model: Any) -> Stack:
 
 
 def _nearest(model: Any, stack: Stack, request: ShortenRequest) -> Json:
-    """The first layer of the run whose input and output are closest, with the distances and the data behind them."""
+    """The first layer of the run whose input and output are closest, with the distances and the
+    data behind them."""
     assert isinstance(request.drop, int)
     selected = sample(DataRoot(request.root))
     form = PromptFormat.of(request.parent, request.recipe)
@@ -185,7 +194,8 @@ def _nearest(model: Any, stack: Stack, request: ShortenRequest) -> Json:
 
 
 def _texts(selected: Selected, form: PromptFormat, limit: int) -> Iterator[list[int]]:
-    """Each record's tokens as training shows them, up to the one that predicts the end; at most `limit` of them."""
+    """Each record's tokens as training shows them, up to the one that predicts the end; at most
+    `limit` of them."""
     for record in selected.train:
         try:
             examples = form.tokenize(record)
@@ -199,7 +209,8 @@ def _texts(selected: Selected, form: PromptFormat, limit: int) -> Iterator[list[
 
 @torch.no_grad()
 def _states(model: Any, stack: Stack, ids: Sequence[int]) -> torch.Tensor:
-    """The input of every block at the last token, and the output of the last block: (layers + 1, width), in float64."""
+    """The input of every block at the last token, and the output of the last block: (layers + 1,
+    width), in float64."""
     states: list[torch.Tensor] = []
 
     def capture_input(_block: nn.Module, args: tuple[Any, ...], kwargs: Json) -> None:
@@ -226,7 +237,8 @@ def _hidden(args: tuple[Any, ...], kwargs: Json) -> torch.Tensor:
 
 
 def run_distances(states: torch.Tensor, count: int) -> list[float]:
-    """The mean of arccos(cos(input, output)) / π over the samples, for each run of `count` layers, by its first layer.
+    """The mean of arccos(cos(input, output)) / π over the samples, for each run of `count` layers,
+    by its first layer.
 
     This is equation 7 of arXiv 2403.17887. `states`: (samples, layers + 1, width).
     """
@@ -265,8 +277,8 @@ def logits_without(model: Any, stack: Stack, dropped: Sequence[int], ids: torch.
 def _require_same(folder: Path, probe: torch.Tensor, expected: torch.Tensor) -> None:
     """Raises UnavailableError if the model in `folder` does not give the `expected` logits.
 
-    Those are the complete model's with its dropped blocks passed by. They differ if a block depends on its number or on
-    other blocks.
+    Those are the complete model's with its dropped blocks passed by. They differ if a block depends
+    on its number or on other blocks.
     """
     try:
         model = _loaded(folder)
@@ -286,7 +298,8 @@ def _require_same(folder: Path, probe: torch.Tensor, expected: torch.Tensor) -> 
 
 
 def _other_kinds(folder: Path) -> str | None:
-    """The per-layer fields that transformers reads differently from the configuration; None if it reads them all alike.
+    """The per-layer fields that transformers reads differently from the configuration; None if it
+    reads them all alike.
 
     Some kinds of layers differ only on long texts, so the logits alone do not show the fault.
     """
@@ -299,7 +312,8 @@ def _other_kinds(folder: Path) -> str | None:
 def _with_layer_lists(parent: Path, config: Json) -> Json:
     """The configuration with every per-layer field spelled out as a list.
 
-    A rule such as "every sixth layer is of another kind" would mean something else for fewer layers.
+    A rule such as "every sixth layer is of another kind" would mean something else for fewer
+    layers.
     """
     loaded_fields = AutoConfig.from_pretrained(parent, trust_remote_code=False).get_text_config(decoder=True).to_dict()
     fields = shortened.per_layer(loaded_fields)
@@ -360,7 +374,8 @@ def _names(file: Path) -> list[str]:
 def _renaming(names: set[str], stack: str, remaining: Sequence[int]) -> Callable[[str], str | None]:
     """A function from a weight's name to its new one, or to None if its layer is dropped.
 
-    Files may omit the first parts of a module's name, as GPT-2's do (`h.0…` for `transformer.h.0…`).
+    Files may omit the first parts of a module's name, as GPT-2's do (`h.0…` for
+    `transformer.h.0…`).
     """
     parts, places = stack.split("."), {old: new for new, old in enumerate(remaining)}
     for start in range(len(parts)):

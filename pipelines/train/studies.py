@@ -15,7 +15,8 @@ SEARCHED = ("learning_rate", "learning_rate_default", "search_share", "search_ca
 
 
 def study_folder(resolved: Resolved, key: CellKey) -> Path:
-    """The folder of the cell's trials, named by a hash of all their inputs except the learning rate."""
+    """The folder of the cell's trials, named by a hash of all their inputs except the learning
+    rate."""
     plan = resolved.plan(key)
     prints = {**plan.fingerprints, "recipe": stable_hash(without_rate(plan.recipe))}
     return resolved.data.lake / "tune" / key.model / key.method / stable_hash([prints, key.seed])

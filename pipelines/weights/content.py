@@ -1,7 +1,8 @@
 """The content of a model's folder, as one hash of the files that affect training and measuring.
 
-Hashing gigabytes takes a while, so each file's hash is stored and looked up by name, size, modification time and inode.
-Only the lookup uses these: a copied folder has other ones, but the same hash.
+Hashing gigabytes takes a while, so each file's hash is stored and looked up by name, size,
+modification time and inode. Only the lookup uses these: a copied folder has other ones, but the
+same hash.
 """
 
 import hashlib
@@ -20,11 +21,13 @@ Say = Callable[[str], None]
 # Size, mtime_ns, inode.
 Stamp = tuple[int, int, int]
 
-# transformers loads the first of these that exists. An index names the files of weights in several parts.
+# transformers loads the first of these that exists. An index names the files of weights in several
+# parts.
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-# generation_config.json names the tokens that end an answer. transformers loads an adapter in the folder with the model.
+# generation_config.json names the tokens that end an answer. transformers loads an adapter in the
+# folder with the model.
 OTHERS = (
     "config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "chat_template*",
     "additional_chat_templates/*.jinja", "adapter_config.json", "adapter_model.*",
@@ -33,7 +36,8 @@ OTHERS = (
 SAYS_NOTHING = ("transformers_version", "_name_or_path")
 # Hashing from this many bytes on is worth a log line.
 LARGE = 10**9
-# A file that changed less than this many seconds ago may change again under the same modification time.
+# A file that changed less than this many seconds ago may change again under the same modification
+# time.
 SETTLED = 1.0
 
 # The hashes that this process has computed.
@@ -111,7 +115,8 @@ def _hash(path: Path) -> str:
 
 
 def _of_json(path: Path) -> str | None:
-    """The hash of a configuration's fields; None for any other file, and for one that is no JSON object."""
+    """The hash of a configuration's fields; None for any other file, and for one that is no JSON
+    object."""
     if not path.name.endswith("config.json"):
         return None
     try:

@@ -1,6 +1,8 @@
-"""Write a model as safetensors with its tokenizer. Run as a child: `python -m pipelines.weights.convert GGUF FOLDER`.
+"""Write a model as safetensors with its tokenizer. Run as a child: `python -m
+pipelines.weights.convert GGUF FOLDER`.
 
-For a folder from the hub, `--torch FOLDER` converts PyTorch weights and `--check FOLDER` checks the tokenizer.
+For a folder from the hub, `--torch FOLDER` converts PyTorch weights and `--check FOLDER` checks the
+tokenizer.
 """
 
 import sys
@@ -30,7 +32,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def pre_tokenizer_of(gguf: Path) -> str | None:
-    """The name of the rule that splits text before the tokenizer merges pieces (`tokenizer.ggml.pre`)."""
+    """The name of the rule that splits text before the tokenizer merges pieces
+    (`tokenizer.ggml.pre`)."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
@@ -38,7 +41,8 @@ def pre_tokenizer_of(gguf: Path) -> str | None:
 
 
 def split_digits(tokenizer: Any) -> None:
-    """Split off each digit, then split as GPT-2 does: SmolLM2's rule, which transformers does not read from a GGUF.
+    """Split off each digit, then split as GPT-2 does: SmolLM2's rule, which transformers does not
+    read from a GGUF.
 
     Without it, spaces before numbers are tokenized differently.
     """
@@ -50,7 +54,8 @@ def split_digits(tokenizer: Any) -> None:
 
 
 def convert_torch(folder: Path) -> None:
-    """Replace a folder's PyTorch weights by safetensors. They are read with weights_only, never unpickled freely."""
+    """Replace a folder's PyTorch weights by safetensors. They are read with weights_only, never
+    unpickled freely."""
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -68,7 +73,8 @@ def convert_torch(folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Exit with a message if the folder's tokenizer cannot be loaded, or gives no positions of its tokens."""
+    """Exit with a message if the folder's tokenizer cannot be loaded, or gives no positions of its
+    tokens."""
     from transformers import AutoTokenizer
 
     kinds = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "none"

@@ -30,7 +30,8 @@ PROXIES = {
 
 
 def out_of_reach(repository: str, revision: str | None) -> str | None:
-    """Why `repository` cannot be fetched, with a remedy; None if the cache has it or the hub answers."""
+    """Why `repository` cannot be fetched, with a remedy; None if the cache has it or the hub
+    answers."""
     # With such an endpoint the hub's client cannot even be imported.
     if not _is_address(_endpoint(), ("http", "https")):
         return f"cannot ask the hub for {repository}: {misconfigured()}."
@@ -58,7 +59,8 @@ def out_of_reach(repository: str, revision: str | None) -> str | None:
 
 
 def misconfigured() -> str | None:
-    """The first unusable setting for the hub in the environment, with the expected value; None if all are usable.
+    """The first unusable setting for the hub in the environment, with the expected value; None if
+    all are usable.
 
     The message shows no value, since a value may hold a key.
     """
@@ -107,7 +109,8 @@ def _endpoint() -> str:
 
 
 def _proxy() -> str | None:
-    """The environment variable that names the proxy for the hub; None if there is none or NO_PROXY excludes the hub."""
+    """The environment variable that names the proxy for the hub; None if there is none or NO_PROXY
+    excludes the hub."""
     if proxy_bypass(urlsplit(_endpoint()).hostname or ""):
         return None
     names = PROXIES["http" if _endpoint().startswith("http:") else "https"]
@@ -149,7 +152,8 @@ class Refusal(NamedTuple):
 
 
 def dataset_refused(name: str) -> Refusal | None:
-    """Why the hub refuses a dataset, after one request of at most SILENCE; None if it does not, or in offline mode."""
+    """Why the hub refuses a dataset, after one request of at most SILENCE; None if it does not, or
+    in offline mode."""
     from huggingface_hub import HfApi
 
     if is_offline():
@@ -167,10 +171,11 @@ def dataset_refused(name: str) -> Refusal | None:
 
 @contextmanager
 def short_timeout() -> Iterator[None]:
-    """Inside the context, the hub's client gives up on a download after about 25 seconds without a byte.
+    """Inside the context, the hub's client gives up on a download after about 25 seconds without a
+    byte.
 
-    The client tries six times and would wait ten seconds each time. HF_HUB_DOWNLOAD_TIMEOUT takes precedence if it is
-    set.
+    The client tries six times and would wait ten seconds each time. HF_HUB_DOWNLOAD_TIMEOUT takes
+    precedence if it is set.
     """
     from huggingface_hub import constants
 
@@ -185,7 +190,8 @@ def short_timeout() -> Iterator[None]:
 
 @contextmanager
 def cache_only() -> Iterator[None]:
-    """Inside the context, `datasets` uses its cache only; otherwise it waits minutes for a hub that does not answer."""
+    """Inside the context, `datasets` uses its cache only; otherwise it waits minutes for a hub that
+    does not answer."""
     from datasets import config
     from huggingface_hub import constants
 

@@ -1,7 +1,8 @@
 """Download a model of the Hugging Face hub into one folder: only the needed files, each once.
 
-An interrupted download resumes. The hub's own client keeps nothing of a killed download, so this module fetches the bytes
-itself, with the client's session, token and errors. It uses files in the hub's cache; without a network only these.
+An interrupted download resumes. The hub's own client keeps nothing of a killed download, so this
+module fetches the bytes itself, with the client's session, token and errors. It uses files in the
+hub's cache; without a network only these.
 """
 
 import hashlib
@@ -51,7 +52,8 @@ class File:
 class Repository:
     """The files of a repository at one commit.
 
-    `cached` is its folder in the hub's own cache. `away` says why the list comes from the cache and not from the hub.
+    `cached` is its folder in the hub's own cache. `away` says why the list comes from the cache and
+    not from the hub.
     """
 
     name: str
@@ -66,7 +68,8 @@ class Repository:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A folder with a model's complete files, their commit, and whether the weights are PyTorch's and need converting."""
+    """A folder with a model's complete files, their commit, and whether the weights are PyTorch's
+    and need converting."""
 
     folder: Path
     commit: str
@@ -80,12 +83,14 @@ def download(
     say: Say,
     before_weights: Callable[[Path], None] = lambda _: None,
 ) -> Downloaded:
-    """Fetch the model's files into a folder next to `beside`, resuming what an earlier call left there.
+    """Fetch the model's files into a folder next to `beside`, resuming what an earlier call left
+    there.
 
     `before_weights` checks the small files before the large ones are fetched.
 
     Raises:
-        UnavailableError: the hub is unreachable or refuses, or the repository holds nothing that transformers loads.
+        UnavailableError: the hub is unreachable or refuses, or the repository holds nothing that
+            transformers loads.
         WorkError: the files differ from what the hub announced.
     """
     with silence():
@@ -160,7 +165,8 @@ def _file(sibling: Any) -> File:
 
 
 def _weights(repo: Repository, folder: Path) -> tuple[list[File], bool]:
-    """The weights' files, found in transformers' order of preference, and whether they are PyTorch's."""
+    """The weights' files, found in transformers' order of preference, and whether they are
+    PyTorch's."""
     for single, index, is_torch in ((SINGLE, BY_INDEX, False), (TORCH, TORCH_BY_INDEX, True)):
         if single in repo.files:
             return [repo.files[single]], is_torch

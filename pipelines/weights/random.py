@@ -1,7 +1,8 @@
-"""Random weights of a given shape with a tokenizer. Run as a child: `python -m pipelines.weights.random CONFIG FOLDER`.
+"""Random weights of a given shape with a tokenizer. Run as a child: `python -m
+pipelines.weights.random CONFIG FOLDER`.
 
-The tokenizer is a byte-level BPE learned from the project's corpus, so a text has about as many tokens as with a real
-one. Its tokens are the first ones of the model's vocabulary.
+The tokenizer is a byte-level BPE learned from the project's corpus, so a text has about as many
+tokens as with a real one. Its tokens are the first ones of the model's vocabulary.
 """
 
 import sys

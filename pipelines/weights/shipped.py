@@ -1,7 +1,9 @@
-"""Configurations that the project ships (`shipped_configs/NAME.json`): architectures without their weights.
+"""Configurations that the project ships (`shipped_configs/NAME.json`): architectures without their
+weights.
 
-Each holds the hub repository that it describes, its number of parameters, and the fields of transformers' configuration.
-They serve the prediction of memory and models with random weights, which need only a model's shape.
+Each holds the hub repository that it describes, its number of parameters, and the fields of
+transformers' configuration. They serve the prediction of memory and models with random weights,
+which need only a model's shape.
 """
 
 import json
@@ -41,7 +43,8 @@ def of_wheel(requirement: str) -> Json | None:
 
 
 def named(name: str) -> Json:
-    """The configuration called `name`: a shipped one, or a JSON file of transformers' configuration.
+    """The configuration called `name`: a shipped one, or a JSON file of transformers'
+    configuration.
 
     Raises:
         UsageError: neither.

@@ -1,4 +1,5 @@
-"""A model without some of its layers: its configuration, and the record of the layers beside its weights."""
+"""A model without some of its layers: its configuration, and the record of the layers beside its
+weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ Drop = int | list[int]
 RECORD = "layers.json"
 # The names of the number of layers in configurations.
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-# Parts of the names of lists with a value per layer: layer_types, mlp_layer_types, layers_block_type, no_rope_layers,
-# attention_layers, block_types.
+# Parts of the names of lists with a value per layer: layer_types, mlp_layer_types,
+# layers_block_type, no_rope_layers, attention_layers, block_types.
 PER_LAYER = ("layer", "block")
 # Exit codes of the child that writes the weights, which no interpreter uses itself.
 EXITS = {62: UsageError, 63: UnavailableError}
@@ -47,8 +48,8 @@ def _count_key(config: Mapping[str, Any]) -> str | None:
 def dropped_from(layers: int, drop: Drop) -> list[int]:
     """The layers to drop.
 
-    For a number alone these are the layers just before the last one, as a placeholder: only data can choose the real
-    ones.
+    For a number alone these are the layers just before the last one, as a placeholder: only data
+    can choose the real ones.
 
     Raises:
         UsageError: no layer would remain, or there is no such layer.
@@ -79,7 +80,8 @@ def per_layer(config: Mapping[str, Any]) -> Json:
 def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
     """The configuration of the same model without the dropped layers.
 
-    It has a smaller number of layers, and every list with a value per layer lacks the values of the dropped ones.
+    It has a smaller number of layers, and every list with a value per layer lacks the values of the
+    dropped ones.
 
     Raises:
         UnavailableError: the configuration names no number of layers.
@@ -102,8 +104,8 @@ def without(config: Mapping[str, Any], dropped: Iterable[int]) -> Json:
 def record_of_layers(folder: Path) -> Json | None:
     """The record in a model's folder; None for a complete model.
 
-    `of` is the number of layers of the original model. `left` and `dropped` are the remaining and the dropped layers, and
-    `by` is how they were chosen.
+    `of` is the number of layers of the original model. `left` and `dropped` are the remaining and
+    the dropped layers, and `by` is how they were chosen.
     """
     return read_json(folder / RECORD)
 

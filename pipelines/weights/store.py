@@ -1,7 +1,8 @@
-"""Model weights under data/models/<model>/, complete or absent: from a package, a hub or a folder, or random ones.
+"""Model weights under data/models/<model>/, complete or absent: from a package, a hub or a folder,
+or random ones.
 
-A packaged GGUF is converted to safetensors once: these load in half a second, the GGUF takes up to a minute. It stays
-beside its conversion, since the local LLM server reads it.
+A packaged GGUF is converted to safetensors once: these load in half a second, the GGUF takes up to
+a minute. It stays beside its conversion, since the local LLM server reads it.
 """
 
 import json
@@ -30,7 +31,8 @@ from pipelines.settings.model_settings import Model, Source
 from pipelines.weights import hub, hub_download, shipped, shortened
 from pipelines.weights.content import content_of, newest_change
 
-# Raise this with every change to the weights or the tokenizer that the conversion of a packaged file gives.
+# Raise this with every change to the weights or the tokenizer that the conversion of a packaged
+# file gives.
 CONVERSION = 2
 Say = Callable[[str], None]
 
@@ -49,7 +51,8 @@ def model_folder(data: DataRoot, name: str, model: Model) -> Path:
 
 
 def lies_in(data: DataRoot, name: str, model: Model) -> str:
-    """The model's folder as specs name it: relative to the root, unless the user keeps it elsewhere."""
+    """The model's folder as specs name it: relative to the root, unless the user keeps it
+    elsewhere."""
     folder = model_folder(data, name, model)
     return str(folder.relative_to(data.root) if folder.is_relative_to(data.root) else folder)
 
@@ -67,7 +70,8 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
 def _parents_content(data: DataRoot, model: Model) -> str | None:
     """The present content hash of the model that this one is made from.
 
-    Its weights may have changed under the same name. None if they are gone, which does not affect this model.
+    Its weights may have changed under the same name. None if they are gone, which does not affect
+    this model.
     """
     return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
 
@@ -76,8 +80,8 @@ def _parents_content(data: DataRoot, model: Model) -> str | None:
 class FirstSeen:
     """The state of a source's folder when its content was first hashed.
 
-    `written` is the latest modification time of its files, in seconds since the epoch. `revision` is the commit or the
-    package version, if known.
+    `written` is the latest modification time of its files, in seconds since the epoch. `revision`
+    is the commit or the package version, if known.
     """
 
     content: str
@@ -86,7 +90,8 @@ class FirstSeen:
 
 
 def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> str | None:
-    """The hash of the weights, configuration and tokenizer in the model's folder now; None if they are not here.
+    """The hash of the weights, configuration and tokenizer in the model's folder now; None if they
+    are not here.
 
     It reads only files that have changed since the last call.
     """
@@ -103,7 +108,8 @@ def content(data: DataRoot, name: str, model: Model, *, say: Say = announce) -> 
 
 
 def first_seen(data: DataRoot, name: str, source: str) -> FirstSeen | None:
-    """The folder's state when the content of the source with this id was first hashed; None before that."""
+    """The folder's state when the content of the source with this id was first hashed; None before
+    that."""
     first = (read_json(_content_record(data, name, source)) or {}).get("first")
     return FirstSeen(**first) if first else None
 
@@ -113,7 +119,8 @@ def _content_record(data: DataRoot, name: str, source: str) -> Path:
 
 
 def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | None:
-    """Why the weights cannot be fetched, with a remedy; None if no reason is known without a download."""
+    """Why the weights cannot be fetched, with a remedy; None if no reason is known without a
+    download."""
     model = experiments.model(name)
     if is_present(data, name, model):
         return None
@@ -125,10 +132,12 @@ def out_of_reach(data: DataRoot, experiments: Experiments, name: str) -> str | N
 
 
 def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = announce) -> Path:
-    """The folder with the model's safetensors and tokenizer, fetched and converted first if necessary.
+    """The folder with the model's safetensors and tokenizer, fetched and converted first if
+    necessary.
 
     Raises:
-        UsageError: there is no such model, no transformers folder at the source's path, or no such configuration.
+        UsageError: there is no such model, no transformers folder at the source's path, or no such
+            configuration.
         UnavailableError: the package registry or the hub cannot be reached, or refuses.
         WorkError: the weights are not the pinned ones, or the disk is full.
     """
@@ -172,8 +181,9 @@ def fetch(data: DataRoot, experiments: Experiments, name: str, *, say: Say = ann
 class WeightsRequest:
     """Weights to fetch or make.
 
-    `record` is the file to write beside them, and `parent` the folder of the model that they are made from. The choice of
-    layers may depend on train records under the data root `root`, in the prompt format of `recipe`.
+    `record` is the file to write beside them, and `parent` the folder of the model that they are
+    made from. The choice of layers may depend on train records under the data root `root`, in the
+    prompt format of `recipe`.
     """
 
     name: str
@@ -210,7 +220,8 @@ def _fetch_into(folder: Path, request: WeightsRequest, say: Say) -> None:
 
 
 def _made_here(folder: Path, request: WeightsRequest, say: Say) -> Path:
-    """Make weights from a package or another model, or random ones; leftovers of interrupted calls are removed first."""
+    """Make weights from a package or another model, or random ones; leftovers of interrupted calls
+    are removed first."""
     source = request.source
     for leftover in hub_download.leftovers(folder):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -236,14 +247,16 @@ def _made_here(folder: Path, request: WeightsRequest, say: Say) -> Path:
 def derive(parent: Path, folder: Path) -> None:
     """Fill `folder` with the model in `parent`.
 
-    Weights are links and take no space of their own. Small files are copies, so changing them leaves the parent's alone.
+    Weights are links and take no space of their own. Small files are copies, so changing them
+    leaves the parent's alone.
     """
     left_out = shutil.ignore_patterns("*.gguf", RECORD, ".*")
     shutil.copytree(parent, folder, copy_function=_link, ignore=left_out, dirs_exist_ok=True)
 
 
 def _shorten(request: WeightsRequest, folder: Path, say: Say) -> None:
-    """Fill `folder` with the model of `request.parent` without some layers, in a child process that loads it.
+    """Fill `folder` with the model of `request.parent` without some layers, in a child process that
+    loads it.
 
     Raises:
         UsageError: the model has too few layers, or there are no train records to choose them by.
@@ -274,7 +287,8 @@ def _link(file: str, to: str) -> None:
 
 
 def _take_wheel(folder: Path, source: Source, old_folder: Path, say: Say) -> None:
-    """Bring the packaged file and convert it. A copy of the file in `old_folder` saves the download."""
+    """Bring the packaged file and convert it. A copy of the file in `old_folder` saves the
+    download."""
     gguf, previous = folder / source.packaged_name, old_folder / source.packaged_name
     if previous.exists() and file_sha256(previous) == source.sha256:
         shutil.copyfile(previous, gguf)
@@ -285,7 +299,8 @@ def _take_wheel(folder: Path, source: Source, old_folder: Path, say: Say) -> Non
 
 
 def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
-    """Write the packaged file, part by part if it has several packages: only one part lies on the disk twice."""
+    """Write the packaged file, part by part if it has several packages: only one part lies on the
+    disk twice."""
     for number, (package, file) in enumerate(source.packages):
         with TemporaryDirectory(prefix="download-", dir=gguf.parent) as downloads:
             several = f" ({number + 1} of {len(source.packages)})" if len(source.packages) > 1 else ""
@@ -302,7 +317,8 @@ def _fetch_wheel(gguf: Path, source: Source, say: Say) -> None:
 
 
 def download_package(package: str, folder: Path) -> Path:
-    """Download the package's wheel without its dependencies, which may compile a llama.cpp that we do not need.
+    """Download the package's wheel without its dependencies, which may compile a llama.cpp that we
+    do not need.
 
     Raises:
         UnavailableError: pip cannot fetch it.
@@ -320,7 +336,8 @@ def download_package(package: str, folder: Path) -> Path:
 
 
 def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
-    """The folder with the hub's files, and their commit. The next call resumes a download that ended early."""
+    """The folder with the hub's files, and their commit. The next call resumes a download that
+    ended early."""
     assert source.hub
     say(f"fetching {source.hub} from the Hugging Face hub")
     downloaded = hub_download.download(
@@ -333,7 +350,8 @@ def _from_hub(folder: Path, source: Source, say: Say) -> tuple[Path, str]:
 
 
 def _require_tokenizer(repository: str, folder: Path) -> None:
-    """Raises UnavailableError if the tokenizer cannot be loaded, before anybody fetches the weights in vain."""
+    """Raises UnavailableError if the tokenizer cannot be loaded, before anybody fetches the weights
+    in vain."""
     try:
         _run_child(["-m", "pipelines.weights.convert", "--check", str(folder)])
     except WorkError as error:

@@ -1,13 +1,15 @@
-"""Fused LoRA: layers that read the same input share its dropout and one product with their A matrices.
+"""Fused LoRA: layers that read the same input share its dropout and one product with their A
+matrices.
 
-PEFT computes layer by layer: each does a dropout, two thin products, a scaling and a sum, and each of these makes
-tensors and autograd nodes of its own. Here a group of layers with one input (query, key and value; gate and up) is
-one autograd function, which adds to the frozen layer's output in place. The backward pass keeps only the input, its
-mask and the rank-wide products x A.
+PEFT computes layer by layer: each does a dropout, two thin products, a scaling and a sum, and each
+of these makes tensors and autograd nodes of its own. Here a group of layers with one input (query,
+key and value; gate and up) is one autograd function, which adds to the frozen layer's output in
+place. The backward pass keeps only the input, its mask and the rank-wide products x A.
 
-Losses and gradients equal PEFT's. With dropout the layers of a group drop the same elements, each with the same
-probability as in PEFT. Over a base in half precision the adapters compute in the base's format, whereas PEFT makes a
-float32 copy of every layer's input. The adapters' own weights and gradients stay float32.
+Losses and gradients equal PEFT's. With dropout the layers of a group drop the same elements, each
+with the same probability as in PEFT. Over a base in half precision the adapters compute in the
+base's format, whereas PEFT makes a float32 copy of every layer's input. The adapters' own weights
+and gradients stay float32.
 """
 # ruff: noqa: TID253
 
@@ -31,8 +33,8 @@ Layer = Any
 
 @dataclass
 class Group:
-    """Layers that read the same input. The first one computes the outputs of all; the later ones take theirs
-    from `pending`."""
+    """Layers that read the same input. The first one computes the outputs of all; the later ones
+    take theirs from `pending`."""
 
     layers: list[Layer]
     plain: list[Callable[..., torch.Tensor]]
@@ -140,7 +142,8 @@ def _float32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _grad_input(
     ctx: Any, grad_outputs: list[torch.Tensor], grad_adapters: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """The input's gradient: `grad_adapters`, which changes in place, plus that through the frozen layers."""
+    """The input's gradient: `grad_adapters`, which changes in place, plus that through the frozen
+    layers."""
     total = grad_adapters if mask is None else grad_adapters.mul_(mask)
     for layer, grad_output in zip(ctx.layers, grad_outputs, strict=True):
         total = add_product(total, grad_output, weight_of(layer.get_base_layer(), grad_output.dtype).t())
@@ -162,7 +165,8 @@ def _lora_weights(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The frozen weight (out × in) as `dtype`: the stored one, a transposed view (GPT-2), or unpacked from 4 bits.
+    """The frozen weight (out × in) as `dtype`: the stored one, a transposed view (GPT-2), or
+    unpacked from 4 bits.
 
     An unpacked weight is valid until the next one is unpacked.
     """
@@ -184,7 +188,8 @@ def _is_known(base: Any, dtype: torch.dtype) -> bool:
 
 
 def _is_free(layer: Any) -> bool:
-    """Whether `layer` is a LoRA layer in no group yet. AdaLoRA holds parameters where LoRA holds modules."""
+    """Whether `layer` is a LoRA layer in no group yet. AdaLoRA holds parameters where LoRA holds
+    modules."""
     return isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) and "forward" not in vars(layer)
 
 
@@ -195,7 +200,8 @@ def is_grouped(layer: Any) -> bool:
 
 
 def _is_plain(layer: Layer, dtype: torch.dtype) -> bool:
-    """Whether `layer` is plain LoRA (no DoRA): one float32 adapter without bias over a base that computes in `dtype`.
+    """Whether `layer` is plain LoRA (no DoRA): one float32 adapter without bias over a base that
+    computes in `dtype`.
 
     `weight_of` must know the base's class.
     """

@@ -1,8 +1,10 @@
-"""Causal attention that never reads the positions: on a card that read makes the host wait in every forward pass.
+"""Causal attention that never reads the positions: on a card that read makes the host wait in every
+forward pass.
 
-transformers reads the positions back to see whether a row holds several texts, and builds a mask if it does. Our rows
-hold one text each and are padded on the right, so PyTorch's own causal flag is enough. transformers builds no mask for an
-attention function that has no mask function registered. So we register its own function under another name.
+transformers reads the positions back to see whether a row holds several texts, and builds a mask if
+it does. Our rows hold one text each and are padded on the right, so PyTorch's own causal flag is
+enough. transformers builds no mask for an attention function that has no mask function registered.
+So we register its own function under another name.
 """
 # ruff: noqa: TID253
 
@@ -20,10 +22,11 @@ NAME = "featherweight_causal"
 
 @contextmanager
 def causal(model: Any, device: torch.device) -> Iterator[None]:
-    """Inside the context `model` attends so on a card, if the result is the same. On a CPU the read costs nothing.
+    """Inside the context `model` attends so on a card, if the result is the same. On a CPU the read
+    costs nothing.
 
-    `model` may be inside DeepSpeed's engine. Gradient checkpointing recomputes after the context has closed, with the
-    same function under its usual name.
+    `model` may be inside DeepSpeed's engine. Gradient checkpointing recomputes after the context
+    has closed, with the same function under its usual name.
     """
     inner = getattr(model, "module", model)
     config = inner.config
@@ -40,7 +43,8 @@ def causal(model: Any, device: torch.device) -> Iterator[None]:
 
 
 def needs_no_mask(config: Any) -> bool:
-    """Whether the mask of every layer is plainly causal, in an architecture that is known to work so.
+    """Whether the mask of every layer is plainly causal, in an architecture that is known to work
+    so.
 
     That excludes a sliding window and attention in both directions.
     """
@@ -56,7 +60,8 @@ def needs_no_mask(config: Any) -> bool:
 def puts_keys_before(model: Any) -> bool:
     """Whether a PEFT adapter puts keys of its own before those of the text (prefix tuning).
 
-    Every token sees these keys. A causal flag would hide as many of the text's own keys from each token.
+    Every token sees these keys. A causal flag would hide as many of the text's own keys from each
+    token.
     """
     configs = getattr(model, "peft_config", None) or {}
     return any(getattr(config, "is_prompt_learning", False) for config in configs.values())

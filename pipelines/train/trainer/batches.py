@@ -1,6 +1,7 @@
 """The examples of each optimizer step, and the cut of a step into micro-batches.
 
-The steps are the same for every method, so that rows compare. The micro-batches only decide memory and speed.
+The steps are the same for every method, so that rows compare. The micro-batches only decide memory
+and speed.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.fast_paths import ARCHITECTURES, UNKNOWN
 
-# Roughly, the numbers that a decoder layer keeps for the backward pass, per token and unit of width.
+# Roughly, the numbers that a decoder layer keeps for the backward pass, per token and unit of
+# width.
 FLOATS_PER_WIDTH = 30
 
 
@@ -30,7 +32,8 @@ def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: 
 
 
 def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokenized], list[Tokenized]]:
-    """`examples` without a slice, and the slice: `share` of them, at least one, chosen by their ids alone."""
+    """`examples` without a slice, and the slice: `share` of them, at least one, chosen by their ids
+    alone."""
     ranked = sorted(examples, key=lambda e: hashlib.sha256(f"held back/{e.example_id}".encode()).digest())
     count = max(1, round(share * len(ranked)))
     held_ids = {example.example_id for example in ranked[:count]}
@@ -38,7 +41,8 @@ def held_back(examples: Sequence[Tokenized], share: float) -> tuple[list[Tokeniz
 
 
 def micro_batches(examples: Sequence[Tokenized], *, max_tokens: int, virtual: int = 0) -> list[list[Tokenized]]:
-    """`examples`, longest first, in groups whose padded size (rows × longest) is at most `max_tokens`.
+    """`examples`, longest first, in groups whose padded size (rows × longest) is at most
+    `max_tokens`.
 
     A longer example goes alone. An adapter's `virtual` tokens before each row count, too.
     """
@@ -56,8 +60,8 @@ def split_by_rank(
 ) -> list[list[list[Tokenized]]]:
     """The micro-batches of each of `ranks` processes, which together hold every example once.
 
-    Each example, longest first, goes to the process with the fewest tokens so far. A single process gets
-    `micro_batches`. If there are more processes than examples, some get nothing.
+    Each example, longest first, goes to the process with the fewest tokens so far. A single process
+    gets `micro_batches`. If there are more processes than examples, some get nothing.
     """
     shares: list[list[Tokenized]] = [[] for _ in range(ranks)]
     token_counts = [0] * ranks
@@ -73,8 +77,8 @@ def heaviest(
 ) -> list[list[Tokenized]]:
     """The micro-batches that need the most memory in `plan`, on any of `ranks`.
 
-    These are the heaviest first micro-batch of a step and, if steps accumulate, the heaviest later one: the gradients of
-    the first lie in memory beside it.
+    These are the heaviest first micro-batch of a step and, if steps accumulate, the heaviest later
+    one: the gradients of the first lie in memory beside it.
     """
     virtual = traits_of(recipe).virtual_tokens
     split_steps = [
@@ -92,9 +96,11 @@ def heaviest(
 
 
 def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, Any]) -> int:
-    """Roughly, the numbers that a micro-batch of `tokens` padded tokens keeps for the backward pass.
+    """Roughly, the numbers that a micro-batch of `tokens` padded tokens keeps for the backward
+    pass.
 
-    Logits, their log-softmax and their gradient count only if the architecture has no head that runs piece by piece.
+    Logits, their log-softmax and their gradient count only if the architecture has no head that
+    runs piece by piece.
     """
     layers = config.num_hidden_layers
     per_width = layers + FLOATS_PER_WIDTH if recipe["gradient_checkpointing"] else layers * FLOATS_PER_WIDTH
@@ -103,7 +109,8 @@ def kept_numbers(tokens: int, learned: int, config: Any, recipe: Mapping[str, An
 
 
 def smaller(plan: Sequence[Sequence[Tokenized]], *, max_tokens: int, ranks: int = 1, virtual: int = 0) -> int | None:
-    """`max_tokens`, halved until it cuts `plan` into smaller micro-batches, but at least the longest example.
+    """`max_tokens`, halved until it cuts `plan` into smaller micro-batches, but at least the
+    longest example.
 
     None if no micro-batch of `plan` is larger than the longest example.
     """

@@ -1,12 +1,14 @@
-"""A run's complete state between two optimizer steps, on disk: complete or absent, and without pickle.
+"""A run's complete state between two optimizer steps, on disk: complete or absent, and without
+pickle.
 
-Tensors (trainable weights, optimizer states, random states) are stored as safetensors; numbers, batch order and measured
-sums as JSON. A run that resumes gives the same bits as one that never stopped, on the same machine with the same number
-of threads and ranks. The first rank writes the state that all ranks share. Every other rank writes its own random states
-beside it and, if weights are sharded, its shards of weights and optimizer states.
+Tensors (trainable weights, optimizer states, random states) are stored as safetensors; numbers,
+batch order and measured sums as JSON. A run that resumes gives the same bits as one that never
+stopped, on the same machine with the same number of threads and ranks. The first rank writes the
+state that all ranks share. Every other rank writes its own random states beside it and, if weights
+are sharded, its shards of weights and optimizer states.
 
-With early stopping the best step's weights have a folder of their own beside the checkpoints. Each checkpoint links that
-file, so it keeps its own best weights when a better step replaces the folder.
+With early stopping the best step's weights have a folder of their own beside the checkpoints. Each
+checkpoint links that file, so it keeps its own best weights when a better step replaces the folder.
 """
 # ruff: noqa: TID253
 
@@ -71,7 +73,8 @@ class Random:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
 ) -> tuple[Tensors, dict[str, Json]]:
-    """The optimizer's state by the parameter's position: tensors as `<position>/<name>`, and numbers separately."""
+    """The optimizer's state by the parameter's position: tensors as `<position>/<name>`, and
+    numbers separately."""
     tensors: Tensors = {}
     numbers: dict[str, Json] = {}
     for place, parameter in enumerate(parameters):
@@ -101,7 +104,8 @@ def set_optimizer_state(
         if paged.is_page(current):
             current.copy_(value)
             continue
-        # Every state lies on its parameter's device. The fused kernel's step counter is never sharded.
+        # Every state lies on its parameter's device. The fused kernel's step counter is never
+        # sharded.
         placed = value.to(parameter.device) if name == "step" else with_local_part(parameter, value)
         optimizer.state[parameter][name] = placed
 
@@ -116,7 +120,8 @@ def write(
 ) -> Path:
     """Write `checkpoints/step-<step>/` in the attempt's folder and remove the older ones.
 
-    `best` is the folder that `write_best` returned, if it has run. All of `ranks` call this together.
+    `best` is the folder that `write_best` returned, if it has run. All of `ranks` call this
+    together.
 
     Raises:
         DiskFullError: the disk is full; the incomplete checkpoint is removed.
@@ -162,7 +167,8 @@ def write_best(attempt: Path, step: int, weights: Mapping[str, torch.Tensor], ra
 
 
 def take_over_best(earlier: Path, attempt: Path, step: int, ranks: Ranks) -> Path:
-    """Bring the best step's weights from the checkpoint `earlier` into `attempt`, as `write_best` would write them."""
+    """Bring the best step's weights from the checkpoint `earlier` into `attempt`, as `write_best`
+    would write them."""
     final = _best_folder(attempt, step)
     with _whole_or_absent(final, f"the weights of step {step}, the best so far", ranks) as partial:
         _link(earlier / rank_file(BEST, ranks.rank), partial / rank_file(TENSORS, ranks.rank))
@@ -232,7 +238,8 @@ def read_tensors(checkpoint: Path, group: str, rank: int = 0) -> Tensors:
 
 
 def copy_weights(checkpoint: Path, named: Mapping[str, torch.nn.Parameter], rank: int = 0) -> None:
-    """Copy the checkpoint's weights into the parameters one at a time, so memory never holds two sets of them."""
+    """Copy the checkpoint's weights into the parameters one at a time, so memory never holds two
+    sets of them."""
     with safe_open(checkpoint / rank_file(TENSORS, rank), "pt") as file, torch.no_grad():
         for name, parameter in named.items():
             local_part(parameter).copy_(file.get_tensor(f"weights/{name}"))
@@ -245,9 +252,11 @@ def read_curve(checkpoint: Path) -> list[Json]:
 
 
 def size(named: Mapping[str, torch.nn.Parameter], recipe: Mapping[str, Any]) -> int:
-    """The bytes of a checkpoint: trainable weights, Adam's two states, and AdaLoRA's two states if ranks move.
+    """The bytes of a checkpoint: trainable weights, Adam's two states, and AdaLoRA's two states if
+    ranks move.
 
-    Each state is as large as the weights. An 8-bit state takes one byte per element and a float32 per 256 elements.
+    Each state is as large as the weights. An 8-bit state takes one byte per element and a float32
+    per 256 elements.
     """
     weights = sum(p.numel() * p.element_size() for p in named.values())
     elements = sum(p.numel() for p in named.values())

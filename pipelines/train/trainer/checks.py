@@ -1,4 +1,5 @@
-"""Checks of the tokens before the first step: wrong labels raise no error by themselves, they only train a worse model."""
+"""Checks of the tokens before the first step: wrong labels raise no error by themselves, they only
+train a worse model."""
 
 import math
 import re
@@ -16,8 +17,8 @@ from pipelines.train.trainer.tokenizing import TokenizedRecords
 def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None]) -> None:
     """Raises ValueError if the tokenizer's special tokens differ from those in experiments.yaml.
 
-    `bos` is the token in front (`none`: no token), and `end` the one that ends an answer. Some tokenizers changed them
-    between revisions.
+    `bos` is the token in front (`none`: no token), and `end` the one that ends an answer. Some
+    tokenizers changed them between revisions.
     """
     actual = {
         "bos": form.tokenizer.decode(form.prefix) if form.prefix else "none",
@@ -32,7 +33,8 @@ def tokenizer_is_as_recorded(form: PromptFormat, record: Mapping[str, str | None
 
 
 def end_stops_generation(form: PromptFormat, record: Mapping[str, str | None]) -> None:
-    """Raises ValueError if nothing would stop generation at the token that the chat template puts after an answer.
+    """Raises ValueError if nothing would stop generation at the token that the chat template puts
+    after an answer.
 
     The tokenizer's EOS, the generation configuration or the model's record must name that token.
     """
@@ -48,7 +50,8 @@ def end_stops_generation(form: PromptFormat, record: Mapping[str, str | None]) -
 
 
 def something_is_shown(train: TokenizedRecords, held_out: TokenizedRecords) -> None:
-    """Raises ValueError if the model's template can show no training record, or no evaluation record."""
+    """Raises ValueError if the model's template can show no training record, or no evaluation
+    record."""
     for what, side in (("training", train), ("evaluation", held_out)):
         if side.records and len(side.unshown) == side.records:
             raise ValueError(
@@ -58,7 +61,8 @@ def something_is_shown(train: TokenizedRecords, held_out: TokenizedRecords) -> N
 
 
 def enough_is_left(tokenized: TokenizedRecords, what: str, *, max_length: int) -> None:
-    """Raises ValueError if nearly all records of a side are left out: the rest does not represent the data.
+    """Raises ValueError if nearly all records of a side are left out: the rest does not represent
+    the data.
 
     `max_length` is the setting; the model may read less.
     """
@@ -80,7 +84,8 @@ def enough_is_left(tokenized: TokenizedRecords, what: str, *, max_length: int) -
 def tokens_are_sound(train: Sequence[Tokenized], held_out: Sequence[Tokenized], form: PromptFormat) -> None:
     """Raises ValueError if no example is left, or with the id of a record whose tokens are wrong.
 
-    A record is wrong if its BOS is missing or doubled, its end is not learned, or a label is not the token at its place.
+    A record is wrong if its BOS is missing or doubled, its end is not learned, or a label is not
+    the token at its place.
     """
     if not train:
         raise ValueError("no training record fits max_length: raise max_length, or bring shorter records")
@@ -112,7 +117,8 @@ def _fault(example: Tokenized, form: PromptFormat, ends: set[int]) -> str | None
 
 
 def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFormat) -> None:
-    """Raises ValueError with the record's id if the learned text is not exactly that of its answers.
+    """Raises ValueError with the record's id if the learned text is not exactly that of its
+    answers.
 
     White space does not count, since some tokenizers do not preserve it.
     """
@@ -144,12 +150,14 @@ def labels_are_the_answers(records: Sequence[Mapping[str, Any]], form: PromptFor
             )
 
 
-# A token may hold up to this many characters of the tags around reasoning beside those of the answer.
+# A token may hold up to this many characters of the tags around reasoning beside those of the
+# answer.
 STRAY = 16
 
 
 def _answers(record: Mapping[str, Any], form: PromptFormat) -> Iterator[tuple[str, int]]:
-    """The learned texts without the tags around reasoning, and how many characters of the tags may precede each."""
+    """The learned texts without the tags around reasoning, and how many characters of the tags may
+    precede each."""
     if form.style != "chat":
         yield from ((answer, 0) for _, answer, is_answer in alpaca_turns(record) if is_answer)
         return
@@ -160,7 +168,8 @@ def _answers(record: Mapping[str, Any], form: PromptFormat) -> Iterator[tuple[st
 
 
 def loss_is_sane(loss: float, *, vocabulary: int) -> None:
-    """Raises ValueError if the loss before the first step (nats per completion token) is implausible.
+    """Raises ValueError if the loss before the first step (nats per completion token) is
+    implausible.
 
     It is if it is clearly worse than guessing among the `vocabulary` (ln V), or close to zero.
     """
@@ -183,7 +192,8 @@ RISE_SHARE, RISE_NATS = 0.1, 0.5
 
 
 def is_clearly_worse(first: float, last: float, *, vocabulary: int) -> bool:
-    """Whether the held-out loss `last` (nats per token) is clearly higher than before training or than random guessing.
+    """Whether the held-out loss `last` (nats per token) is clearly higher than before training or
+    than random guessing.
 
     This alone does not prove divergence: overfitting raises the held-out loss, too.
     """

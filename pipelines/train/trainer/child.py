@@ -1,4 +1,5 @@
-"""The training process: `python -m pipelines.train.trainer.child FOLDER` trains the cell that FOLDER/spec.json describes."""
+"""The training process: `python -m pipelines.train.trainer.child FOLDER` trains the cell that
+FOLDER/spec.json describes."""
 
 import json
 import os
@@ -32,7 +33,8 @@ class Tokens:
 
 
 def train_cell(worker: Worker) -> None:
-    """Load, train and save. Every phase is timed, and every number is reported as soon as it is known."""
+    """Load, train and save. Every phase is timed, and every number is reported as soon as it is
+    known."""
     # Load first: a method that trains nothing ends here.
     ranks = join(worker.spec.get("sharding", "none"))
     model = load(worker, whole=not ranks.sharded)
@@ -85,7 +87,8 @@ def train_cell(worker: Worker) -> None:
 
 
 def load(worker: Worker, *, whole: bool = True) -> Any:
-    """The spec's model on this machine's device, with its adapter if the method has one; time and memory are measured.
+    """The spec's model on this machine's device, with its adapter if the method has one; time and
+    memory are measured.
 
     If not `whole`, the model stays on the CPU, to be sharded from there.
     """
@@ -147,7 +150,8 @@ def load(worker: Worker, *, whole: bool = True) -> Any:
 
 
 def _measure_parameters(worker: Worker, model: Any) -> None:
-    """Report the numbers of all and of trainable parameters, and the fast paths of `model` as it is now."""
+    """Report the numbers of all and of trainable parameters, and the fast paths of `model` as it is
+    now."""
     from pipelines.train.trainer import fast_paths, loading
     from pipelines.train.trainer.precision import compute_dtype
 
@@ -162,7 +166,8 @@ def _measure_parameters(worker: Worker, model: Any) -> None:
 
 
 def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
-    """Compute the adapter's first weights from training texts, if its method does so; this counts as loading.
+    """Compute the adapter's first weights from training texts, if its method does so; this counts
+    as loading.
 
     Raises:
         UnavailableError: the method cannot start from these examples or settings.
@@ -183,8 +188,8 @@ def begin_from_texts(worker: Worker, model: Any, tokens: Tokens) -> None:
 def _adapter_start(worker: Worker) -> Iterator[None]:
     """Measure how an adapter with PEFT's own settings gets its first weights.
 
-    Such settings may decompose the base's weights or its activations. The seconds are a column of their own, and the
-    peak counts as one of loading.
+    Such settings may decompose the base's weights or its activations. The seconds are a column of
+    their own, and the peak counts as one of loading.
     """
     from pipelines.train.trainer.measure.memory import HOST, peak_bytes, peak_resident_bytes, reset_peaks
 
@@ -255,7 +260,8 @@ def tokenize(worker: Worker, model: Any) -> Tokens:
 
 
 def _first_words(model: Any, recipe: dict[str, Any], tokens: Tokens) -> tuple[list[int], list[float]] | None:
-    """A text and its losses before training, for the check of the saved adapter; None for kinds that need no check."""
+    """A text and its losses before training, for the check of the saved adapter; None for kinds
+    that need no check."""
     from pipelines.train.trainer import peft_adapter
 
     if not traits_of(recipe).has_adapter or traits_of(recipe).is_short:
@@ -291,8 +297,8 @@ def _earlier(worker: Worker) -> Path | None:
 def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
     """Raises DiskFullError unless the checkpoints and the trained model will fit on the disk.
 
-    The next checkpoint is written before the last one goes. With early stopping there may be two sets of best weights:
-    those that the last checkpoint links, and those of a better step since.
+    The next checkpoint is written before the last one goes. With early stopping there may be two
+    sets of best weights: those that the last checkpoint links, and those of a better step since.
     """
     from pipelines.train.trainer import checkpoint
 
@@ -311,10 +317,12 @@ def _require_disk(worker: Worker, trainer: Any, *, resumed: bool) -> None:
 def _save(
     worker: Worker, model: Any, weights: dict[str, Any] | None, *, check: tuple[list[int], list[float]] | None
 ) -> None:
-    """Write the model under a temporary name and rename it, so that a killed process leaves no incomplete model.
+    """Write the model under a temporary name and rename it, so that a killed process leaves no
+    incomplete model.
 
-    `weights` are all weights of a sharded model. A fully trained model is written in the format that it computes in, not
-    as float32 master weights. The losses of an adapter on the text of `check` are written beside it.
+    `weights` are all weights of a sharded model. A fully trained model is written in the format
+    that it computes in, not as float32 master weights. The losses of an adapter on the text of
+    `check` are written beside it.
 
     Raises:
         DiskFullError: the disk is full; the incomplete model is removed.

@@ -1,9 +1,11 @@
-"""Output head and cross-entropy in one function, computed piece by piece over the positions, with gradients.
+"""Output head and cross-entropy in one function, computed piece by piece over the positions, with
+gradients.
 
-Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes × positions × vocabulary. Here
-a piece's logits turn into their own gradient in place before the next piece is computed. So memory holds one piece at a
-time, and no product is computed twice. This is the idea of Liger-Kernel's fused linear cross-entropy and of "Cut Your
-Losses" (Wijmans et al. 2024), in plain PyTorch.
+Plain autograd keeps the logits, their log-softmax and their gradient at once: 3 × 4 bytes ×
+positions × vocabulary. Here a piece's logits turn into their own gradient in place before the next
+piece is computed. So memory holds one piece at a time, and no product is computed twice. This is
+the idea of Liger-Kernel's fused linear cross-entropy and of "Cut Your Losses" (Wijmans et al.
+2024), in plain PyTorch.
 """
 # ruff: noqa: TID253
 
@@ -16,17 +18,20 @@ from torch import nn
 from pipelines.train.trainer.cpu.products import product, sums_in_float32, wide_product
 from pipelines.train.trainer.fast_paths import known_of
 
-# The float32 logits of a piece on a CPU: enough rows for a fast product, little compared with a model's activations.
+# The float32 logits of a piece on a CPU: enough rows for a fast product, little compared with a
+# model's activations.
 PIECE_BYTES = 64 * 2**20
-# A card reads the head's weight again for every piece, so pieces are larger there: this fraction of the card's memory
-# for the logits. With its half-precision gradients and temporary values a piece takes about twice that.
+# A card reads the head's weight again for every piece, so pieces are larger there: this fraction of
+# the card's memory for the logits. With its half-precision gradients and temporary values a piece
+# takes about twice that.
 PARTS_OF_CARD = 30
 # More rows do not make a card's product faster.
 MOST_ROWS = 2048
 
 
 def plain_head(model: Any) -> nn.Linear | None:
-    """The output head, if it is a linear layer without bias or adapter whose output are the logits up to soft-capping.
+    """The output head, if it is a linear layer without bias or adapter whose output are the logits
+    up to soft-capping.
 
     None for any other head: then the model's own forward pass must compute the logits.
     """
@@ -78,7 +83,8 @@ def logits_of(hidden: torch.Tensor, weight: torch.Tensor, cap: float | None) -> 
 
 
 class _SummedLoss(torch.autograd.Function):
-    """`summed_loss`, which computes its gradients in the forward pass, for a loss that is only scaled afterwards."""
+    """`summed_loss`, which computes its gradients in the forward pass, for a loss that is only
+    scaled afterwards."""
 
     @staticmethod
     def forward(
@@ -91,13 +97,14 @@ class _SummedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = None
 
-        # A logit's gradient lies between -1 and 1. Times `share`, which may be one in thousands, it would underflow in
-        # float16 before the loss is scaled. In half precision the share is applied later, together with that scale.
+        # A logit's gradient lies between -1 and 1. Times `share`, which may be one in thousands, it
+        # would underflow in float16 before the loss is scaled. In half precision the share is
+        # applied later, together with that scale.
         share_now, ctx.share_later = (share, 1.0) if dtype is torch.float32 else (1.0, share)
         total = hidden.new_zeros((), dtype=torch.float32)
 
-        # One piece at a time: its logits, its loss, then its part of both gradients. Autocast is off, since each product
-        # names its own format.
+        # One piece at a time: its logits, its loss, then its part of both gradients. Autocast is
+        # off, since each product names its own format.
         with torch.autocast(kind, enabled=False) if casts else nullcontext():
             for piece in _pieces(len(targets), len(weight), hidden.device):
                 logits = logits_of(inputs[piece], head, cap)
@@ -126,10 +133,11 @@ class _SummedLoss(torch.autograd.Function):
 def _add_grad_weight(
     total: torch.Tensor | None, logits: torch.Tensor, grad_logits: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """`total` + grad_logitsᵀ · inputs: the gradient of the head's weight, summed in float32 over the pieces.
+    """`total` + grad_logitsᵀ · inputs: the gradient of the head's weight, summed in float32 over
+    the pieces.
 
-    `logits` hold the float32 gradients by now, and `grad_logits` the same in the format of `inputs`. `total` may change
-    in place; it is None before the first piece.
+    `logits` hold the float32 gradients by now, and `grad_logits` the same in the format of
+    `inputs`. `total` may change in place; it is None before the first piece.
     """
     if sums_in_float32(grad_logits):
         return wide_product(grad_logits.t(), inputs, total)
@@ -138,9 +146,11 @@ def _add_grad_weight(
 
 
 def _loss_into_gradient(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """The summed negative log-likelihood; `logits` turn in place into its gradient by the head's output.
+    """The summed negative log-likelihood; `logits` turn in place into its gradient by the head's
+    output.
 
-    That gradient is softmax minus one at the target, times the soft cap's derivative 1 − (logits / cap)².
+    That gradient is softmax minus one at the target, times the soft cap's derivative 1 − (logits /
+    cap)².
     """
     rows = torch.arange(len(targets), device=targets.device)
     cap_grad = None if cap is None else (logits / cap).square_().neg_().add_(1)
@@ -158,8 +168,8 @@ def summed_loss(
 ) -> torch.Tensor:
     """`share` × Σ negative log-likelihood (nats) of `targets` (rows).
 
-    `hidden` is rows × width, the head's `weight` vocabulary × width. The gradient is computed at once, so the caller may
-    scale the result but must not transform it otherwise.
+    `hidden` is rows × width, the head's `weight` vocabulary × width. The gradient is computed at
+    once, so the caller may scale the result but must not transform it otherwise.
     """
     return _SummedLoss.apply(hidden, weight, targets, cap, share)  # pyright: ignore[reportReturnType]
 

@@ -33,7 +33,8 @@ def is_learned(message: Mapping[str, Any]) -> bool:
 def alpaca_turns(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     """The prompt, the answer, and whether the answer is learned, turn by turn.
 
-    A system prompt replaces the opening sentences. Later questions of a conversation are blocks without an opening.
+    A system prompt replaces the opening sentences. Later questions of a conversation are blocks
+    without an opening.
     """
     if not record.get("messages"):
         form = ALPACA_WITH_INPUT if record["input"].strip() else ALPACA
@@ -58,14 +59,16 @@ def alpaca_shots(shots: Shots) -> str:
 
 
 def with_shots(messages: Sequence[Message], shots: Shots) -> list[Message]:
-    """`messages` with the shots as turns after the system prompt; the shots' own system prompts are left out."""
+    """`messages` with the shots as turns after the system prompt; the shots' own system prompts are
+    left out."""
     turns = [turn for shot in shots for turn in conversation(shot) if turn["role"] != "system"]
     first = 1 if messages and messages[0]["role"] == "system" else 0
     return [*messages[:first], *turns, *messages[first:]]
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages with the system prompt, if there is one, moved to the start of the first question."""
+    """The messages with the system prompt, if there is one, moved to the start of the first
+    question."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
     system, *rest = messages

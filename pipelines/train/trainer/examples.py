@@ -10,10 +10,11 @@ IGNORE = -100
 class Tokenized:
     """One example.
 
-    `labels[i]` is the token to learn at position i, or -100. `scored[i]` says whether it counts in bits per byte: the
-    record's own text does, the template's additions do not. `completion_bytes` is the UTF-8 length of the scored text.
-    `turn` is set if a record makes several examples. `split` counts prompts whose last token would merge with the
-    answer's first if the text were tokenized as one.
+    `labels[i]` is the token to learn at position i, or -100. `scored[i]` says whether it counts in
+    bits per byte: the record's own text does, the template's additions do not. `completion_bytes`
+    is the UTF-8 length of the scored text. `turn` is set if a record makes several examples.
+    `split` counts prompts whose last token would merge with the answer's first if the text were
+    tokenized as one.
     """
 
     example_id: str

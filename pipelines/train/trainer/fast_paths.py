@@ -1,8 +1,9 @@
-"""The fast paths of this trainer, and the architectures for which they are known to give the same results.
+"""The fast paths of this trainer, and the architectures for which they are known to give the same
+results.
 
-A fast path takes less time or memory than transformers and PEFT. An architecture that is not in the table trains by
-their code, and its row says so in `fast_paths`. A new entry needs a tiny model in tests/tiny.py: tests compare its losses
-and gradients with the plain computation.
+A fast path takes less time or memory than transformers and PEFT. An architecture that is not in the
+table trains by their code, and its row says so in `fast_paths`. A new entry needs a tiny model in
+tests/tiny.py: tests compare its losses and gradients with the plain computation.
 """
 
 from collections.abc import Mapping
@@ -16,9 +17,9 @@ from pipelines.settings.methods import traits_of
 class Known:
     """The facts about an architecture that the fast paths need.
 
-    `head`: the logits are only the output head's product, soft-capped if the configuration says so. Then `chunked`
-    computes loss and gradient piece by piece. `gates`: the class of its gated unit, down(act(gate) × up), which `gated`
-    makes keep two wide tensors rather than three.
+    `head`: the logits are only the output head's product, soft-capped if the configuration says so.
+    Then `chunked` computes loss and gradient piece by piece. `gates`: the class of its gated unit,
+    down(act(gate) × up), which `gated` makes keep two wide tensors rather than three.
     """
 
     head: bool = True
@@ -55,20 +56,22 @@ ARCHITECTURES = {
     "smollm3": Known(gates="SmolLM3MLP"),
     "starcoder2": Known(),
 }
-# Sibling layers that read the same tensor, in any architecture. `adapters` computes their adapters together, and checks
-# that they get the same tensor.
+# Sibling layers that read the same tensor, in any architecture. `adapters` computes their adapters
+# together, and checks that they get the same tensor.
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 UNKNOWN = Known(head=False)
 
 
 def known_of(model: Any) -> Known:
-    """The entry for the architecture of `model`, which may be inside DeepSpeed's engine or PEFT's model."""
+    """The entry for the architecture of `model`, which may be inside DeepSpeed's engine or PEFT's
+    model."""
     config = getattr(model, "module", model).config
     return ARCHITECTURES.get(config.model_type, UNKNOWN)
 
 
 def active(model: Any, *, in_float32: bool) -> list[str]:
-    """The fast paths that `model` uses as it is now: `head`, `gates`, `adapters` (if all of them do), `products`."""
+    """The fast paths that `model` uses as it is now: `head`, `gates`, `adapters` (if all of them
+    do), `products`."""
     from pipelines.train.trainer.chunked import plain_head
 
     own = [module for module in model.modules() if "forward" in vars(module)]
@@ -92,7 +95,8 @@ def adapters_are_grouped(model: Any) -> bool:
 
 
 def covers_adapters(names: str | None, recipe: Mapping[str, Any]) -> bool | None:
-    """Whether a run of `recipe` computed its adapters by a fast path; `names` is `fast_paths` of its row.
+    """Whether a run of `recipe` computed its adapters by a fast path; `names` is `fast_paths` of
+    its row.
 
     None if the recipe has no adapter, or if the run ended before it reported its fast paths.
     """

@@ -1,8 +1,9 @@
-"""EVA (Paischer et al. 2024): LoRA's A starts from the directions in which a layer's inputs vary most.
+"""EVA (Paischer et al. 2024): LoRA's A starts from the directions in which a layer's inputs vary
+most.
 
-The inputs are those of the first training examples. Layers whose inputs vary in more directions get more of the ranks.
-PEFT computes this (`initialize_lora_eva_weights`) by an incremental decomposition, which repeats the same batches until
-it converges.
+The inputs are those of the first training examples. Layers whose inputs vary in more directions get
+more of the ranks. PEFT computes this (`initialize_lora_eva_weights`) by an incremental
+decomposition, which repeats the same batches until it converges.
 """
 # ruff: noqa: TID253
 
@@ -29,8 +30,8 @@ def begin(model: Any, train: Sequence[Tokenized], recipe: Mapping[str, Any], *, 
     The random states end as they were.
 
     Raises:
-        UnavailableError: the examples have too few tokens for the number of directions, or the decomposition does not
-            converge.
+        UnavailableError: the examples have too few tokens for the number of directions, or the
+            decomposition does not converge.
     """
     from peft import initialize_lora_eva_weights
 
@@ -77,7 +78,8 @@ def _places(inputs: Mapping[str, torch.Tensor], config: Any) -> torch.Tensor:
 
 
 def _at_places(inputs: Any, places: torch.Tensor, _name: str) -> torch.Tensor:
-    """A layer's inputs at `places`. PEFT's own function needs rows × length × width, but OPT merges the first two."""
+    """A layer's inputs at `places`. PEFT's own function needs rows × length × width, but OPT merges
+    the first two."""
     hidden = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
     return hidden.reshape(-1, hidden.shape[-1])[places]
 
@@ -91,7 +93,8 @@ def _in_order(train: Sequence[Tokenized], recipe: Mapping[str, Any], seed: int) 
 def _batches(
     examples: Sequence[Tokenized], directions: int, *, learned_only: bool, recipe: Mapping[str, Any]
 ) -> list[dict[str, torch.Tensor]]:
-    """At most BATCHES batches, each with at least `directions` tokens and the examples of an optimizer step.
+    """At most BATCHES batches, each with at least `directions` tokens and the examples of an
+    optimizer step.
 
     PEFT skips a batch with fewer tokens without a word, and would repeat that forever.
 

@@ -1,6 +1,7 @@
 """The gated unit of Llama-like models, act(gate) × up (Shazeer 2020), on a CPU in float32.
 
-It keeps two wide tensors for the backward pass, whereas autograd keeps three: the activation is computed again.
+It keeps two wide tensors for the backward pass, whereas autograd keeps three: the activation is
+computed again.
 """
 # ruff: noqa: TID253
 

@@ -1,11 +1,11 @@
 """Successive halving over learning rates.
 
-After Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization": all rates are
-tried for a few steps, then the better half for twice as many steps, from the start again. All rounds together stay within
-a cap of steps.
+After Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+Optimization": all rates are tried for a few steps, then the better half for twice as many steps,
+from the start again. All rounds together stay within a cap of steps.
 
-Nothing here trains: `measure` returns the loss of a rate after a number of steps. So the same losses always make the same
-choice, even if an earlier process measured some of them.
+Nothing here trains: `measure` returns the loss of a rate after a number of steps. So the same
+losses always make the same choice, even if an earlier process measured some of them.
 """
 
 import math
@@ -20,7 +20,8 @@ FEWEST_STEPS = 3
 FEWEST_RATES = 3
 # A trial warms up for at least this many steps.
 WARM_UP = 2
-# Within this share of the best loss the smaller rate wins: a rate that is too large costs the full run more.
+# Within this share of the best loss the smaller rate wins: a rate that is too large costs the full
+# run more.
 NEAR = 0.005
 # The most rates to add past an end of the range, if the best so far lies there.
 MORE = 2
@@ -43,10 +44,12 @@ class Trial:
 
 
 def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
-    """All trials of the search within `budget` steps; empty if the budget is too small. `chosen` picks the best one.
+    """All trials of the search within `budget` steps; empty if the budget is too small. `chosen`
+    picks the best one.
 
-    If the first round's best rate lies at an end of the range, up to MORE rates past that end join the round. The later
-    rounds then get fewer steps: a rate past the end matters more than the length of the last trials.
+    If the first round's best rate lies at an end of the range, up to MORE rates past that end join
+    the round. The later rounds then get fewer steps: a rate past the end matters more than the
+    length of the last trials.
     """
     halves = rounds(len(rates), budget)
     remaining = middle(rates, halves[0]) if halves else []
@@ -68,17 +71,19 @@ def halve(rates: Sequence[float], budget: int, measure: Measure) -> list[Trial]:
 
 
 def rate_share(step: int, *, total: int, warmup_share: float) -> float:
-    """The share of the peak rate, between 0 and 1: linear warm-up, then constant. `step` counts from 0.
+    """The share of the peak rate, between 0 and 1: linear warm-up, then constant. `step` counts
+    from 0.
 
-    A trial stands for the beginning of a full run, where the cosine has hardly begun to fall. A cosine over a few steps
-    would favor rates that are too large for the full run.
+    A trial stands for the beginning of a full run, where the cosine has hardly begun to fall. A
+    cosine over a few steps would favor rates that are too large for the full run.
     """
     warmup = max(WARM_UP, math.ceil(total * warmup_share))
     return min(1.0, (step + 1) / (warmup + 1))
 
 
 def past_the_end(trials: Sequence[Trial], rates: Sequence[float]) -> float | None:
-    """The next rate to try if the best of `trials` lies at an end: its neighbor in `rates`, else a rate past them.
+    """The next rate to try if the best of `trials` lies at an end: its neighbor in `rates`, else a
+    rate past them.
 
     None if the best lies between others.
     """
@@ -114,8 +119,8 @@ def _rate(trial: Trial) -> float:
 def rounds(rates: int, budget: int) -> list[int]:
     """The number of rates in each round, down to two.
 
-    A small `budget` starts with fewer rates. A very small one gives a single round of three, or no round at all if not
-    even these get FEWEST_STEPS each.
+    A small `budget` starts with fewer rates. A very small one gives a single round of three, or no
+    round at all if not even these get FEWEST_STEPS each.
     """
     for first in range(rates, FEWEST_RATES - 1, -1):
         halves = [first]
@@ -127,7 +132,8 @@ def rounds(rates: int, budget: int) -> list[int]:
 
 
 def _shares(halves: Sequence[int]) -> int:
-    """The cost of the rounds, in trials of the first round: each round's trials take twice as many steps as before."""
+    """The cost of the rounds, in trials of the first round: each round's trials take twice as many
+    steps as before."""
     return sum(count * 2**place for place, count in enumerate(halves))
 
 

@@ -1,4 +1,5 @@
-"""Load a model for training or evaluation: the dtype from the hardware, 4-bit if requested, an adapter on top."""
+"""Load a model for training or evaluation: the dtype from the hardware, 4-bit if requested, an
+adapter on top."""
 # ruff: noqa: TID253
 
 import logging
@@ -61,8 +62,8 @@ def load_model(
 ) -> Any:
     """The model of `folder`, quantized if the recipe says so, before anything is made trainable.
 
-    It lies on this machine's device, or without `on_device` on the CPU. Its weights have the format for training, unless
-    `dtype` names another.
+    It lies on this machine's device, or without `on_device` on the CPU. Its weights have the format
+    for training, unless `dtype` names another.
 
     Raises:
         UnavailableError: the folder holds no model.
@@ -78,7 +79,8 @@ def load_model(
     if torch.cuda.is_available() and on_device:
         options["device_map"] = {"": torch.cuda.current_device()}
 
-    # Float32 weights whose files are in half precision travel to the card in half precision and are widened there.
+    # Float32 weights whose files are in half precision travel to the card in half precision and are
+    # widened there.
     in_float32 = options["dtype"] is torch.float32 and not recipe["quantization"]
     half = _stored_half(folder) if in_float32 and "device_map" in options else None
     model = _with_attention(folder, recipe, options | {"dtype": half or options["dtype"]})
@@ -96,9 +98,11 @@ def load_model(
 
 
 def _stored_half(folder: Path) -> torch.dtype | None:
-    """The half-precision format of all weights in the folder's files, if the model can be loaded in it and widened.
+    """The half-precision format of all weights in the folder's files, if the model can be loaded in
+    it and widened.
 
-    The weights then take half as many bytes on their way to a card. None if there is no such format.
+    The weights then take half as many bytes on their way to a card. None if there is no such
+    format.
     """
     dtypes: set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -109,10 +113,11 @@ def _stored_half(folder: Path) -> torch.dtype | None:
 
 
 def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
-    """Whether a model loaded as `dtype` computes buffers in that format, such as Gemma's scale of the embedding.
+    """Whether a model loaded as `dtype` computes buffers in that format, such as Gemma's scale of
+    the embedding.
 
-    Such buffers, widened, differ from those of a model loaded in float32. The test model holds no bytes, since two
-    complete models may not fit a card.
+    Such buffers, widened, differ from those of a model loaded in float32. The test model holds no
+    bytes, since two complete models may not fit a card.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
@@ -121,7 +126,8 @@ def _computes_numbers(folder: Path, dtype: torch.dtype) -> bool:
 
 
 def _quantization(recipe: dict[str, Any]) -> Any:
-    """nf4 or fp4 (Dettmers et al. 2023), or int8 with separate outlier columns (Dettmers et al. 2022).
+    """nf4 or fp4 (Dettmers et al. 2023), or int8 with separate outlier columns (Dettmers et al.
+    2022).
 
     The scales of 4-bit weights are quantized as well, unless the recipe says otherwise.
     """
@@ -140,8 +146,8 @@ def _quantization(recipe: dict[str, Any]) -> Any:
 def _with_attention(folder: Path, recipe: dict[str, Any], options: dict[str, Any]) -> Any:
     """Load the model with the recipe's attention.
 
-    `auto` uses flash attention if it is installed and the model computes in half precision on a card. Otherwise
-    transformers chooses: sdpa, or eager for an architecture without it (gpt-neo).
+    `auto` uses flash attention if it is installed and the model computes in half precision on a
+    card. Otherwise transformers chooses: sdpa, or eager for an architecture without it (gpt-neo).
 
     Raises:
         UnavailableError: the recipe names flash attention, but it is not available.
@@ -168,8 +174,8 @@ def _load_complete(folder: Path, **options: Any) -> Any:
     """The folder's model, with every tensor from its files.
 
     Raises:
-        WorkError: the files lack tensors, which transformers would fill with random values. A tensor of another shape
-            makes transformers itself raise.
+        WorkError: the files lack tensors, which transformers would fill with random values. A
+            tensor of another shape makes transformers itself raise.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     model, info = loaded
@@ -184,8 +190,8 @@ def _load_complete(folder: Path, **options: Any) -> Any:
 def keep_unpacked(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in eval mode on CPUs with AVX512-BF16.
 
-    Repacked weights give wrong gradients when training continues (observed in 0.50.2). They also compute in bf16, while
-    the rows state fp32.
+    Repacked weights give wrong gradients when training continues (observed in 0.50.2). They also
+    compute in bf16, while the rows state fp32.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -195,8 +201,8 @@ def keep_unpacked(model: Any) -> None:
 def let_go_of_file(model: Any) -> None:
     """Copy the tensors that were not quantized, so that the weights file can be unmapped.
 
-    In a float32 model they are views of the mapped file. The embedding alone would keep all of it mapped, and it would
-    count as the process's memory.
+    In a float32 model they are views of the mapped file. The embedding alone would keep all of it
+    mapped, and it would count as the process's memory.
     """
     # By address, so that tied weights stay one tensor.
     copied: dict[int, torch.Tensor] = {}
@@ -208,15 +214,18 @@ def let_go_of_file(model: Any) -> None:
 def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | None = None) -> Any:
     """Freeze `model` and put the recipe's fresh adapter (float32) on it.
 
-    With `for_card` the adapter is made as for a card that computes in that format, whatever this machine has.
+    With `for_card` the adapter is made as for a card that computes in that format, whatever this
+    machine has.
 
     Raises:
-        ValueError: a target names no linear module of the model, or one that shares its weights and is not the output head.
+        ValueError: a target names no linear module of the model, or one that shares its weights and
+            is not the output head.
         UnavailableError: PEFT has no such method, or refuses its settings or this model.
     """
     with nullcontext() if recipe.get("quantization") else _without_bitsandbytes():
         adapted = _adapted(model, recipe)
-    # LoRA-FA's optimizer freezes A as well, but only after the trainable parameters have been counted.
+    # LoRA-FA's optimizer freezes A as well, but only after the trainable parameters have been
+    # counted.
     if recipe.get("optimizer") == LORA_FA:
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and ".lora_A." not in name)
@@ -224,7 +233,8 @@ def add_adapter(model: Any, recipe: dict[str, Any], *, for_card: torch.dtype | N
     if traits_of(recipe).starts_from_rounding and not on_meta:
         plain = load_model(rounding.folder_of(model), {**recipe, "quantization": None}, on_device=False)
         rounding.make_up_for(adapted, plain)
-    # An adapter that starts from texts may still change its ranks; `begin_from_texts` speeds it up afterwards.
+    # An adapter that starts from texts may still change its ranks; `begin_from_texts` speeds it up
+    # afterwards.
     if on_meta or not traits_of(recipe).starts_from_texts:
         speed_up(adapted, recipe, for_card=for_card)
     return adapted
@@ -240,7 +250,8 @@ def speed_up(adapted: Any, recipe: dict[str, Any], *, for_card: torch.dtype | No
 
 
 def begin_from_texts(adapted: Any, recipe: dict[str, Any], train: Any, *, seed: int) -> None:
-    """Compute the first weights of an adapter that starts from the base's activations on training texts.
+    """Compute the first weights of an adapter that starts from the base's activations on training
+    texts.
 
     Adapters of other methods already have their first weights.
 
@@ -288,7 +299,8 @@ def _adapted(model: Any, recipe: dict[str, Any]) -> Any:
 
 
 def linear_layers(model: Any, *, head: bool = False) -> list[str]:
-    """The last parts of the names of a model's linear layers, each once; the output head only with `head`."""
+    """The last parts of the names of a model's linear layers, each once; the output head only with
+    `head`."""
     output = model.get_output_embeddings()
     names = {
         name.split(".")[-1]: None
@@ -301,7 +313,8 @@ def linear_layers(model: Any, *, head: bool = False) -> list[str]:
 
 
 def _targets_exist(model: Any, targets: list[str]) -> None:
-    """Raises ValueError if a target names no linear layer. PEFT itself complains only if all of them are missing."""
+    """Raises ValueError if a target names no linear layer. PEFT itself complains only if all of
+    them are missing."""
     linear = linear_layers(model, head=True)
     if missing := [target for target in targets if target.split(".")[-1] not in linear]:
         raise ValueError(
@@ -313,7 +326,8 @@ def _targets_exist(model: Any, targets: list[str]) -> None:
 def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
     """Raises if a layer with an adapter shares its weights with another layer.
 
-    The output head is allowed: merging gives it weights of its own, and the configuration can say so.
+    The output head is allowed: merging gives it weights of its own, and the configuration can say
+    so.
     """
     head = adapted.get_output_embeddings()
     others = [name for name in adapted_and_shared(adapted) if adapted.get_submodule(name) is not head]
@@ -331,7 +345,8 @@ def _can_be_merged(adapted: Any, recipe: dict[str, Any]) -> None:
 
 
 def load_trained(base: Path, recipe: dict[str, Any], trained: Path | None) -> Any:
-    """The model that a cell saved in `trained`, for evaluation: a full model, or the base with its adapter.
+    """The model that a cell saved in `trained`, for evaluation: a full model, or the base with its
+    adapter.
 
     Without `trained` it is the base.
 
@@ -357,8 +372,9 @@ def attach_trained(model: Any, trained: Path) -> Any:
 def merged(model: Any) -> Any:
     """The plain model of a PEFT model, with the adapter merged into its weights.
 
-    An adapter on an output head that shares its weights with the embedding changes the head alone. A merge would change
-    both, so the head gets weights of its own first, and the configuration says so.
+    An adapter on an output head that shares its weights with the embedding changes the head alone.
+    A merge would change both, so the head gets weights of its own first, and the configuration says
+    so.
 
     Raises:
         UnavailableError: the adapter does not change weights.
@@ -376,7 +392,8 @@ def merged(model: Any) -> Any:
 
 
 def adapted_and_shared(model: Any) -> list[str]:
-    """The names of the layers of a PEFT model that have an adapter and share their weights with another layer."""
+    """The names of the layers of a PEFT model that have an adapter and share their weights with
+    another layer."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     adapted = {
         name: layer.get_base_layer() for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")

@@ -1,10 +1,13 @@
-"""The training loop: plain PyTorch, since the speed and the memory of a step are what this project measures.
+"""The training loop: plain PyTorch, since the speed and the memory of a step are what this project
+measures.
 
-It replaces transformers.Trainer for four reasons. The examples of an optimizer step stay fixed while micro-batches
-follow a token budget. The output head runs on completion positions only. A run can stop between two micro-batches and
-resume to the same bits. Importing Trainer alone takes as long as loading the model.
+It replaces transformers.Trainer for four reasons. The examples of an optimizer step stay fixed
+while micro-batches follow a token budget. The output head runs on completion positions only. A run
+can stop between two micro-batches and resume to the same bits. Importing Trainer alone takes as
+long as loading the model.
 
-The loss of a step is the mean over all its learned tokens, so the cut into micro-batches does not change it.
+The loss of a step is the mean over all its learned tokens, so the cut into micro-batches does not
+change it.
 """
 # ruff: noqa: TID253
 
@@ -44,7 +47,8 @@ SMALLEST_SCALE = 2.0**-14
 class Trainer:
     """One cell's run over its planned steps; it reports every measured number to the worker.
 
-    With several `ranks`, each rank computes a part of every step and evaluation, and all ranks know the total loss.
+    With several `ranks`, each rank computes a part of every step and evaluation, and all ranks know
+    the total loss.
     """
 
     def __init__(
@@ -82,10 +86,12 @@ class Trainer:
     def prepare(
         self, train: Sequence[Tokenized], earlier: Path | None = None, *, validation: Sequence[Tokenized] = ()
     ) -> None:
-        """Plan the steps over `train`, then resume from the checkpoint `earlier`, or probe and search.
+        """Plan the steps over `train`, then resume from the checkpoint `earlier`, or probe and
+        search.
 
-        The probe tests whether the steps fit into memory. The search chooses among several learning rates. It compares
-        them on `validation`, else on a slice of `train`, which the run then trains on as well.
+        The probe tests whether the steps fit into memory. The search chooses among several learning
+        rates. It compares them on `validation`, else on a slice of `train`, which the run then
+        trains on as well.
 
         Raises:
             DivergedError, StoppedError: as `train` does.
@@ -106,12 +112,14 @@ class Trainer:
     def train(self, held_out: Sequence[Tokenized], validation: Sequence[Tokenized] = ()) -> None:
         """Train the prepared steps.
 
-        The curve gets the loss on `held_out` at the start, at intervals and at the end, and beside it the loss on
-        `validation`, a slice held back from train. Only the validation loss may end the run early. With a validation
-        slice the intervals are those of the spec; without one a long run may have longer ones (`pace.curve_every`).
+        The curve gets the loss on `held_out` at the start, at intervals and at the end, and beside
+        it the loss on `validation`, a slice held back from train. Only the validation loss may end
+        the run early. With a validation slice the intervals are those of the spec; without one a
+        long run may have longer ones (`pace.curve_every`).
 
         Raises:
-            DivergedError: a loss or a gradient is not finite, or the losses ended clearly higher than they began.
+            DivergedError: a loss or a gradient is not finite, or the losses ended clearly higher
+                than they began.
             StoppedError: SIGTERM came; a checkpoint holds the state after the last whole step.
             DiskFullError: a checkpoint could not be written.
         """
@@ -150,9 +158,11 @@ class Trainer:
             self.tally.other_seconds += clock.total()
 
     def _probe(self) -> None:
-        """Fail now rather than at the longest batch. Weights, optimizer and random states end as they were.
+        """Fail now rather than at the longest batch. Weights, optimizer and random states end as
+        they were.
 
-        With `fit_micro_batch` it first reports the next smaller size to try, since a killed process reports nothing.
+        With `fit_micro_batch` it first reports the next smaller size to try, since a killed process
+        reports nothing.
         """
         if self.recipe.get("fit_micro_batch"):
             size = self.recipe["micro_batch_tokens"]
@@ -203,7 +213,8 @@ class Trainer:
         return len(self._plan)
 
     def loss_of_steps(self, plan: Sequence[list[Tokenized]], rate: float, judging: Sequence[Tokenized]) -> float:
-        """The loss on `judging` after training `plan` with the peak rate `rate`; infinite if training diverges."""
+        """The loss on `judging` after training `plan` with the peak rate `rate`; infinite if
+        training diverges."""
         share_at = halving.rate_share if search.is_auto(self.recipe) else batches.learning_rate_share
         try:
             for step, examples in enumerate(plan):
@@ -227,7 +238,8 @@ class Trainer:
 
     def _run(self) -> None:
         tally = self.tally
-        # The curve's first point: the loss before any step. A resumed run adds the point that its stop prevented.
+        # The curve's first point: the loss before any step. A resumed run adds the point that its
+        # stop prevented.
         if tally.step == 0:
             with self._aside():
                 first = self._eval_loss(self._held_out)
@@ -237,7 +249,8 @@ class Trainer:
         elif not tally.told:
             self._report_step()
 
-        # The random states are noted around each step: a stop inside a step returns to the state before it.
+        # The random states are noted around each step: a stop inside a step returns to the state
+        # before it.
         for examples in self._plan[tally.step :]:
             if self._stops_early():
                 break
@@ -280,8 +293,9 @@ class Trainer:
     def _require_convergence(self) -> None:
         """Raises DivergedError, on all ranks alike, if training made the model worse.
 
-        A held-out loss that rose may be overfitting. Only then the loss on the first step's own examples is measured
-        as well: after overfitting it is lower than it was, after divergence it is not.
+        A held-out loss that rose may be overfitting. Only then the loss on the first step's own
+        examples is measured as well: after overfitting it is lower than it was, after divergence it
+        is not.
         """
         vocabulary = self.model.config.vocab_size
         first, last, learned = self.tally.first_eval_loss, self.tally.eval_loss, self.tally.first_loss
@@ -321,7 +335,8 @@ class Trainer:
             tally.first_loss = loss
         size = sum(len(example) for example in examples)
         mine = clock.stopped()
-        # While one rank stands still, the others wait for it: the longest standstill counts for all.
+        # While one rank stands still, the others wait for it: the longest standstill counts for
+        # all.
         stopped = max(self.ranks.each(mine))
         tally.stopped_seconds += stopped
         tally.add(
@@ -353,8 +368,9 @@ class Trainer:
     def _measure_memory(self, *, together: bool = False) -> None:
         """Report the row's memory columns.
 
-        With several ranks a peak is the largest of all devices: the memory that each device must have. `together`: all
-        ranks call this now and exchange their peaks; otherwise their latest ones count.
+        With several ranks a peak is the largest of all devices: the memory that each device must
+        have. `together`: all ranks call this now and exchange their peaks; otherwise their latest
+        ones count.
         """
         summary: dict[str, Any] = self.meter.summary()
         # The host's peak includes that of loading.
@@ -405,10 +421,11 @@ class Trainer:
         learned: int | None = None,
         idle: Sequence[list[Tokenized]] = (),
     ) -> float:
-        """One optimizer step over the micro-batches `groups`; returns its loss per learned token in nats.
+        """One optimizer step over the micro-batches `groups`; returns its loss per learned token in
+        nats.
 
-        `learned` is the number of tokens that the step learns on all ranks; None means those of `groups`. The
-        micro-batches of `idle` are computed too, but do not count.
+        `learned` is the number of tokens that the step learns on all ranks; None means those of
+        `groups`. The micro-batches of `idle` are computed too, but do not count.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
@@ -422,7 +439,8 @@ class Trainer:
         batches_and_divisors = [*((group, learned) for group in groups), *((group, math.inf) for group in idle)]
         inputs = put_on(self.device, [group for group, _ in batches_and_divisors])
 
-        # Forward and backward, one micro-batch at a time. The loss stays on the device, so the host never waits.
+        # Forward and backward, one micro-batch at a time. The loss stays on the device, so the host
+        # never waits.
         for place, (batch, (_, divisor)) in enumerate(zip(inputs, batches_and_divisors, strict=True), start=1):
             if self._is_stopping():
                 break
@@ -431,18 +449,20 @@ class Trainer:
             self._backward(loss, last=place == len(batches_and_divisors))
             summed += loss.detach()
 
-        # AdaLoRA's penalty has gradients but no part in the reported loss, which is the same for every method. The
-        # ranks' gradients are summed, so each rank adds its share of the penalty.
+        # AdaLoRA's penalty has gradients but no part in the reported loss, which is the same for
+        # every method. The ranks' gradients are summed, so each rank adds its share of the penalty.
         if (penalty := moving_ranks.penalty(self.model)) is not None:
             self.scaler.scale(penalty / self.ranks.count).backward()
 
-        # Loss and gradients of all ranks, then the gradient's norm before clipping. A process without other ranks reads
-        # from the card only here; until here the host only hands out work.
+        # Loss and gradients of all ranks, then the gradient's norm before clipping. A process
+        # without other ranks reads from the card only here; until here the host only hands out
+        # work.
         summed = self._sum_over_ranks(summed)
         norm = self.zero.step() if self.zero else self._clip()
         total, norm = _numbers(summed, norm)
 
-        # float16's loss is scaled up until gradients overflow; then the scaler skips the step and halves the scale.
+        # float16's loss is scaled up until gradients overflow; then the scaler skips the step and
+        # halves the scale.
         if not (math.isfinite(total) and (math.isfinite(norm) or self._scale_overflows())):
             raise DivergedError(
                 f"loss {total}, gradient norm {norm} after {self.tally.examples} examples: lower learning_rate"
@@ -475,7 +495,8 @@ class Trainer:
         """Whether to skip the rest of this step: all ranks meet at its end and stop there together.
 
         Raises:
-            StoppedError: SIGTERM came, and there are no other ranks or all are at the same micro-batch.
+            StoppedError: SIGTERM came, and there are no other ranks or all are at the same
+                micro-batch.
         """
         if self.ranks.count == 1:
             self.worker.stop_if_asked()
@@ -513,7 +534,8 @@ class Trainer:
         return total
 
     def _eval_loss(self, examples: Sequence[Tokenized]) -> float:
-        """Mean loss per learned token on `examples`, in nats. Its memory does not count as the training's."""
+        """Mean loss per learned token on `examples`, in nats. Its memory does not count as the
+        training's."""
         self.model.eval()
         summed, learned = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         parts = self._parts(examples)
@@ -549,7 +571,8 @@ class Trainer:
         )
 
     def _weights(self) -> Mapping[str, torch.Tensor]:
-        """The trainable weights as this rank holds them; with ZeRO all of them, gathered on every rank."""
+        """The trainable weights as this rank holds them; with ZeRO all of them, gathered on every
+        rank."""
         return self.zero.weights(self.named) if self.zero else self.named
 
     def _keep_best(self) -> None:
@@ -612,7 +635,8 @@ class Trainer:
         self.recipe = {**self.recipe, "micro_batch_tokens": tokens}
         self.worker.measure(micro_batch_tokens=tokens)
 
-        # Weights and the optimizer's state. DeepSpeed needs a first step before it can take them over.
+        # Weights and the optimizer's state. DeepSpeed needs a first step before it can take them
+        # over.
         tensors = checkpoint.read_tensors(earlier, "optimizer", holder)
         if self.zero:
             self._warm_up(train)
@@ -646,7 +670,8 @@ class Trainer:
         self._random.set()
 
     def _warm_up(self, train: Sequence[Tokenized]) -> None:
-        """Take a step that changes nothing: DeepSpeed allocates the optimizer's states during its first step."""
+        """Take a step that changes nothing: DeepSpeed allocates the optimizer's states during its
+        first step."""
         with head_on_positions(self.model) as self._positions:
             self.step([[min(train, key=len)]], 0.0)
 
@@ -666,6 +691,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _with_fitted_size(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with the smaller micro-batches of FIT if an earlier process of the attempt ran out of memory."""
+    """The recipe, with the smaller micro-batches of FIT if an earlier process of the attempt ran
+    out of memory."""
     fit = read_json(folder / FIT)
     return {**recipe, "micro_batch_tokens": fit["micro_batch_tokens"]} if fit else recipe

@@ -1,4 +1,5 @@
-"""The completion's loss without the prompt's logits: the output head runs on the learned positions only."""
+"""The completion's loss without the prompt's logits: the output head runs on the learned positions
+only."""
 # ruff: noqa: TID253
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ from pipelines.train.trainer.examples import IGNORE, Tokenized
 class Inputs:
     """A micro-batch on its device.
 
-    `ids` are rows × longest, padded on the right. `positions` are those that learn, counted through all rows (of rows ×
-    longest). `targets` holds the token to learn at each position.
+    `ids` are rows × longest, padded on the right. `positions` are those that learn, counted through
+    all rows (of rows × longest). `targets` holds the token to learn at each position.
     """
 
     ids: torch.Tensor
@@ -35,8 +36,8 @@ Batch = Sequence[Tokenized] | Inputs
 def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
     """Inside the context the output head gets only the hidden states at certain positions.
 
-    The caller puts these positions (`Inputs.positions`) into the yielded one-element list. Logits are then positions ×
-    vocabulary rather than batch × length × vocabulary.
+    The caller puts these positions (`Inputs.positions`) into the yielded one-element list. Logits
+    are then positions × vocabulary rather than batch × length × vocabulary.
     """
     positions: list[torch.Tensor] = []
     head = model.get_output_embeddings()
@@ -53,7 +54,8 @@ def head_on_positions(model: Any) -> Iterator[list[torch.Tensor]]:
 
 
 def put_on(device: torch.device, micro_batches: Sequence[Sequence[Tokenized]]) -> list[Inputs]:
-    """The inputs of each micro-batch on `device`. All tensors travel in one copy, and the host does not wait for it."""
+    """The inputs of each micro-batch on `device`. All tensors travel in one copy, and the host does
+    not wait for it."""
     parts = [part for batch in micro_batches for part in _on_host(batch)]
     if not parts:
         return []
@@ -81,8 +83,8 @@ def _on_host(batch: Sequence[Tokenized]) -> tuple[torch.Tensor, torch.Tensor, to
 def token_losses(model: Any, batch: Batch, positions: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Negative log-likelihood (nats, float32) of every learned token of `batch`, row after row.
 
-    With gradients off, the logits are computed piece by piece. Rows are padded on the right: under a causal mask no real
-    token sees the padding, so no padding mask is needed.
+    With gradients off, the logits are computed piece by piece. Rows are padded on the right: under
+    a causal mask no real token sees the padding, so no padding mask is needed.
     """
     inputs = _inputs_and_positions(model, batch, positions, device)
     head = None if torch.is_grad_enabled() else chunked.plain_head(model)
@@ -98,7 +100,8 @@ def step_loss(
 ) -> torch.Tensor:
     """Σ of `token_losses` / `learned`, for a backward pass.
 
-    With a head that `chunked` knows, the gradient is computed piece by piece; otherwise by plain autograd.
+    With a head that `chunked` knows, the gradient is computed piece by piece; otherwise by plain
+    autograd.
     """
     head = chunked.plain_head(model)
     if head is None:
@@ -116,7 +119,8 @@ def _inputs_and_positions(model: Any, batch: Batch, positions: list[torch.Tensor
 
 
 def _forward(model: Any, ids: torch.Tensor) -> Any:
-    # Every token of the text also sees the adapter's tokens in the cache, so a plain causal mask would be wrong.
+    # Every token of the text also sees the adapter's tokens in the cache, so a plain causal mask
+    # would be wrong.
     in_cache = virtual_tokens.cached(model) > 0
     with nullcontext() if in_cache else causal(model, ids.device):
         return model(input_ids=ids, use_cache=False)
@@ -125,8 +129,8 @@ def _forward(model: Any, ids: torch.Tensor) -> Any:
 def _hidden(model: Any, head: Any, ids: torch.Tensor) -> torch.Tensor:
     """The head's input (positions × width).
 
-    The head itself is bypassed: whatever the model does to the logits afterwards then happens to this small tensor, and
-    the result is dropped.
+    The head itself is bypassed: whatever the model does to the logits afterwards then happens to
+    this small tensor, and the result is dropped.
     """
     captured: list[torch.Tensor] = []
 

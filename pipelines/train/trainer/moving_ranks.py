@@ -1,8 +1,9 @@
-"""AdaLoRA (Zhang et al. 2023): after every optimizer step PEFT takes ranks from the layers that need them less.
+"""AdaLoRA (Zhang et al. 2023): after every optimizer step PEFT takes ranks from the layers that
+need them less.
 
-Its memory of each parameter is part of the optimizer's state. So a checkpoint holds it, a new optimizer starts without
-it, and an optimizer that returns to an earlier state takes it along. A step at learning rate zero must leave no trace and
-therefore moves no ranks.
+Its memory of each parameter is part of the optimizer's state. So a checkpoint holds it, a new
+optimizer starts without it, and an optimizer that returns to an earlier state takes it along. A
+step at learning rate zero must leave no trace and therefore moves no ranks.
 """
 # ruff: noqa: TID253
 
@@ -13,8 +14,8 @@ import torch
 
 from pipelines.errors import UnavailableError
 
-# The states of a parameter: its importance and the uncertainty of that (both in its shape), the mask of a layer's
-# remaining ranks (for singular values only), and the number of counted steps.
+# The states of a parameter: its importance and the uncertainty of that (both in its shape), the
+# mask of a layer's remaining ranks (for singular values only), and the number of counted steps.
 IMPORTANCE, SPREAD, KEPT, STEPS = "rank_importance", "rank_spread", "rank_kept", "rank_steps"
 # The number of optimizer steps in PEFT's configuration until the plan is known.
 UNPLANNED = 2**30
@@ -80,7 +81,8 @@ def _load_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, to
 
 
 def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Parameter]) -> None:
-    """Move AdaLoRA's memory from PEFT's allocator into the optimizer's state, so that only one copy stays."""
+    """Move AdaLoRA's memory from PEFT's allocator into the optimizer's state, so that only one copy
+    stays."""
     allocator, config = base.rankallocator, base.peft_config[base.trainable_adapter_name]
     for name, parameter in named.items():
         state = optimizer.state[parameter]
@@ -100,9 +102,11 @@ def _store_state(base: Any, optimizer: torch.optim.Optimizer, named: dict[str, t
 
 @torch.no_grad()
 def settle(model: Any) -> None:
-    """Before the adapter is saved, make PEFT leave out exactly the ranks whose singular value is zero.
+    """Before the adapter is saved, make PEFT leave out exactly the ranks whose singular value is
+    zero.
 
-    PEFT's own pattern is that of the last step, but the saved weights may be those of an earlier, better step.
+    PEFT's own pattern is that of the last step, but the saved weights may be those of an earlier,
+    better step.
     """
     if (base := allocating(model)) is None:
         return
@@ -115,9 +119,11 @@ def settle(model: Any) -> None:
 
 
 def penalty(model: Any) -> torch.Tensor | None:
-    """The penalty that keeps A's rows and B's columns orthogonal: orth_reg_weight × the mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖.
+    """The penalty that keeps A's rows and B's columns orthogonal: orth_reg_weight × the mean of
+    ‖AAᵀ − I‖ and ‖BᵀB − I‖.
 
-    AdaLoRA adds it to a step's loss (`peft.tuners.adalora.model.AdaLoraModel.forward`). None if there is no penalty.
+    AdaLoRA adds it to a step's loss (`peft.tuners.adalora.model.AdaLoraModel.forward`). None if
+    there is no penalty.
     """
     if (base := allocating(model)) is None:
         return None

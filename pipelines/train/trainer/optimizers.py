@@ -1,7 +1,8 @@
 """AdamW, and PEFT's variants for LoRA: LoRA+ (Hayou et al. 2024) and LoRA-FA (Zhang et al. 2023).
 
-AdamW's states have 32 bits or 8 bits (blockwise, Dettmers et al. 2022). bitsandbytes computes the 8-bit variants on a CPU
-as well. The paged one needs a card for its paging and is a plain 8-bit one without.
+AdamW's states have 32 bits or 8 bits (blockwise, Dettmers et al. 2022). bitsandbytes computes the
+8-bit variants on a CPU as well. The paged one needs a card for its paging and is a plain 8-bit one
+without.
 """
 # ruff: noqa: TID253
 
@@ -23,7 +24,8 @@ RATIO = "rate_ratio"
 
 
 def make_optimizer(model: Any, recipe: dict[str, Any]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters of `model`; for AdaLoRA its steps also move the ranks.
+    """The recipe's optimizer over the trainable parameters of `model`; for AdaLoRA its steps also
+    move the ranks.
 
     Raises:
         UnavailableError: PEFT's optimizer for LoRA does not fit this adapter.
@@ -50,8 +52,8 @@ def _class_and_options(recipe: Mapping[str, Any], parameters: list[torch.nn.Para
     rate = recipe["learning_rate"]
     options: Any = {"lr": rate[0] if isinstance(rate, list) else rate, "weight_decay": recipe["weight_decay"]}
     if recipe["optimizer"] in ("adamw", LORA_FA):
-        # The fused version runs one kernel rather than a dozen passes. It makes no copies, which would be as large as the
-        # largest parameter on a CPU and as all parameters on a card.
+        # The fused version runs one kernel rather than a dozen passes. It makes no copies, which
+        # would be as large as the largest parameter on a CPU and as all parameters on a card.
         fused = True if all(parameter.device.type in ("cpu", "cuda") for parameter in parameters) else None
         return torch.optim.AdamW, {**options, "fused": fused}
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
@@ -82,10 +84,12 @@ def _lora_plus(model: Any, kind: Any, options: dict[str, Any], ratio: float) -> 
 
 
 def _lora_fa(model: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """PEFT's LoRA-FA, with the state of each pair of A and B under B, where a checkpoint looks for it.
+    """PEFT's LoRA-FA, with the state of each pair of A and B under B, where a checkpoint looks for
+    it.
 
     Raises:
-        UnavailableError: the adapter has other parameters than pairs of A and B; PEFT would pair them wrongly.
+        UnavailableError: the adapter has other parameters than pairs of A and B; PEFT would pair
+            them wrongly.
     """
     from peft.optimizers import create_lorafa_optimizer
 

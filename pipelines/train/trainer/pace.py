@@ -1,4 +1,5 @@
-"""When a run pauses its steps: when a checkpoint is due, and how often and on which examples the curve is measured.
+"""When a run pauses its steps: when a checkpoint is due, and how often and on which examples the
+curve is measured.
 
 The curve's rhythm depends on counts, never on time, so that a resumed run has the same points.
 """
@@ -21,7 +22,8 @@ CURVE_RECORDS = 256
 FEW_RECORDS = 32
 # A curve has at least this many points, whatever they cost.
 FEWEST_POINTS = 20
-# The cost of a training step in evaluations of its tokens: one forward pass, and a backward pass that costs two.
+# The cost of a training step in evaluations of its tokens: one forward pass, and a backward pass
+# that costs two.
 PASSES = 3
 
 
@@ -29,7 +31,8 @@ class CheckpointPace:
     """When the next checkpoint is due.
 
     It is due every `checkpoint_every_steps` if the spec names that. Otherwise time decides: every
-    `checkpoint_every_minutes`, and not before the time of the last checkpoint divided by SHARE has passed.
+    `checkpoint_every_minutes`, and not before the time of the last checkpoint divided by SHARE has
+    passed.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -54,7 +57,8 @@ class CheckpointPace:
 
 
 def curve_sample(held_out: Sequence[Tokenized]) -> list[Tokenized]:
-    """The examples of at most CURVE_RECORDS records, chosen by their ids alone, in the order of `held_out`."""
+    """The examples of at most CURVE_RECORDS records, chosen by their ids alone, in the order of
+    `held_out`."""
     ids = list(dict.fromkeys(example.example_id for example in held_out))
     if len(ids) <= CURVE_RECORDS:
         return list(held_out)
@@ -64,10 +68,11 @@ def curve_sample(held_out: Sequence[Tokenized]) -> list[Tokenized]:
 
 
 def curve_every(plan: Sequence[Sequence[Tokenized]], sample: Sequence[Tokenized], every: int) -> int:
-    """The steps of `plan` between two measurements of the loss on `sample`: `every`, or a multiple of it.
+    """The steps of `plan` between two measurements of the loss on `sample`: `every`, or a multiple
+    of it.
 
-    The multiple keeps the evaluation within SHARE of the training's computation, but leaves at least FEWEST_POINTS. For
-    few records it is always `every`.
+    The multiple keeps the evaluation within SHARE of the training's computation, but leaves at
+    least FEWEST_POINTS. For few records it is always `every`.
     """
     if len({example.example_id for example in sample}) <= FEW_RECORDS:
         return every

@@ -1,4 +1,5 @@
-"""Adapters by PEFT's own configuration classes, and the check that a saved adapter equals the trained one."""
+"""Adapters by PEFT's own configuration classes, and the check that a saved adapter equals the
+trained one."""
 # ruff: noqa: TID253
 
 import dataclasses
@@ -22,8 +23,8 @@ Check = tuple[list[int], list[float]]
 # The file beside the saved adapter.
 CHECK = "reload_check.json"
 CHECK_TOKENS = 128
-# The tolerated deviation of a token's loss (nats): a share of the change by training, but at least the effect of rounding
-# in float32 (False) or in half precision (True).
+# The tolerated deviation of a token's loss (nats): a share of the change by training, but at least
+# the effect of rounding in float32 (False) or in half precision (True).
 SHARE, FLOOR = 0.05, {False: 1e-3, True: 0.1}
 # Values of init_lora_weights that have no effect unless PEFT first gets sample texts.
 NEEDS_DATA = ("corda", "lora_ga")
@@ -34,8 +35,8 @@ LORAS_DEFAULT = {"q_proj", "v_proj"}
 def config_of(model: Any, recipe: Recipe, linear: Sequence[str]) -> Any:
     """PEFT's configuration for the recipe.
 
-    Without `target_modules` an adapter goes to the recipe's `targets` (`auto`: `linear`), if PEFT's default for it are the
-    projections of LoRA. For other adapters PEFT chooses the modules.
+    Without `target_modules` an adapter goes to the recipe's `targets` (`auto`: `linear`), if PEFT's
+    default for it are the projections of LoRA. For other adapters PEFT chooses the modules.
 
     Raises:
         UnavailableError: PEFT has no such method, or refuses its settings.
@@ -95,7 +96,8 @@ def _set_by_us(model: Any, recipe: Recipe, settings: dict[str, Any]) -> None:
 def _are_what_they_say(settings: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Raises UnavailableError for settings that PEFT would read otherwise.
 
-    PEFT takes any non-empty value for true. It also skips, without a word, initializations that need sample texts.
+    PEFT takes any non-empty value for true. It also skips, without a word, initializations that
+    need sample texts.
     """
     for name, value in settings.items():
         if fields.get(name) in (bool, "bool") and not isinstance(value, bool):
@@ -107,7 +109,8 @@ def _are_what_they_say(settings: Mapping[str, Any], fields: Mapping[str, Any]) -
 
 
 def _modules_exist(model: Any, setting: str, names: Any) -> None:
-    """Raises UnavailableError if a name matches no module. PEFT itself complains only if all of them are missing."""
+    """Raises UnavailableError if a name matches no module. PEFT itself complains only if all of
+    them are missing."""
     # Anything else is a pattern, or PEFT's own choice.
     if not isinstance(names, list):
         return
@@ -155,8 +158,8 @@ def _can_be_trained_here(kind: str, settings: Mapping[str, Any], *, transposed: 
 def in_pefts_words(recipe: Recipe) -> Iterator[None]:
     """Turn PEFT's errors about a user's own PEFT settings into UnavailableError.
 
-    Errors of the short form pass through, since its settings are ours. So do out-of-memory errors of any library, which
-    say nothing about settings.
+    Errors of the short form pass through, since its settings are ours. So do out-of-memory errors
+    of any library, which say nothing about settings.
     """
     try:
         yield
@@ -177,10 +180,12 @@ def _message_of(error: Exception) -> str:
 
 
 def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
-    """Try a forward and a backward pass on a few tokens. Weights, gradients and random states end as they were.
+    """Try a forward and a backward pass on a few tokens. Weights, gradients and random states end
+    as they were.
 
     Raises:
-        UnavailableError: the adapter fails, trains nothing, or shifts the tokens, so that losses would belong to others.
+        UnavailableError: the adapter fails, trains nothing, or shifts the tokens, so that losses
+            would belong to others.
     """
     # The short form is known to work on every architecture of the grid.
     if traits_of(recipe).is_short:
@@ -205,7 +210,8 @@ def require_trainable(model: Any, recipe: Recipe, vocabulary: int) -> None:
 
 
 def losses_of(model: Any, ids: Sequence[int]) -> list[float]:
-    """The losses (nats) of a text's first CHECK_TOKENS tokens, without the very first, in eval mode."""
+    """The losses (nats) of a text's first CHECK_TOKENS tokens, without the very first, in eval
+    mode."""
     training, checked_ids = model.training, list(ids[:CHECK_TOKENS])
     device = next(model.parameters()).device
     tokens = torch.tensor([checked_ids], device=device)
@@ -235,8 +241,9 @@ def write_check(model: Any, check: Check, folder: Path) -> None:
 def require_as_saved(model: Any, folder: Path) -> None:
     """Raises WorkError if the reloaded adapter gives other losses on the text of the check.
 
-    A method may change the base when it starts, or draw random values that it does not save. Then its file alone does not
-    restore it. The tolerance is relative to the change by training, since an adapter may be small.
+    A method may change the base when it starts, or draw random values that it does not save. Then
+    its file alone does not restore it. The tolerance is relative to the change by training, since
+    an adapter may be small.
     """
     record = read_json(folder / CHECK)
     # `kind: lora`, sharded training and earlier versions write no check.

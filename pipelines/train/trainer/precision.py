@@ -14,9 +14,11 @@ NAMED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def half_precision() -> torch.dtype | None:
-    """bfloat16 on cards that compute it (CUDA capability 8.0 and up), float16 on older cards, None on a CPU.
+    """bfloat16 on cards that compute it (CUDA capability 8.0 and up), float16 on older cards, None
+    on a CPU.
 
-    PyTorch's own test counts emulation as support. A CPU emulates half precision and is far slower in it.
+    PyTorch's own test counts emulation as support. A CPU emulates half precision and is far slower
+    in it.
     """
     if not torch.cuda.is_available():
         return None
@@ -35,12 +37,14 @@ def compute_dtype(recipe: Recipe) -> torch.dtype | None:
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:
-    """The format of the weights in training: float32 master weights for `full`, the compute format for a frozen base."""
+    """The format of the weights in training: float32 master weights for `full`, the compute format
+    for a frozen base."""
     return torch.float32 if traits_of(recipe).trains_all else result_dtype(recipe)
 
 
 def result_dtype(recipe: Recipe) -> torch.dtype:
-    """The format of a trained model's weights when it is saved, evaluated and served: its compute format.
+    """The format of a trained model's weights when it is saved, evaluated and served: its compute
+    format.
 
     `full` needs float32 master weights only for small training steps.
     """
@@ -48,10 +52,12 @@ def result_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any]:
-    """Half-precision compute over float32 master weights; no autocast for float32 or for a frozen base.
+    """Half-precision compute over float32 master weights; no autocast for float32 or for a frozen
+    base.
 
-    A frozen base is in half precision already. Autocast would compute its norms in float32, and everything after them
-    would stay in float32. Gradient checkpointing casts the weights again for the recomputation, so no copies are cached.
+    A frozen base is in half precision already. Autocast would compute its norms in float32, and
+    everything after them would stay in float32. Gradient checkpointing casts the weights again for
+    the recomputation, so no copies are cached.
     """
     half = compute_dtype(recipe)
     if half is None or not traits_of(recipe).trains_all:
@@ -60,5 +66,6 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[Any
 
 
 def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
-    """Loss scaling for float16, whose small gradients would vanish (Micikevicius et al. 2018); off for other formats."""
+    """Loss scaling for float16, whose small gradients would vanish (Micikevicius et al. 2018); off
+    for other formats."""
     return torch.amp.GradScaler(device.type, enabled=compute_dtype(recipe) is torch.float16)

@@ -1,4 +1,5 @@
-"""Records as tokens: the prompt as inference sends it, the answer to learn after it, and which tokens count."""
+"""Records as tokens: the prompt as inference sends it, the answer to learn after it, and which
+tokens count."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,14 @@ DAY_BY_DAY = (
 
 
 class PromptFormat:
-    """The prompt format of one model: its chat template with `template` as arguments, or Alpaca's plain text.
+    """The prompt format of one model: its chat template with `template` as arguments, or Alpaca's
+    plain text.
 
     `stops` are the token ids at which its generation configuration ends.
 
     Raises:
-        ValueError: the tokenizer has no EOS or no offsets, or its chat template is missing or knows no such argument.
+        ValueError: the tokenizer has no EOS or no offsets, or its chat template is missing or knows
+            no such argument.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class PromptFormat:
 
     @classmethod
     def of(cls, folder: Path, recipe: Mapping[str, Any]) -> "PromptFormat":
-        """The format of the model in `folder`, with the recipe's `prompt` and the arguments of its `template`."""
+        """The format of the model in `folder`, with the recipe's `prompt` and the arguments of its
+        `template`."""
         from pipelines.train.trainer import loading
 
         tokenizer = loading.load_tokenizer(folder)
@@ -52,7 +56,8 @@ class PromptFormat:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """The chat template's arguments: those of the model's record, and thinking off if the template has the switch."""
+        """The chat template's arguments: those of the model's record, and thinking off if the
+        template has the switch."""
         return self._text.arguments
 
     @property
@@ -61,7 +66,8 @@ class PromptFormat:
         return self._text.tells_the_day
 
     def prompt(self, record: Mapping[str, Any], shots: Shots = ()) -> list[int]:
-        """The prompt's token ids. `shots` are records that precede it with their answers, in the same format."""
+        """The prompt's token ids. `shots` are records that precede it with their answers, in the
+        same format."""
         return [*self._front, *self._ids(self._text.prompt(record, shots))]
 
     def prompt_text(self, record: Mapping[str, Any]) -> str:
@@ -71,9 +77,10 @@ class PromptFormat:
     def tokenize(self, record: Mapping[str, Any], shots: Shots = ()) -> list[Tokenized]:
         """The record as examples.
 
-        It is one example, unless the template rewrites earlier turns: then each answer makes its own, so that training
-        shows it after the prompt that inference would send. Nothing is cut; the caller counts and drops what does not
-        fit. `shots` are records that precede it with their answers; they are neither learned nor scored.
+        It is one example, unless the template rewrites earlier turns: then each answer makes its
+        own, so that training shows it after the prompt that inference would send. Nothing is cut;
+        the caller counts and drops what does not fit. `shots` are records that precede it with
+        their answers; they are neither learned nor scored.
 
         Raises:
             Unshown: the template cannot show the record.
@@ -90,7 +97,8 @@ class PromptFormat:
             raise Unshown(f"record {record['example_id']}: {error}") from None
 
     def _single(self, record: Mapping[str, Any], answer: Shown, *, turn: int | None = None) -> Tokenized:
-        """An example of one answer: the prompt's own tokens, then the rest of those of the full text.
+        """An example of one answer: the prompt's own tokens, then the rest of those of the full
+        text.
 
         If a token would span the two, the text after the prompt is tokenized by itself.
         """
@@ -116,9 +124,11 @@ class PromptFormat:
         raise Unshown(f"the tokens of its prompt and its answer do not decode to the full text: {answer.text[-60:]!r}")
 
     def _joined(self, record: Mapping[str, Any], learned: Sequence[Shown]) -> Tokenized | None:
-        """One example with every answer after its prompt, token for token; None if a token would span a prompt's end."""
+        """One example with every answer after its prompt, token for token; None if a token would
+        span a prompt's end."""
         encoded = self._encoded(learned[-1].text)
-        # No token spans a special one, so only the tokens after a prompt's last special token need a comparison.
+        # No token spans a special one, so only the tokens after a prompt's last special token need
+        # a comparison.
         marks = {start: i for i, (start, _) in enumerate(encoded.spans) if encoded.ids[i] in self._special_ids}
         starts, answers = sorted(marks), []
         for answer in learned:
@@ -185,19 +195,22 @@ class PromptFormat:
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end an answer or a call: the one that training teaches, and those that end generation anyway."""
+        """The tokens that end an answer or a call: the one that training teaches, and those that
+        end generation anyway."""
         return {self.end_of_answer, *self.generation_stops}
 
     @property
     def generation_stops(self) -> set[int]:
-        """The tokens that end generation for any template: EOS, and those of the generation configuration."""
+        """The tokens that end generation for any template: EOS, and those of the generation
+        configuration."""
         return {self.tokenizer.eos_token_id, *self._stops}
 
     @cached_property
     def end_of_answer(self) -> int:
         """The token that training teaches as an answer's end.
 
-        It is the special token that the template writes after an answer (<end_of_turn> for Gemma), or EOS without one.
+        It is the special token that the template writes after an answer (<end_of_turn> for Gemma),
+        or EOS without one.
         """
         return self.tokenizer.convert_tokens_to_ids(self._text.end)
 
@@ -205,8 +218,8 @@ class PromptFormat:
     def prefix(self) -> list[int]:
         """The BOS in front of every example, or nothing.
 
-        A chat template writes it; in front of Alpaca's text the tokenizer does. A BOS that opens every turn (SmolLM2's
-        <|im_start|>) does not count.
+        A chat template writes it; in front of Alpaca's text the tokenizer does. A BOS that opens
+        every turn (SmolLM2's <|im_start|>) does not count.
         """
         if isinstance(self._text, AlpacaBlocks):
             return self.own_bos
@@ -215,14 +228,16 @@ class PromptFormat:
 
     @cached_property
     def own_bos(self) -> list[int]:
-        """The tokens that the tokenizer itself puts in front: OPT's </s>, Gemma's and Llama's BOS, none for GPT-2."""
+        """The tokens that the tokenizer itself puts in front: OPT's </s>, Gemma's and Llama's BOS,
+        none for GPT-2."""
         bare, full = self.tokenizer("a", add_special_tokens=False).input_ids, self.tokenizer("a").input_ids
         front = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
         return full[:front]
 
     @property
     def _front(self) -> list[int]:
-        """The tokens to add in front of an example's text; none for a chat template, which writes its own BOS."""
+        """The tokens to add in front of an example's text; none for a chat template, which writes
+        its own BOS."""
         return [] if self.style == "chat" else self.own_bos
 
     @cached_property
@@ -239,13 +254,15 @@ class PromptFormat:
 
 
 def _overlap(token: tuple[int, int], span: tuple[int, int]) -> bool:
-    """Whether a token covers a part of the span. Some tokenizers give a token an empty span at its end."""
+    """Whether a token covers a part of the span. Some tokenizers give a token an empty span at its
+    end."""
     (start, end), (begin, stop) = token, span
     return begin < start <= stop if start == end else start < stop and begin < end
 
 
 def _goes_on(answers: Sequence[Shown]) -> bool:
-    """Whether every prompt continues the previous answer as shown, so that the template rewrites no earlier turn."""
+    """Whether every prompt continues the previous answer as shown, so that the template rewrites no
+    earlier turn."""
     return all(after.prompt.startswith(before.text) for before, after in pairwise(answers))
 
 

@@ -1,8 +1,8 @@
 """LoftQ (Li et al. 2023): an adapter over a 4-bit base starts as the rounding error of the base.
 
-Per layer, W − dequantize(quantize(W)) ≈ BA by a singular value decomposition, in one iteration. PEFT's
-`replace_lora_weights_loftq` does the same, but only on a card. The base does not change, so the saved adapter is plain
-LoRA.
+Per layer, W − dequantize(quantize(W)) ≈ BA by a singular value decomposition, in one iteration.
+PEFT's `replace_lora_weights_loftq` does the same, but only on a card. The base does not change, so
+the saved adapter is plain LoRA.
 """
 # ruff: noqa: TID253
 
@@ -18,7 +18,8 @@ from pipelines.settings.methods import FOUR_BITS
 
 
 def require_known(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raises UnavailableError for LoftQ over a base that is not in 4 bits, or with settings that mean something else."""
+    """Raises UnavailableError for LoftQ over a base that is not in 4 bits, or with settings that
+    mean something else."""
     loftq = settings.get("loftq_config") or {}
     bits, rounds = (loftq.get("loftq_bits", 4), loftq.get("loftq_iter", 1)) if isinstance(loftq, dict) else (loftq, 1)
     if recipe.get("quantization") not in FOUR_BITS:
@@ -37,7 +38,8 @@ def require_known(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Non
 
 @torch.no_grad()
 def make_up_for(model: Any, original: Any) -> None:
-    """Start the fresh LoRA of `model`, a PEFT model over a 4-bit base, from the rounding error of its base.
+    """Start the fresh LoRA of `model`, a PEFT model over a 4-bit base, from the rounding error of
+    its base.
 
     `original` is the same model without quantization.
 
@@ -57,7 +59,8 @@ def make_up_for(model: Any, original: Any) -> None:
 
 
 def _make_up(layer: Any, weight: torch.Tensor) -> None:
-    """B·A·scaling = the best approximation of `weight` (outputs × inputs) minus the dequantized weight."""
+    """B·A·scaling = the best approximation of `weight` (outputs × inputs) minus the dequantized
+    weight."""
     from bitsandbytes.functional import dequantize_4bit
 
     (adapter,) = layer.lora_A

@@ -1,11 +1,11 @@
 """The search for the best of several learning rates.
 
-Each rate is tried for some steps from the same start, over the same examples, with its own warm-up. Its loss on a slice
-held back from train decides. The evaluation records play no part.
+Each rate is tried for some steps from the same start, over the same examples, with its own warm-up.
+Its loss on a slice held back from train decides. The evaluation records play no part.
 
-Each rate of a list runs for `search_share` of the steps, with a cosine. `learning_rate: auto` uses successive halving
-(`halving`) without a cosine, with all trials together within `search_cap` of the steps. Each trial is written to disk
-when it ends, so a killed search resumes after it.
+Each rate of a list runs for `search_share` of the steps, with a cosine. `learning_rate: auto` uses
+successive halving (`halving`) without a cosine, with all trials together within `search_cap` of the
+steps. Each trial is written to disk when it ends, so a killed search resumes after it.
 """
 
 import json
@@ -26,7 +26,8 @@ from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.halving import Trial
 from pipelines.train.trainer.tensor_file import save_file
 
-# auto judges by at least and at most this many examples, but by no more than the share MOST of train.
+# auto judges by at least and at most this many examples, but by no more than the share MOST of
+# train.
 JUDGED = (16, 64)
 MOST = 0.25
 # (learning rate, loss or None if it diverged, steps), smaller rates first.
@@ -37,7 +38,8 @@ Tried = list[tuple[float, float | None, int]]
 class Chosen:
     """A learning rate and the trials that it was chosen from; without a search `tried` is empty.
 
-    `source` replaces the spec's `learning_rate_source` if the search that it names did not take place.
+    `source` replaces the spec's `learning_rate_source` if the search that it names did not take
+    place.
     """
 
     rate: float
@@ -74,7 +76,8 @@ def is_auto(recipe: dict[str, Any]) -> bool:
 
 
 def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
-    """The rate with the lowest loss among the longest trials; of the rates within `near` of that loss the smallest.
+    """The rate with the lowest loss among the longest trials; of the rates within `near` of that
+    loss the smallest.
 
     `near` is a share of the lowest loss.
 
@@ -92,9 +95,11 @@ def best(trials: Sequence[Trial], *, near: float = 0.0) -> Chosen:
 def hold_back(
     train: Sequence[Tokenized], validation: Sequence[Tokenized], recipe: dict[str, Any]
 ) -> tuple[list[Tokenized], list[Tokenized]]:
-    """The examples that trials train on, and those that judge them: `validation`, else a slice of `train`.
+    """The examples that trials train on, and those that judge them: `validation`, else a slice of
+    `train`.
 
-    The many short trials of auto use only a part of a large slice, and more than `validation_share` of a small train.
+    The many short trials of auto use only a part of a large slice, and more than `validation_share`
+    of a small train.
     """
     least, most = JUDGED if is_auto(recipe) else (1, len(train) + len(validation))
     if validation:
@@ -115,10 +120,11 @@ class SearchResult:
 
 
 def search(trainer: Any, train: Sequence[Tokenized], judging: Sequence[Tokenized]) -> SearchResult:
-    """Try the recipe's learning rates on `train`, judged on `judging`; the weights end as they were.
+    """Try the recipe's learning rates on `train`, judged on `judging`; the weights end as they
+    were.
 
-    The trainable weights of the start are kept on disk, so memory never holds two sets of them. If auto has too few
-    steps, there are no trials.
+    The trainable weights of the start are kept on disk, so memory never holds two sets of them. If
+    auto has too few steps, there are no trials.
 
     Raises:
         ValueError: there are too few examples to hold any back.
@@ -147,8 +153,8 @@ def search(trainer: Any, train: Sequence[Tokenized], judging: Sequence[Tokenized
 class Trials:
     """Runs trials, each from the weights of the start and with the same random numbers.
 
-    Inside its context the weights of the start are on disk. A trial depends only on its rate and its steps. So one that an
-    earlier process of the cell has finished does not run again.
+    Inside its context the weights of the start are on disk. A trial depends only on its rate and
+    its steps. So one that an earlier process of the cell has finished does not run again.
     """
 
     def __init__(
@@ -197,7 +203,8 @@ class Trials:
         return loss
 
     def _take_over(self) -> None:
-        """Take over the trials of an earlier process of the cell that ran under the same conditions."""
+        """Take over the trials of an earlier process of the cell that ran under the same
+        conditions."""
         worker = self._trainer.worker
         if not (earlier := worker.spec.get("searched")):
             return

@@ -1,6 +1,7 @@
 """Conversations as text: through a tokenizer's own chat template, or as Alpaca blocks.
 
-Both give, for every answer of a record, the prompt that inference sends and the text with the answer after it.
+Both give, for every answer of a record, the prompt that inference sends and the text with the
+answer after it.
 """
 
 import json
@@ -45,7 +46,8 @@ _THOUGHT = re.compile(r"\A(\s*<think>\s*)(.*?)(\s*</think>\s*)(.+)\Z", re.DOTALL
 
 
 class Unshown(ValueError):
-    """The model's template cannot show a record as inference would see it: that record is left out, not the cell."""
+    """The model's template cannot show a record as inference would see it: that record is left out,
+    not the cell."""
 
 
 Span = tuple[int, int]
@@ -55,8 +57,9 @@ Span = tuple[int, int]
 class Shown:
     """One answer as text.
 
-    `text` holds the prompt (its first `prompt_length` characters) and the answer with its end token. `content_spans` are
-    the places of the record's own words in it, without the template's additions.
+    `text` holds the prompt (its first `prompt_length` characters) and the answer with its end
+    token. `content_spans` are the places of the record's own words in it, without the template's
+    additions.
     """
 
     text: str
@@ -101,13 +104,15 @@ class AlpacaBlocks:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template with `arguments` from the model's record, which the template must know.
+    """A tokenizer's chat template with `arguments` from the model's record, which the template must
+    know.
 
-    The argument `strftime_now`, such as "2025-07-08", replaces today's date in templates that write it. `stops` are the
-    tokens that end generation, EOS included.
+    The argument `strftime_now`, such as "2025-07-08", replaces today's date in templates that write
+    it. `stops` are the tokens that end generation, EOS included.
 
     Raises:
-        ValueError: there is no template, it knows no such argument, or it does not show an answer as it was written.
+        ValueError: there is no template, it knows no such argument, or it does not show an answer
+            as it was written.
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], stops: Sequence[str]) -> None:
@@ -126,7 +131,8 @@ class ChatTemplate:
                 f"template: {DAY}: the chat template asks for the day in a way that allows no fixed day: leave it out"
             )
 
-        # Thinking is off. A variable that the template sets itself is a switch only if a value of it makes a difference.
+        # Thinking is off. A variable that the template sets itself is a switch only if a value of
+        # it makes a difference.
         own = {name for name in THINKING if name in sets and name not in _tested(parsed)}
         switches = [name for name in THINKING if name in known and (name not in own or self._is_switch(name))]
         self.arguments = {**dict.fromkeys(switches, False), **arguments}
@@ -134,7 +140,8 @@ class ChatTemplate:
     def _is_switch(self, name: str) -> bool:
         """Whether a variable that the template also sets is an argument.
 
-        It is if its two values give different texts, and one of them is the text without the variable.
+        It is if its two values give different texts, and one of them is the text without the
+        variable.
         """
         messages: list[Message] = [{"role": "user", "content": "a"}]
         shown = []
@@ -150,7 +157,8 @@ class ChatTemplate:
         """The record's own answers, without those of the shots.
 
         Raises:
-            Unshown: the template refuses the record, or does not show an answer after the prompt that inference sends.
+            Unshown: the template refuses the record, or does not show an answer after the prompt
+                that inference sends.
         """
         messages, tools = with_shots(conversation(record), shots), tools_of(record)
         own = sum(message["role"] == "assistant" for message in with_shots([], shots))
@@ -163,17 +171,17 @@ class ChatTemplate:
         prompt = self._render(messages[:-1], tools, ask=True)
         tail = self._behind(messages, tools, prompt)
         if tail is None and prompt.rstrip().endswith("<think>"):
-            # Inference always opens a block of reasoning (DeepSeek-R1). An answer without reasoning closes it, if the
-            # template shows that.
+            # Inference always opens a block of reasoning (DeepSeek-R1). An answer without reasoning
+            # closes it, if the template shows that.
             closed = {**messages[-1], "content": f"<think>\n\n</think>\n\n{messages[-1]['content']}"}
             messages = [*messages[:-1], closed]
             tail = self._behind(messages, tools, prompt)
         answer = messages[-1]
         if tail is None:
-            whole = self._render(messages, tools, ask=False)
+            full_text = self._render(messages, tools, ask=False)
             raise Unshown(
                 f"the template does not show answer {place + 1} after the prompt that inference sends, which ends in "
-                f"{prompt[-40:]!r}: it continues with {_where_it_parts(prompt, whole)!r}"
+                f"{prompt[-40:]!r}: it continues with {_where_it_parts(prompt, full_text)!r}"
             )
 
         # Tool calls and their results must be visible.
@@ -195,13 +203,14 @@ class ChatTemplate:
 
         None if the template shows the answer after another text.
         """
-        whole = self._render(messages, tools, ask=False)
-        if whole.startswith(prompt):
-            return whole[len(prompt) :]
-        if (tail := self._behind_closed(messages, tools, prompt, whole)) is not None:
+        full_text = self._render(messages, tools, ask=False)
+        if full_text.startswith(prompt):
+            return full_text[len(prompt) :]
+        if (tail := self._behind_closed(messages, tools, prompt, full_text)) is not None:
             return tail
-        # Mistral's template writes the system prompt into the last question, and omits it after the answer. Then the
-        # answer reads as it does after the question alone, if that ends as the prompt does.
+        # Mistral's template writes the system prompt into the last question, and omits it after the
+        # answer. Then the answer reads as it does after the question alone, if that ends as the
+        # prompt does.
         if tools or messages[-2]["role"] != "user":
             return None
         question = messages[-2]["content"].strip()
@@ -213,15 +222,18 @@ class ChatTemplate:
             return None
         _, separator, opening = short_prompt.rpartition(question)
         same_frame = (
-            bool(separator) and prompt.endswith(question + opening) and whole.endswith(short_text[len(short_prompt) :])
+            bool(separator)
+            and prompt.endswith(question + opening)
+            and full_text.endswith(short_text[len(short_prompt) :])
         )
         return short_text[len(short_prompt) :] if same_frame else None
 
-    def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, whole: str) -> str | None:
-        """The same for templates that turn thinking off by an empty block of reasoning in the prompt (Gemma 4, MiniCPM).
+    def _behind_closed(self, messages: list[Message], tools: list[Any], prompt: str, full_text: str) -> str | None:
+        """The same for templates that turn thinking off by an empty block of reasoning in the
+        prompt (Gemma 4, MiniCPM).
 
-        The full text lacks that block. The result is the text from the answer's turn on, without the header if the block
-        already holds it.
+        The full text lacks that block. The result is the text from the answer's turn on, without
+        the header if the block already holds it.
         """
         off = any(self.arguments.get(name) is False for name in THINKING)
         answer = messages[-1]["content"]
@@ -234,11 +246,11 @@ class ChatTemplate:
             return None
         start = len(before) + _same(prompt[len(before) :], marked[len(before) :])
         place = marked.find(MARKER, start)
-        if place < 0 or not whole.startswith(marked[:place]):
+        if place < 0 or not full_text.startswith(marked[:place]):
             return None
         block, header = prompt[start:], marked[start:place]
         has_header = block.endswith(header) or (header.strip() and block.rstrip().endswith(header.strip()))
-        return ("" if has_header else header) + whole[place:]
+        return ("" if has_header else header) + full_text[place:]
 
     def _inside(self, messages: list[Message], tools: list[Any], prompt: str, tail: str) -> list[Span]:
         """The places of the answer in `tail`, found by rendering markers in its place.
@@ -270,7 +282,8 @@ class ChatTemplate:
     def _require_calls(self, answer: Message, prompt: str, tail: str, tools: list[Any]) -> None:
         """Check that the template shows every call and every declared tool.
 
-        Training learns calls in the model's own spelling. No measure that compares models counts them.
+        Training learns calls in the model's own spelling. No measure that compares models counts
+        them.
 
         Raises:
             Unshown: a call, a name or value of its arguments, or a declared tool is missing.
@@ -287,10 +300,12 @@ class ChatTemplate:
                 raise Unshown(f"the template does not show the declared tool {tool['function'].get('name')!r}")
 
     def _stop(self, tail: str, after: int, *, calls: bool) -> int | None:
-        """The place in `tail` after the token that ends the answer; None if the template writes no special token.
+        """The place in `tail` after the token that ends the answer; None if the template writes no
+        special token.
 
-        That is the template's end token, else the first special token. A call may hold special tokens of its own: for it
-        any token that ends generation counts, else the last special token.
+        That is the template's end token, else the first special token. A call may hold special
+        tokens of its own: for it any token that ends generation counts, else the last special
+        token.
         """
         matches = list(self._specials.finditer(tail, after))
         end_tokens = self._stops | {self.end} if calls else {self.end}
@@ -302,8 +317,8 @@ class ChatTemplate:
     def end(self) -> str:
         """The special token that the template writes after an answer; EOS if it writes none.
 
-        Of several tokens it is one that follows every answer (Phi-3's <|end|>), not only the last, and preferably one that
-        ends generation.
+        Of several tokens it is one that follows every answer (Phi-3's <|end|>), not only the last,
+        and preferably one that ends generation.
         """
         question = [{"role": "user", "content": "a"}]
         answered = [*question, {"role": "assistant", "content": MARKER}]
@@ -321,7 +336,8 @@ class ChatTemplate:
 
     @property
     def first_question(self) -> str:
-        """The prompt for a single question: a conversation's opening occurs in it once, a turn's opening twice."""
+        """The prompt for a single question: a conversation's opening occurs in it once, a turn's
+        opening twice."""
         return self._render([{"role": "user", "content": "a"}], [], ask=True)
 
     @cached_property
@@ -361,7 +377,8 @@ class ChatTemplate:
             return True
 
     def _render(self, messages: Sequence[Message], tools: list[Any], *, ask: bool) -> str:
-        """The messages as text. For a template without system prompts these move to the start of the first question.
+        """The messages as text. For a template without system prompts these move to the start of
+        the first question.
 
         Raises:
             Unshown: the template refuses the messages.
@@ -404,7 +421,8 @@ class ChatTemplate:
     def _on(self, day: date | None, tools: list[Any]) -> dict[str, str]:
         """The template to render as if it were that day; without a day, nothing.
 
-        A macro replaces the function that returns the day, since transformers passes no functions to templates.
+        A macro replaces the function that returns the day, since transformers passes no functions
+        to templates.
         """
         if day is None:
             return {}
@@ -445,7 +463,8 @@ def _tested(parsed: nodes.Template) -> set[str]:
 
 
 def _day_forms(parsed: nodes.Template) -> tuple[list[str], bool]:
-    """The date formats in the template's calls, and whether it also asks for the day in ways that cannot be parsed."""
+    """The date formats in the template's calls, and whether it also asks for the day in ways that
+    cannot be parsed."""
     calls = [call for call in parsed.find_all(nodes.Call) if getattr(call.node, "name", None) == DAY]
     plain = [
         call for call in calls if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) and not call.kwargs
@@ -503,7 +522,8 @@ def _words_of(value: Any) -> Iterator[str]:
 
 
 def _stands_in(words: str, text: str) -> bool:
-    """Whether `text` contains `words`: as they are, as JSON writes them, or true, false and null as in Python."""
+    """Whether `text` contains `words`: as they are, as JSON writes them, or true, false and null as
+    in Python."""
     python = {"true": "True", "false": "False", "null": "None"}.get(words, words)
     ways = (words, python, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1])
     return any(way in text for way in ways)
@@ -516,7 +536,7 @@ def _same(one: str, other: str) -> int:
     return open_tag.start() if open_tag else length
 
 
-def _where_it_parts(prompt: str, whole: str) -> str:
+def _where_it_parts(prompt: str, full_text: str) -> str:
     """The first 40 characters of the full text from where it differs from the prompt."""
-    same = _same(prompt, whole)
-    return whole[same : same + 40]
+    prefix = _same(prompt, full_text)
+    return full_text[prefix : prefix + 40]

@@ -1,8 +1,9 @@
 """Write tensors into a safetensors file piece by piece.
 
-The library's own `save_file` copies a card's tensors to the host and keeps all copies until the file is written. For a
-checkpoint that is the model and the optimizer's state, and the host may have less memory than its card. Here a card's
-tensors pass through one buffer, and the host's are written in place. The file has the same bytes as the library's.
+The library's own `save_file` copies a card's tensors to the host and keeps all copies until the
+file is written. For a checkpoint that is the model and the optimizer's state, and the host may have
+less memory than its card. Here a card's tensors pass through one buffer, and the host's are written
+in place. The file has the same bytes as the library's.
 """
 # ruff: noqa: TID253
 
@@ -28,7 +29,8 @@ PLACES = {dtype: place for place, dtype in enumerate(KINDS)}
 def save_file(
     tensors: Mapping[str, torch.Tensor], filename: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write `tensors` as `safetensors.torch.save_file` does. Tensors may share memory; each is written in full.
+    """Write `tensors` as `safetensors.torch.save_file` does. Tensors may share memory; each is
+    written in full.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
@@ -63,7 +65,8 @@ def used_by_transformers() -> Iterator[None]:
 
 
 def _header(tensors: Mapping[str, torch.Tensor], order: list[str], metadata: Mapping[str, str] | None) -> bytes:
-    """The header: its length (8 bytes) and a JSON description, padded with spaces to a multiple of 8 bytes."""
+    """The header: its length (8 bytes) and a JSON description, padded with spaces to a multiple of
+    8 bytes."""
     description: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name in order:
@@ -93,7 +96,8 @@ def _pinned(size: int) -> torch.Tensor:
 
 
 def _pieces(tensor: torch.Tensor, buffer: torch.Tensor | None) -> Iterator[memoryview]:
-    """The bytes of `tensor` in order. With a `buffer`, each piece is valid until the next one overwrites it."""
+    """The bytes of `tensor` in order. With a `buffer`, each piece is valid until the next one
+    overwrites it."""
     if not tensor.numel():
         return
     # This copies a tensor that is not contiguous, one at a time.

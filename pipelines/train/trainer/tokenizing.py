@@ -18,8 +18,9 @@ MOST_UNSHOWN = 0.1
 class TokenizedRecords:
     """The examples of `records` records.
 
-    `too_long` counts the records with an example of more than `limit` tokens. `unshown` holds, for each record that the
-    template cannot show, the reason. `lengths` are the tokens of each record's longest example.
+    `too_long` counts the records with an example of more than `limit` tokens. `unshown` holds, for
+    each record that the template cannot show, the reason. `lengths` are the tokens of each record's
+    longest example.
     """
 
     examples: list[Tokenized]

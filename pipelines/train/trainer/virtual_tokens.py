@@ -1,7 +1,8 @@
 """Virtual tokens that an adapter puts before every text.
 
-They are embeddings (prompt tuning, P-tuning), or keys and values in the attention's cache (prefix tuning). Losses, bits
-per byte and answers count only the text's own tokens, which merely move to later positions.
+They are embeddings (prompt tuning, P-tuning), or keys and values in the attention's cache (prefix
+tuning). Losses, bits per byte and answers count only the text's own tokens, which merely move to
+later positions.
 """
 # ruff: noqa: TID253
 
@@ -16,14 +17,16 @@ from pipelines.settings.methods import AS_KEYS
 def embedded(model: Any) -> int:
     """The number of tokens that `model` puts before a text's embeddings; 0 without such an adapter.
 
-    Hidden states and logits are longer than the text by this number. `model` may be inside DeepSpeed's engine.
+    Hidden states and logits are longer than the text by this number. `model` may be inside
+    DeepSpeed's engine.
     """
     config = _config(model)
     return 0 if config is None or config.peft_type in AS_KEYS else config.num_virtual_tokens
 
 
 def cached(model: Any) -> int:
-    """The number of tokens whose keys and values `model` puts into the attention's cache; 0 without such an adapter."""
+    """The number of tokens whose keys and values `model` puts into the attention's cache; 0 without
+    such an adapter."""
     config = _config(model)
     return config.num_virtual_tokens if config is not None and config.peft_type in AS_KEYS else 0
 
@@ -35,7 +38,8 @@ def _config(model: Any) -> Any | None:
 
 
 def shifted(positions: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
-    """`positions`, counted through rows of `length`, after `tokens` more tokens were put before each row."""
+    """`positions`, counted through rows of `length`, after `tokens` more tokens were put before
+    each row."""
     if not tokens:
         return positions
     rows = positions.div(length, rounding_mode="floor")
@@ -43,10 +47,12 @@ def shifted(positions: torch.Tensor, length: int, tokens: int) -> torch.Tensor:
 
 
 def before_each_text(model: Any, ids: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (rows × (longest + tokens) × width) and mask of `ids`, with the adapter's tokens before each text.
+    """Embeddings (rows × (longest + tokens) × width) and mask of `ids`, with the adapter's tokens
+    before each text.
 
-    `ids` are rows × longest, padded on the left; `lengths` are the lengths of the texts. PEFT puts the adapter's tokens
-    before the padding, away from a short text. Its answer would then depend on its neighbours in the batch.
+    `ids` are rows × longest, padded on the left; `lengths` are the lengths of the texts. PEFT puts
+    the adapter's tokens before the padding, away from a short text. Its answer would then depend on
+    its neighbours in the batch.
     """
     texts = model.word_embeddings(ids)
     prompts = model.get_prompt(batch_size=len(ids)).to(texts.dtype)

@@ -1,7 +1,8 @@
-"""LoRA's dropout at less than half its cost on a CPU: it draws 64 random bits at a time and reads 16-bit numbers.
+"""LoRA's dropout at less than half its cost on a CPU: it draws 64 random bits at a time and reads
+16-bit numbers.
 
-torch draws one float per element on a CPU, which took a quarter of a LoRA step. The dropped share is exact to 1/65536,
-and the stored mask takes one byte per element rather than four.
+torch draws one float per element on a CPU, which took a quarter of a LoRA step. The dropped share
+is exact to 1/65536, and the stored mask takes one byte per element rather than four.
 """
 # ruff: noqa: TID253
 
@@ -14,7 +15,8 @@ LEVELS = 2**16
 
 
 def keep_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
-    """A bool mask shaped like `like`, each element True with probability 1 - round(`drop` × 65536) / 65536."""
+    """A bool mask shaped like `like`, each element True with probability 1 - round(`drop` × 65536)
+    / 65536."""
     # A card draws all elements at once.
     if like.device.type != "cpu":
         return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(kept_share(drop))

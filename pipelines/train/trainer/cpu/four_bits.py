@@ -1,13 +1,16 @@
 """bitsandbytes on a CPU, ready sooner and in less memory, with the same bits.
 
-Import: bitsandbytes compiles two functions that a CPU never calls. Here it is imported without PyTorch's compiler.
+Import: bitsandbytes compiles two functions that a CPU never calls. Here it is imported without
+PyTorch's compiler.
 
-Packing: for every weight bitsandbytes searches the 15 bounds between the 16 values, and it makes eight arrays as large as
-the weight. Here a piece that fits into the processor's cache is compared with each bound.
+Packing: for every weight bitsandbytes searches the 15 bounds between the 16 values, and it makes
+eight arrays as large as the weight. Here a piece that fits into the processor's cache is compared
+with each bound.
 
-Unpacking: bitsandbytes makes a new array for every product. The holes in the C library's heap came to half a gigabyte in
-one of four runs with OPT-350M. The kernel maps larger arrays anew each time, which takes several times as long as the
-unpacking. Here the same memory serves all unpacked weights.
+Unpacking: bitsandbytes makes a new array for every product. The holes in the C library's heap came
+to half a gigabyte in one of four runs with OPT-350M. The kernel maps larger arrays anew each time,
+which takes several times as long as the unpacking. Here the same memory serves all unpacked
+weights.
 """
 # ruff: noqa: TID253
 
@@ -20,12 +23,14 @@ from typing import Any, NoReturn
 
 import torch
 
-# Weights per piece. PyTorch splits more than 32,767 elements among threads, which would wait longer than they work here.
+# Weights per piece. PyTorch splits more than 32,767 elements among threads, which would wait longer
+# than they work here.
 PIECE = 32704
 # The divisor for a block of zeros, as in bitsandbytes.
 TINY = 1e-38
 CPU = torch.device("cpu")
-# From this block size on bitsandbytes' AVX-512 code is inexact, and bitsandbytes itself unpacks by PyTorch.
+# From this block size on bitsandbytes' AVX-512 code is inexact, and bitsandbytes itself unpacks by
+# PyTorch.
 LARGE_BLOCK = 2048
 
 
@@ -45,8 +50,8 @@ def prepare() -> None:
 def _without_compiler() -> Iterator[None]:
     """Make torch.compile fail while bitsandbytes is imported.
 
-    bitsandbytes then uses the plain functions. The call alone would import the compiler, which takes half as long as
-    PyTorch itself.
+    bitsandbytes then uses the plain functions. The call alone would import the compiler, which
+    takes half as long as PyTorch itself.
     """
     plain, torch.compile = torch.compile, _refuse
     try:
@@ -62,10 +67,11 @@ def _refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
 def pack(
     weight: torch.Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`bitsandbytes::quantize_4bit`: two values per byte (n / 2 × 1, viewed as `quant_storage`) and the blocks' absmax.
+    """`bitsandbytes::quantize_4bit`: two values per byte (n / 2 × 1, viewed as `quant_storage`) and
+    the blocks' absmax.
 
-    The absmax are float32. A value is the one of the type's 16 that is nearest to weight / absmax (Dettmers et al. 2023,
-    section 3); NaN counts as the lowest.
+    The absmax are float32. A value is the one of the type's 16 that is nearest to weight / absmax
+    (Dettmers et al. 2023, section 3); NaN counts as the lowest.
     """
     bounds, order = _bounds(quant_type)
     flat = weight.reshape(-1)
@@ -75,9 +81,9 @@ def pack(
     step = PIECE // blocksize * blocksize or blocksize
 
     # Complete blocks, several in a piece.
-    whole = count - count % blocksize
-    for start in range(0, whole, step):
-        end = min(whole, start + step)
+    complete = count - count % blocksize
+    for start in range(0, complete, step):
+        end = min(complete, start + step)
         blocks = flat[start:end].float().view(-1, blocksize)
         largest = absmax[start // blocksize : end // blocksize]
         torch.amax(blocks.abs(), dim=-1, out=largest)
@@ -85,11 +91,11 @@ def pack(
         _pack_piece(scaled.view(-1), (bounds, order), packed[start // 2 : end // 2])
 
     # The last block may be shorter; an odd number of weights is padded with a zero.
-    if count > whole:
-        rest = flat[whole:].float()
+    if count > complete:
+        rest = flat[complete:].float()
         absmax[-1] = rest.abs().max().clamp(min=TINY)
         scaled = torch.nn.functional.pad(rest / absmax[-1], (0, len(rest) % 2))
-        _pack_piece(scaled, (bounds, order), packed[whole // 2 :])
+        _pack_piece(scaled, (bounds, order), packed[complete // 2 :])
     return packed.view(quant_storage).unsqueeze(1), absmax
 
 
@@ -111,7 +117,8 @@ def _pack_piece(scaled: torch.Tensor, table: tuple[list[float], torch.Tensor | N
 
 @cache
 def _bounds(quant_type: str) -> tuple[list[float], torch.Tensor | None]:
-    """The midpoints between the type's values in ascending order, and the codes of the values for fp4.
+    """The midpoints between the type's values in ascending order, and the codes of the values for
+    fp4.
 
     nf4 needs no codes, since a value's code is its place in that order.
     """
@@ -145,7 +152,8 @@ _scratch = Scratch()
 
 
 def unpack(weight: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight (out × in) of a `bitsandbytes.nn.Params4bit` as `dtype`, valid until the next call overwrites it."""
+    """The weight (out × in) of a `bitsandbytes.nn.Params4bit` as `dtype`, valid until the next call
+    overwrites it."""
     from bitsandbytes.functional import dequantize_4bit
 
     if weight.device.type == "cpu":
@@ -165,8 +173,8 @@ def unpack_into(
 ) -> None:
     """`bitsandbytes::dequantize_4bit.out`: each value × its block's absmax, written into `out`.
 
-    It uses the library's own C function if there is an exact one, by the rule in bitsandbytes/backends/cpu/ops.py.
-    Otherwise it copies from a new tensor.
+    It uses the library's own C function if there is an exact one, by the rule in
+    bitsandbytes/backends/cpu/ops.py. Otherwise it copies from a new tensor.
     """
     function = _library().get((quant_type, dtype))
     if function is None or shape[-1] % 2 or blocksize >= LARGE_BLOCK or not out.is_contiguous():
@@ -179,7 +187,8 @@ def unpack_into(
 
 @cache
 def _library() -> dict[tuple[str, torch.dtype], Any]:
-    """The C functions that unpack, by 4-bit type and output format; empty if bitsandbytes has no compiled library."""
+    """The C functions that unpack, by 4-bit type and output format; empty if bitsandbytes has no
+    compiled library."""
     from bitsandbytes.cextension import lib
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -1,9 +1,10 @@
 """The matrix products of a training step on a CPU, by the faster of PyTorch's two libraries.
 
-PyTorch multiplies float32 matrices by MKL. On processors that are not Intel's MKL runs its AVX2 code even if they have
-AVX-512. oneDNN, which PyTorch also contains, uses AVX-512 on any processor. It is twice as fast at SmolLM2's shapes on an
-AMD EPYC (`python -m benchmarks rate`). The choice depends only on the processor, never on a timing. Results differ by
-float error between the libraries; equal runs still end in equal bits.
+PyTorch multiplies float32 matrices by MKL. On processors that are not Intel's MKL runs its AVX2
+code even if they have AVX-512. oneDNN, which PyTorch also contains, uses AVX-512 on every processor
+that has it. It is twice as fast at SmolLM2's shapes on an AMD EPYC (`python -m benchmarks rate`).
+The choice depends only on the processor, never on a timing. Results differ by float error between
+the libraries; equal runs still end in equal bits.
 """
 # ruff: noqa: TID253
 
@@ -18,11 +19,12 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-# The number of prepared products, one per shape, in oneDNN's cache and in PyTorch's own cache above it. With their
-# defaults of 1,024, SmolLM2's caches held 0.3 GB after 24 batches and were no faster.
+# The number of prepared products, one per shape, in oneDNN's cache and in PyTorch's own cache above
+# it. With their defaults of 1,024, SmolLM2's caches held 0.3 GB after 24 batches and were no
+# faster.
 KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
-# oneDNN runs from this number of rows on. It was faster at every shape of SmolLM2's layers (1.1 to 2.4 ×). With a single
-# row it was faster at only one shape of three.
+# oneDNN runs from this number of rows on. It was faster at every shape of SmolLM2's layers (1.1 to
+# 2.4 ×). With a single row it was faster at only one shape of three.
 FEWEST = 2
 
 
@@ -57,7 +59,8 @@ def add_product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> t
 
 
 def sums_in_float32(matrix: torch.Tensor) -> bool:
-    """Whether `matrix` is in half precision on a card that can multiply such matrices into a float32 result."""
+    """Whether `matrix` is in half precision on a card that can multiply such matrices into a
+    float32 result."""
     return matrix.device.type != "cpu" and matrix.dtype is not torch.float32 and _card_sums_in_float32(matrix.dtype)
 
 
@@ -100,13 +103,15 @@ class _Product(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """As torch.nn.functional.linear, gradients included. The result may change in place, as some adapters do."""
+    """As torch.nn.functional.linear, gradients included. The result may change in place, as some
+    adapters do."""
     output: Any = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return output.view(*x.shape[:-1], len(weight))
 
 
 def use_faster_products(model: nn.Module) -> None:
-    """Make the plain linear layers of `model` compute by `linear`, if that is faster on this processor.
+    """Make the plain linear layers of `model` compute by `linear`, if that is faster on this
+    processor.
 
     This includes GPT-2's transposed layers, but not the output head, which `chunked` computes.
     """

@@ -1,6 +1,8 @@
-"""The CUDA card of a child process: whether torch can use it, which kernels it avoids, and how much memory it may take.
+"""The CUDA card of a child process: whether torch can use it, which kernels it avoids, and how much
+memory it may take.
 
-A child settles this before it uses the card. Without a card nothing here has an effect. We have not run it on a card.
+A child settles this before it uses the card. Without a card nothing here has an effect. We have not
+run it on a card.
 """
 # ruff: noqa: TID253
 
@@ -16,8 +18,8 @@ from pipelines.runs.worker import Worker
 
 # The oldest driver for each major version of CUDA (NVIDIA's table of minor version compatibility).
 DRIVERS = {11: 450, 12: 525, 13: 580}
-# PyTorch's build for drivers and cards that the one on PyPI does not support: its name, its CUDA version, and the newest
-# capability that it has kernels for.
+# PyTorch's build for drivers and cards that the one on PyPI does not support: its name, its CUDA
+# version, and the newest capability that it has kernels for.
 OLDER_BUILD, OLDER_CUDA, OLDER_NEWEST = "cu126", 12, (9, 0)
 # The major CUDA version of the build on PyPI.
 PYPI_CUDA = 13
@@ -27,7 +29,8 @@ INDEX = "https://download.pytorch.org/whl/"
 def take(worker: Worker) -> None:
     """Set up the card. Every child that computes with torch calls this before its first allocation.
 
-    It reports the card's name, turns off kernels that are slow for our shapes, and limits the process to its budget.
+    It reports the card's name, turns off kernels that are slow for our shapes, and limits the
+    process to its budget.
 
     Raises:
         UnavailableError: torch and the driver disagree about the card.
@@ -37,7 +40,8 @@ def take(worker: Worker) -> None:
     if not torch.cuda.is_available():
         return
     worker.runs_on(torch.cuda.get_device_name())
-    # cuDNN's attention makes a plan for every new shape, and here nearly every micro-batch has a new shape.
+    # cuDNN's attention makes a plan for every new shape, and here nearly every micro-batch has a
+    # new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if torch.cuda.get_device_capability() < AMPERE:
         repeat_grouped_heads()
@@ -48,8 +52,8 @@ def take(worker: Worker) -> None:
 def require_usable() -> None:
     """Raises UnavailableError if torch and nvidia-smi disagree about the card.
 
-    If torch cannot use a listed card, results of the CPU would appear under the card's name. If nvidia-smi does not list
-    torch's card, the card's results would appear under the CPU's name.
+    If torch cannot use a listed card, results of the CPU would appear under the card's name. If
+    nvidia-smi does not list torch's card, the card's results would appear under the CPU's name.
     """
     if problem := trouble():
         raise UnavailableError(problem)
@@ -91,8 +95,9 @@ def lacks_kernels(place: int | None = None) -> str | None:
 def limit_memory(budget_gb: float) -> None:
     """Limit this process to `budget_gb` (10⁹ bytes) of the card, like a smaller card.
 
-    torch's allocator gets the budget minus the CUDA context. Memory of other programs at this moment counts as part of
-    the context. Memory that is not allocated by torch (paged optimizer states, NCCL's buffers) has no limit.
+    torch's allocator gets the budget minus the CUDA context. Memory of other programs at this
+    moment counts as part of the context. Memory that is not allocated by torch (paged optimizer
+    states, NCCL's buffers) has no limit.
 
     Raises:
         MemoryError: the context takes all of the budget.
@@ -120,8 +125,8 @@ def has_flash_attention() -> bool:
 def repeat_grouped_heads() -> None:
     """Make transformers repeat the key and value heads that several query heads share.
 
-    With shared heads (`enable_gqa`) PyTorch computes attention on older cards by plain products, which keep every score
-    in memory.
+    With shared heads (`enable_gqa`) PyTorch computes attention on older cards by plain products,
+    which keep every score in memory.
     """
     from transformers.integrations import sdpa_attention
 
@@ -148,7 +153,8 @@ def _cannot_use(name: str) -> str:
 
 
 def _older_build_runs(built: int, driver: int | None) -> bool:
-    """Whether the build for older drivers is older than the one for CUDA `built` and runs with that driver and card."""
+    """Whether the build for older drivers is older than the one for CUDA `built` and runs with that
+    driver and card."""
     enough = driver is not None and driver >= DRIVERS[OLDER_CUDA]
     return built > OLDER_CUDA and enough and (machine.cuda_capability() or OLDER_NEWEST) <= OLDER_NEWEST
 
@@ -156,7 +162,8 @@ def _older_build_runs(built: int, driver: int | None) -> bool:
 def _runs(kernels: str, capability: tuple[int, int]) -> bool:
     """Whether a card of that capability runs the kernels.
 
-    `sm_86` runs on cards of the same major version from 8.6 on, `compute_90` on all cards from 9.0 on.
+    `sm_86` runs on cards of the same major version from 8.6 on, `compute_90` on all cards from 9.0
+    on.
     """
     built = _capability(kernels)
     if kernels.startswith("compute_"):

@@ -1,7 +1,7 @@
 """The report of `featherweight doctor` on a CUDA card.
 
-As a module this prints one line per property of the card that matters to a cell, and a line `problem` with the remedy for
-everything that is wrong. We have not run it on a card.
+As a module this prints one line per property of the card that matters to a cell, and a line
+`problem` with the remedy for everything that is wrong. We have not run it on a card.
 """
 # ruff: noqa: TID253
 
@@ -26,7 +26,8 @@ UNMEASURED = "gpu_memory_access_pct stays empty"
 
 
 def examine() -> Iterator[Line]:
-    """(property, state), each of which requires the previous ones. It ends early if torch cannot use the card."""
+    """(property, state), each of which requires the previous ones. It ends early if torch cannot
+    use the card."""
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield "torch", f"{torch.__version__}, {build}"
     yield "driver", next(iter(machine.cuda_query("driver_version")), "unknown")

@@ -1,9 +1,10 @@
-"""bitsandbytes' paged optimizers, whose states lie in memory that can move from the card to the host.
+"""bitsandbytes' paged optimizers, whose states lie in memory that can move from the card to the
+host.
 
-bitsandbytes never frees such memory, and PyTorch's allocator does not count it. So one optimizer serves the whole run:
-where other optimizers are replaced by new ones, its states are set to zero. A checkpoint is read into the memory that the
-optimizer already has. The size of that memory is a column of its own. Without a card nothing is paged, and the functions
-below give the same results.
+bitsandbytes never frees such memory, and PyTorch's allocator does not count it. So one optimizer
+serves the whole run: where other optimizers are replaced by new ones, its states are set to zero. A
+checkpoint is read into the memory that the optimizer already has. The size of that memory is a
+column of its own. Without a card nothing is paged, and the functions below give the same results.
 """
 # ruff: noqa: TID253
 

@@ -1,11 +1,12 @@
 """The processes that train one cell together (ranks, one per device), and their communication.
 
-Every rank holds the model and computes some of each optimizer step's micro-batches. Once per step, before clipping, the
-gradients are summed over all ranks, so that every rank takes the same step on the same bits.
+Every rank holds the model and computes some of each optimizer step's micro-batches. Once per step,
+before clipping, the gradients are summed over all ranks, so that every rank takes the same step on
+the same bits.
 
-A plain sum replaces torch's DDP class for three reasons. DDP needs the same number of passes on every rank. It divides by
-the number of ranks rather than by learned tokens. And it finds the participating parameters from the output of a forward
-pass, which `losses` bypasses.
+A plain sum replaces torch's DDP class for three reasons. DDP needs the same number of passes on
+every rank. It divides by the number of ranks rather than by learned tokens. And it finds the
+participating parameters from the output of a forward pass, which `losses` bypasses.
 """
 
 import os
@@ -36,7 +37,8 @@ class Ranks:
 
     @property
     def sharded(self) -> bool:
-        """Whether weights or states are divided as well, so that all ranks must make equally many passes."""
+        """Whether weights or states are divided as well, so that all ranks must make equally many
+        passes."""
         return self.sharding not in ("none", "ddp")
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
@@ -61,7 +63,8 @@ class Ranks:
         return [summed[rank * width : (rank + 1) * width] for rank in range(self.count)]
 
     def as_first_says(self, decision: bool) -> bool:
-        """The first rank's `decision`, on every rank; by their own clocks the ranks would decide differently."""
+        """The first rank's `decision`, on every rank; by their own clocks the ranks would decide
+        differently."""
         return bool(self.sums([float(decision and self.rank == 0)])[0])
 
     def wait(self) -> None:
@@ -108,10 +111,12 @@ def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
 
 
 def join(sharding: str) -> Ranks:
-    """Join the other processes of this cell, if torchrun's environment names any, each with its own device.
+    """Join the other processes of this cell, if torchrun's environment names any, each with its own
+    device.
 
     Raises:
-        UnavailableError: this machine has fewer GPUs than the cell has processes, or torch cannot use them.
+        UnavailableError: this machine has fewer GPUs than the cell has processes, or torch cannot
+            use them.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -150,7 +155,8 @@ def leave() -> None:
 
 
 def draw_apart(ranks: Ranks, seed: int) -> None:
-    """Make random numbers (dropout's) differ by rank; the first rank keeps those of a single process."""
+    """Make random numbers (dropout's) differ by rank; the first rank keeps those of a single
+    process."""
     if ranks.rank:
         import torch
 
@@ -163,7 +169,8 @@ def local_part(tensor: Any) -> Any:
 
 
 def with_local_part(parameter: Any, part: Any) -> Any:
-    """`part` on the device of `parameter`; for a sharded parameter, `part` is this rank's shard of the result."""
+    """`part` on the device of `parameter`; for a sharded parameter, `part` is this rank's shard of
+    the result."""
     if not hasattr(parameter, "to_local"):
         return part.to(parameter.device)
     from torch.distributed.tensor import DTensor

@@ -1,7 +1,7 @@
 """Weights divided over the ranks of a cell (FSDP: Zhao et al. 2023; PyTorch's fully_shard).
 
-Each rank keeps a share of every decoder layer, of its gradients and of its optimizer states. A layer is complete only
-while it computes. We have run this on CPUs by gloo, never on a card.
+Each rank keeps a share of every decoder layer, of its gradients and of its optimizer states. A
+layer is complete only while it computes. We have run this on CPUs by gloo, never on a card.
 """
 # ruff: noqa: TID253
 
@@ -35,13 +35,15 @@ def _layers(model: Any) -> list[Any]:
 
 
 def put_away(model: Any) -> None:
-    """Shard the weights that an evaluation left complete: a forward pass without backward leaves embedding and head so."""
+    """Shard the weights that an evaluation left complete: a forward pass without backward leaves
+    embedding and head so."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The complete trainable weights of a sharded model, on the first rank's CPU; the other ranks get {}.
+    """The complete trainable weights of a sharded model, on the first rank's CPU; the other ranks
+    get {}.
 
     All ranks call this together.
     """

@@ -1,8 +1,9 @@
 """DeepSpeed's ZeRO (Rajbhandari et al. 2020) over the ranks of a cell.
 
-Stage 2 divides gradients and optimizer states, stage 3 the weights as well. The trainer calls DeepSpeed directly, since
-accelerate would only pass the configuration on. We have run this on CPUs by gloo, never on a card. DeepSpeed's own
-checkpoints are pickled; ours hold everything, gathered, in the first rank's file.
+Stage 2 divides gradients and optimizer states, stage 3 the weights as well. The trainer calls
+DeepSpeed directly, since accelerate would only pass the configuration on. We have run this on CPUs
+by gloo, never on a card. DeepSpeed's own checkpoints are pickled; ours hold everything, gathered,
+in the first rank's file.
 """
 # ruff: noqa: TID253
 
@@ -32,7 +33,8 @@ class Zero:
     """
 
     def __init__(self, model: Any, spec: dict[str, Any], device: torch.device, ranks: Ranks) -> None:
-        """Divide `model` over `ranks`; the cell's own `deepspeed` configuration overrides the defaults.
+        """Divide `model` over `ranks`; the cell's own `deepspeed` configuration overrides the
+        defaults.
 
         Raises:
             UnavailableError: the cell computes in float16, or DeepSpeed is not installed.
@@ -49,7 +51,8 @@ class Zero:
         deepspeed: Any = import_module("deepspeed")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         defaults: dict[str, Any] = {
-            # The value has no effect: the trainer says where a step ends, and the loss is already divided.
+            # The value has no effect: the trainer says where a step ends, and the loss is already
+            # divided.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": recipe["gradient_clip"],
             "zero_allow_untested_optimizer": True,
@@ -64,7 +67,8 @@ class Zero:
         self._count = ranks.count
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradient of `loss` to the step's gradient; after the `last` loss it is summed over the ranks.
+        """Add the gradient of `loss` to the step's gradient; after the `last` loss it is summed
+        over the ranks.
 
         DeepSpeed takes the mean over the ranks, hence the factor.
         """
@@ -77,7 +81,8 @@ class Zero:
         return float(self.engine.get_global_grad_norm())
 
     def forget(self) -> None:
-        """Set the optimizer's states to zero. The tensors must stay, since DeepSpeed holds references into them."""
+        """Set the optimizer's states to zero. The tensors must stay, since DeepSpeed holds
+        references into them."""
         for state in self.optimizer.optimizer.state.values():
             for remembered in state.values():
                 remembered.zero_()
@@ -102,7 +107,8 @@ class Zero:
             self._fragments.safe_set_full_fp32_param(parameter, weights[name])
 
     def take_over(self, named: Named, weights: Any, states: Any, steps: int) -> None:
-        """Resume from `weights` and `states` after `steps` steps. At least one step, of any kind, must have been taken."""
+        """Resume from `weights` and `states` after `steps` steps. At least one step, of any kind,
+        must have been taken."""
         self.set_weights(named, weights)
         for name, parameter in named.items():
             for of in STATES:

@@ -1,8 +1,9 @@
-"""The memory of a cell's own process: samples of its resident memory through the run, and the kernel's peak.
+"""The memory of a cell's own process: samples of its resident memory through the run, and the
+kernel's peak.
 
-On CUDA there are three peaks of the card as well: the memory of PyTorch's tensors, the memory that PyTorch has reserved
-for them, and all memory in use on the card. Peaks are reset after loading and set aside while the run evaluates, so that
-evaluation never inflates training.
+On CUDA there are three peaks of the card as well: the memory of PyTorch's tensors, the memory that
+PyTorch has reserved for them, and all memory in use on the card. Peaks are reset after loading and
+set aside while the run evaluates, so that evaluation never inflates training.
 """
 # ruff: noqa: TID253
 
@@ -49,9 +50,11 @@ def reset_peaks() -> None:
 
 
 def give_back_freed() -> None:
-    """Return the memory that loading has freed to the system: cyclic garbage, and free blocks of the C library.
+    """Return the memory that loading has freed to the system: cyclic garbage, and free blocks of
+    the C library.
 
-    The C library keeps free blocks or not, depending on their order, so a cell's memory differed from run to run.
+    The C library keeps free blocks or not, depending on their order, so a cell's memory differed
+    from run to run.
     """
     gc.collect()
     # Only glibc has this function.
@@ -91,7 +94,8 @@ def peak_bytes() -> int:
 
 
 class MemoryMeter:
-    """Samples memory on a thread of its own between `start` and `stop`; sizes are bytes unless the name says otherwise."""
+    """Samples memory on a thread of its own between `start` and `stop`; sizes are bytes unless the
+    name says otherwise."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -101,7 +105,8 @@ class MemoryMeter:
         self._access: Callable[[], float | None] | None = None
         self._other_cpu = OtherCpu()
         self._paused = False
-        # The number of the training thread's card: in the sampling thread the current card is always the first.
+        # The number of the training thread's card: in the sampling thread the current card is
+        # always the first.
         self._card = torch.cuda.current_device() if torch.cuda.is_available() else None
         # Bytes, by the row's columns.
         self._peaks: dict[str, int] = dict.fromkeys((HOST, ALLOCATED, RESERVED, DEVICE), 0)
@@ -124,7 +129,8 @@ class MemoryMeter:
         self._thread.join()
 
     def state(self) -> dict[str, Any]:
-        """All measurements so far, for a run that resumes later; None stands for a series without samples."""
+        """All measurements so far, for a run that resumes later; None stands for a series without
+        samples."""
         self._hold_peaks()
         self._other_cpu.lap()
         series = {"process": self._samples, "gpu_access": self._gpu_access}
@@ -133,7 +139,8 @@ class MemoryMeter:
         return {**sampled, "peaks": dict(self._peaks), "other_cpu": cpu}
 
     def go_on(self, state: dict[str, Any], peaks: dict[str, float]) -> None:
-        """Continue the measurements of an earlier attempt; `peaks` (GB) are the largest of all attempts since."""
+        """Continue the measurements of an earlier attempt; `peaks` (GB) are the largest of all
+        attempts since."""
         self._samples = Samples(**(state["process"] or {}))
         self._gpu_access = Samples(**(state["gpu_access"] or {}))
         self._other_cpu.others, self._other_cpu.available = state.get("other_cpu", (0.0, 0.0))
@@ -235,6 +242,7 @@ def _card_bytes(card: int) -> int:
 
 
 def _in_use(card: int) -> int:
-    """All bytes in use on a card: tensors, PyTorch's reserve, CUDA itself, paged memory and other programs."""
+    """All bytes in use on a card: tensors, PyTorch's reserve, CUDA itself, paged memory and other
+    programs."""
     free, total = torch.cuda.mem_get_info(card)
     return total - free

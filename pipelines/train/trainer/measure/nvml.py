@@ -1,6 +1,7 @@
 """NVML's share of time in which a card's memory was read or written.
 
-It is a small module of its own, so that tests can pass an object with NVML's interface. We have not run it on a card.
+It is a small module of its own, so that tests can pass an object with NVML's interface. We have not
+run it on a card.
 """
 
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from typing import Any
 
 
 def memory_access(uuid: str, nvml: Any = None) -> Callable[[], float | None]:
-    """A function that returns the percentage over NVML's last sample period, for the card with PyTorch's `uuid`.
+    """A function that returns the percentage over NVML's last sample period, for the card with
+    PyTorch's `uuid`.
 
-    It returns None without nvidia-ml-py, and from the first refusal of NVML on (a MIG slice, a lost driver). The UUID
-    identifies the card, since NVML numbers all cards, but PyTorch only those that CUDA_VISIBLE_DEVICES leaves.
+    It returns None without nvidia-ml-py, and from the first refusal of NVML on (a MIG slice, a lost
+    driver). The UUID identifies the card, since NVML numbers all cards, but PyTorch only those that
+    CUDA_VISIBLE_DEVICES leaves.
     """
     if nvml is None:
         if find_spec("pynvml") is None:

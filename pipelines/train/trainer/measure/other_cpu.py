@@ -1,4 +1,5 @@
-"""The processor time that other programs used while a cell trained: other work distorts the cell's measured speed."""
+"""The processor time that other programs used while a cell trained: other work distorts the cell's
+measured speed."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 
 
 class OtherCpu:
-    """Seconds of processor time that others used, and all available ones, over the spans between `start` and `stop`.
+    """Seconds of processor time that others used, and all available ones, over the spans between
+    `start` and `stop`.
 
-    Time that a hypervisor took away counts as others'. The process that watches this one and the cell's other ranks do
-    not count as others.
+    Time that a hypervisor took away counts as others'. The process that watches this one and the
+    cell's other ranks do not count as others.
     """
 
     def __init__(self, others: float = 0.0, available: float = 0.0) -> None:

@@ -1,6 +1,7 @@
 """The seconds and the peak memory of quantizing alone.
 
-transformers quantizes each weight as it reads it, so its conversion step is timed while a model loads.
+transformers quantizes each weight as it reads it, so its conversion step is timed while a model
+loads.
 """
 # ruff: noqa: TID253
 
@@ -20,9 +21,11 @@ STEPS = ("Bnb4bitQuantize", "Bnb8bitQuantize")
 
 @dataclass
 class Quantizing:
-    """`seconds` and `peak` (bytes; the card's on CUDA) of quantizing; None until a weight is quantized.
+    """`seconds` and `peak` (bytes; the card's on CUDA) of quantizing; None until a weight is
+    quantized.
 
-    `whole_peak` is the peak of loading and quantizing together, `resident` the process's peak on the host.
+    `whole_peak` is the peak of loading and quantizing together, `resident` the process's peak on
+    the host.
     """
 
     seconds: float | None = None
@@ -48,7 +51,8 @@ class Quantizing:
         return counted
 
     def measured(self, loading_seconds: float) -> dict[str, float | None]:
-        """The row's columns. The seconds of loading exclude those of quantizing; its peak covers both."""
+        """The row's columns. The seconds of loading exclude those of quantizing; its peak covers
+        both."""
         self._look()
         return {
             "load_seconds": loading_seconds - (self.seconds or 0.0),
@@ -65,7 +69,8 @@ class Quantizing:
 
 @contextmanager
 def watched(*, quantizes: bool) -> Iterator[Quantizing]:
-    """Measure the quantizing inside the context. If transformers quantizes elsewhere, the numbers stay None."""
+    """Measure the quantizing inside the context. If transformers quantizes elsewhere, the numbers
+    stay None."""
     quantizing = Quantizing()
     originals = _conversions() if quantizes else {}
     for step, convert in originals.items():

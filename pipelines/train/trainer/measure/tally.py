@@ -1,4 +1,5 @@
-"""The progress of a run over all its attempts: steps, examples, and the time of each optimizer step, counted once."""
+"""The progress of a run over all its attempts: steps, examples, and the time of each optimizer
+step, counted once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 class Tally:
     """Sums over the optimizer steps so far; `seconds` are those of optimizer steps alone.
 
-    `stopped_seconds` are those in which a process stood still during a step; no other sum includes them.
-    `other_seconds` pass between the steps: measuring the curve, writing checkpoints and the best step's weights. The
-    first step of a process pays for warm-up and for the optimizer's states, so the steady sums exclude it. `told`: the
-    last step's point is on the curve.
+    `stopped_seconds` are those in which a process stood still during a step; no other sum includes
+    them. `other_seconds` pass between the steps: measuring the curve, writing checkpoints and the
+    best step's weights. The first step of a process pays for warm-up and for the optimizer's
+    states, so the steady sums exclude it. `told`: the last step's point is on the curve.
     """
 
     step: int = 0
@@ -51,7 +52,8 @@ class Tally:
         return True
 
     def add(self, *, examples: int, tokens: int, seconds: float, first: bool) -> None:
-        """Count an optimizer step that took `seconds`; `first` says whether it is this process's first."""
+        """Count an optimizer step that took `seconds`; `first` says whether it is this process's
+        first."""
         self.step += 1
         self.examples += examples
         self.seconds += seconds
