@@ -115,7 +115,8 @@ def _clear_behind(data: DataRoot, attempts: Sequence[Attempt], finished: Attempt
 
 
 def _runs_elsewhere(newest: Attempt, plan: CellPlan, data: DataRoot) -> bool:
-    """Whether the cell still runs on a cluster, up to date, although its watching process is gone."""
+    """Whether the cell still runs on a cluster, up to date, although its watching process is
+    gone."""
     lost = newest.status == "lost" and newest.spec.fingerprints == dict(plan.fingerprints)
     return lost and newest.spec.is_of(data.root) and launcher_class(newest.spec.launcher).is_under_way(newest.folder)
 

@@ -94,7 +94,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 def name_base(adapter: Path, base: Base) -> None:
-    """Put the base's public name into an adapter's configuration, where PEFT wrote local folders."""
+    """Put the base's public name into an adapter's configuration, where PEFT wrote local
+    folders."""
     config = read_json(adapter / "adapter_config.json") or {}
     changes = {"base_model_name_or_path": base.name, "revision": base.revision if base.of_hub else None}
     # Prompt tuning that starts from words also names the tokenizer's folder.

@@ -112,7 +112,8 @@ class LayerChoice:
 
 
 def _choose_layers(request: ShortenRequest) -> LayerChoice:
-    """Run the complete model. Weights in PyTorch's own format are converted into the folder WHOLE."""
+    """Run the complete model. Weights in PyTorch's own format are converted into the folder
+    WHOLE."""
     model = _loaded(request.parent)
     stack = stack_of(model)
     if isinstance(request.drop, int):
@@ -323,7 +324,8 @@ def _with_layer_lists(parent: Path, config: Json) -> Json:
 
 
 def _copy_small_files(parent: Path, folder: Path) -> None:
-    """Copy tokenizer, templates and generation settings: everything except weights and their index."""
+    """Copy tokenizer, templates and generation settings: everything except weights and their
+    index."""
     for path in parent.iterdir():
         holds_weights = path.suffix in (".safetensors", ".bin", ".gguf") or path.name.endswith(".index.json")
         if path.is_file() and not path.name.startswith(".") and not holds_weights:

@@ -73,7 +73,8 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def newest_change(folder: Path) -> float:
-    """The latest modification time of the files, in seconds since the epoch; copying may renew it."""
+    """The latest modification time of the files, in seconds since the epoch; copying may renew
+    it."""
     return max((path.stat().st_mtime for _, path in files_of(folder)), default=0.0)
 
 

@@ -134,7 +134,8 @@ def is_offline() -> bool:
 
 
 def cached_folder(repository: str, revision: str | None) -> Path | None:
-    """The folder of the revision in the hub's cache; None if the cache has no configuration of it."""
+    """The folder of the revision in the hub's cache; None if the cache has no configuration of
+    it."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, "config.json", revision=revision)
@@ -142,7 +143,8 @@ def cached_folder(repository: str, revision: str | None) -> Path | None:
 
 
 class Refusal(NamedTuple):
-    """Why the hub refused or failed, with a remedy. `final`: a second try would end the same way."""
+    """Why the hub refused or failed, with a remedy. `final`: a second try would end the same
+    way."""
 
     words: str
     final: bool

@@ -123,7 +123,8 @@ def _file_names(repo: Repository) -> str:
 
 
 def _why_not_listed(error: Exception, repository: str) -> str | None:
-    """The reason why a request for a repository's files failed; None for an error of another kind."""
+    """The reason why a request for a repository's files failed; None for an error of another
+    kind."""
     if (failure := in_words(error, repository)) is not None:
         return str(failure)
     if isinstance(error, ValueError | TypeError | KeyError | AttributeError):

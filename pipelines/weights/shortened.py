@@ -23,7 +23,8 @@ EXITS = {62: UsageError, 63: UnavailableError}
 
 
 def described(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the text layers: `text_config` for a vision model."""
+    """The part of a configuration that describes the text layers: `text_config` for a vision
+    model."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) and _count_key(config) is None else config
 

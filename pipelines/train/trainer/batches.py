@@ -20,7 +20,8 @@ FLOATS_PER_WIDTH = 30
 
 
 def steps(examples: Sequence[Tokenized], *, epochs: float, per_step: int, seed: int) -> list[list[Tokenized]]:
-    """The examples of each optimizer step: every epoch shuffles anew; the last step takes the rest."""
+    """The examples of each optimizer step: every epoch shuffles anew; the last step takes the
+    rest."""
     total = max(1, math.ceil(len(examples) * epochs))
     order: list[Tokenized] = []
     for epoch in range(math.ceil(epochs)):

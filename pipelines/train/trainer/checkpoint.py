@@ -92,7 +92,8 @@ def set_optimizer_state(
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Json],
 ) -> None:
-    """Restore what `optimizer_state` returned. Paged memory stays where it is and gets new content."""
+    """Restore what `optimizer_state` returned. Paged memory stays where it is and gets new
+    content."""
     if paged.is_paged(optimizer):
         paged.make_room(optimizer)
     for place, values in numbers.items():

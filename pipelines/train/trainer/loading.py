@@ -32,7 +32,8 @@ FLASH = "flash_attention_2"
 
 
 def quiet() -> None:
-    """Silence the libraries' progress bars and hints, which do not help a reader of a cell's log."""
+    """Silence the libraries' progress bars and hints, which do not help a reader of a cell's
+    log."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -677,7 +677,8 @@ class Trainer:
 
 
 def _numbers(*scalars: Any) -> list[float]:
-    """The values of scalars, sharded ones included; all tensors are read from the device at once."""
+    """The values of scalars, sharded ones included; all tensors are read from the device at
+    once."""
     full = [scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar for scalar in scalars]
     tensors = [scalar.double() for scalar in full if isinstance(scalar, torch.Tensor)]
     values = iter(torch.stack(tensors).tolist() if tensors else ())

@@ -1,4 +1,5 @@
-"""The number formats of weights and computation: from the recipe, and for `auto` from the hardware."""
+"""The number formats of weights and computation: from the recipe, and for `auto` from the
+hardware."""
 # ruff: noqa: TID253
 
 from contextlib import AbstractContextManager, nullcontext

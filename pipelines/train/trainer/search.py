@@ -113,7 +113,8 @@ def hold_back(
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All trials of a search, and the seconds of those that an earlier process of the cell had run."""
+    """All trials of a search, and the seconds of those that an earlier process of the cell had
+    run."""
 
     trials: list[Trial]
     earlier_seconds: float

@@ -369,7 +369,8 @@ class ChatTemplate:
 
     @cached_property
     def _refuses_system(self) -> bool:
-        """Whether the template cannot show a system prompt: it refuses one (Gemma's) or omits it."""
+        """Whether the template cannot show a system prompt: it refuses one (Gemma's) or omits
+        it."""
         messages = [{"role": "system", "content": MARKER}, {"role": "user", "content": "a"}]
         try:
             return MARKER not in self._apply(messages, [], ask=True)

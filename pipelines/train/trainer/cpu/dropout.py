@@ -59,7 +59,8 @@ class CheapDropout(nn.Module):
 
 
 def make_cheap(model: nn.Module) -> None:
-    """Replace torch's dropout by the cheap one in every adapter of `model`, a PEFT model on a CPU."""
+    """Replace torch's dropout by the cheap one in every adapter of `model`, a PEFT model on a
+    CPU."""
     for module in model.modules():
         adapters: Any = getattr(module, "lora_dropout", {})
         for name, dropout in adapters.items():

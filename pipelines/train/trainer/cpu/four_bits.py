@@ -131,7 +131,8 @@ def _bounds(quant_type: str) -> tuple[list[float], torch.Tensor | None]:
 
 
 class Scratch:
-    """Memory for one unpacked weight at a time, per format as large as the largest weight so far."""
+    """Memory for one unpacked weight at a time, per format as large as the largest weight so
+    far."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}

@@ -30,7 +30,8 @@ FEWEST = 2
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use, and this PyTorch contains oneDNN."""
+    """Whether this processor has AVX-512 that MKL does not use, and this PyTorch contains
+    oneDNN."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
@@ -45,7 +46,8 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(rows × in) · (out × in)ᵀ + bias, without autograd. Either matrix may be a transposed view."""
+    """(rows × in) · (out × in)ᵀ + bias, without autograd. Either matrix may be a transposed
+    view."""
     if _by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return functional.linear(x, weight, bias)

@@ -72,7 +72,8 @@ class Ranks:
         self.sums([0.0])
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
-        """Sum the gradient of each of `parameters` over the ranks, in place; None counts as zero."""
+        """Sum the gradient of each of `parameters` over the ranks, in place; None counts as
+        zero."""
         import torch
 
         for parameter in parameters:
@@ -88,7 +89,8 @@ class Ranks:
 
 
 def require_divisible(recipe: Mapping[str, Any], sharding: str) -> None:
-    """Raises UnavailableError if `sharding` cannot divide the recipe's weights or optimizer states."""
+    """Raises UnavailableError if `sharding` cannot divide the recipe's weights or optimizer
+    states."""
     if sharding in ("none", "ddp"):
         return
     advice = "use ddp for this method, in a profile of its own"

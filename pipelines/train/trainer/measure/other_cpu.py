@@ -45,7 +45,8 @@ class OtherCpu:
 
     @property
     def percent(self) -> float | None:
-        """The others' share of all processors' time, in percent; None before the first measurement."""
+        """The others' share of all processors' time, in percent; None before the first
+        measurement."""
         return 100 * self.others / self.available if self.available else None
 
     def _now(self) -> tuple[float, float, float]:
