@@ -386,7 +386,7 @@ def test_what_changes_the_base_begins_as_the_base_and_comes_back(start: str, tmp
 
 def test_olora_is_refused_where_peft_would_begin_with_another_model() -> None:
     recipe = recipe_for(r=4, init_lora_weights="olora", target_modules=["attn.c_proj"])
-    with pytest.raises(UnavailableError, match="olora takes this model's weights"):
+    with pytest.raises(UnavailableError, match="olora misreads this model's weights"):
         loading.add_adapter(tiny_model("gpt2"), recipe)
     from peft import LoraConfig
 

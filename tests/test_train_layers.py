@@ -264,7 +264,7 @@ def test_other_train_records_are_said_and_change_nothing(project: TinyProject) -
     write_json(folder / shortened.RECORD, record)
     assert chosen_layers.note_on_choice(project.data, "short", made) is None
     write_json(folder / shortened.RECORD, {**record, "data_fingerprint": "other"})
-    assert "by other train records than there are now" in (
+    assert "by other train records than the current ones" in (
         chosen_layers.note_on_choice(project.data, "short", made) or ""
     )
 

@@ -91,7 +91,7 @@ def _fault_of_certificates() -> str | None:
     if file and not _holds_certificates(Path(file)):
         return "SSL_CERT_FILE names no file with certificates: name one, or nothing"
     if folders and not file and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
-        return "SSL_CERT_DIR names no existing folder: name one that holds certificates, or nothing"
+        return "SSL_CERT_DIR names no folder that exists: name one that holds certificates, or nothing"
     return None
 
 
