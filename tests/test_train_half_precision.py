@@ -323,8 +323,8 @@ def test_weights_that_zero_divides_are_left_to_their_own_modules(
     """Stage 3 puts a weight together for as long as its own module computes, and marks it."""
     model = loading.add_adapter(tiny_model("llama").to(dtype), {**LORA, "targets": TARGETS["llama"]}, for_card=dtype)
     together: list[int] = []
-    plain = adapters.Group._all
-    monkeypatch.setattr(adapters.Group, "_all", lambda group, x: together.append(1) or plain(group, x))
+    plain = adapters.Group._outputs
+    monkeypatch.setattr(adapters.Group, "_outputs", lambda group, x: together.append(1) or plain(group, x))
     for divided in (False, True):
         together.clear()
         if divided:
