@@ -202,7 +202,7 @@ def test_a_redirect_is_said_at_once_with_where_it_leads(mine: Asking, compatible
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_wait_of_days_gives_the_provider_up_for_this_run(mine: Asking, compatible: ChatServer, status: int) -> None:
     compatible.answer_with(always('{"error": {"message": "later"}}', status, headers={"retry-after": "259200"}))
-    assert "come again in 72 hours" in why_stopped(mine.generate())
+    assert "asks to wait 72 hours" in why_stopped(mine.generate())
     assert len(compatible.bodies) == 1 and mine.charged() == 0
 
 
@@ -227,7 +227,7 @@ def completion_with(**changes: Any) -> str:
 
 
 ODD = {
-    "huge": ({"prompt_tokens": 10**11, "completion_tokens": 7}, "100,000,000,000 tokens in"),
+    "huge": ({"prompt_tokens": 10**11, "completion_tokens": 7}, "100,000,000,000 input tokens"),
     "beyond max_tokens": ({"prompt_tokens": 11, "completion_tokens": 201}, "201 output tokens, although at most 200"),
     "none": ({"prompt_tokens": 0, "completion_tokens": 0}, "no input tokens"),
     "too few": ({"prompt_tokens": 11, "completion_tokens": 0}, "0 output tokens for a text of"),
@@ -422,7 +422,7 @@ def test_one_bad_result_of_a_batch_costs_no_other(tmp_path: Path, server: FakePr
     result = ask.finish()
     assert ask.statuses() == {"answered": 5, "in_doubt": 1} and result.stopped == {}
     (lost,) = [row for row in ask.rows() if row["status"] == "in_doubt"]
-    assert lost["reserved_usd"] > 0 and "no result of it that can be read" in lost["error"]
+    assert lost["reserved_usd"] > 0 and "no readable result for it" in lost["error"]
     (line,) = [line for line in show.summary(result) if show.is_warning(line)]
     assert "1 requests are in doubt: still charged, sent again once" in line
     server.behavior = Behavior(batch_seconds=0.0)
@@ -482,7 +482,7 @@ def test_token_counts_of_a_batch_are_believed_within_bounds_too(tmp_path: Path, 
     end_all(server, "openai")
     result = ask.finish()
     assert ask.statuses() == {"answered": 6} and ask.charged() == pytest.approx(held)
-    assert "100,000,000,000 tokens in" in str(result)
+    assert "100,000,000,000 input tokens" in str(result)
 
 
 def end_all(server: FakeProvider, wire: Wire) -> None:

@@ -125,7 +125,7 @@ def _write(work: Work, folder: Path) -> None:
         partial.rename(folder)
     except OSError as error:
         raise WorkError(
-            f"cannot move the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
+            f"cannot put the examples into {folder.parent}: {error.strerror}. The last result is untouched; make the folder "
             "writable, on the same file system as its parent, then run the same command again."
         ) from error
 

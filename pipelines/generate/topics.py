@@ -212,7 +212,5 @@ def _misfit(template: str, known: Collection[str], what: str) -> str | None:
         if field is not None and field not in known:
             return f"{cut(repr(field))} is not {what}; {expected_one_of('', list(known))}"
         if form and not PLAIN_FORM.fullmatch(form):
-            return (
-                f"{{{field}:{cut(form)}}} has an unsupported format; expected {{{field}}} alone, or a width below 1000"
-            )
+            return f"{{{field}:{cut(form)}}} has a format that is not supported; expected {{{field}}} alone, or a width below 1000"
     return None
