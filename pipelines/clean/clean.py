@@ -2,8 +2,8 @@
 in one step.
 
 accepted + rejected = read. The result depends neither on the order of the records nor on the number
-of threads. The side of a record follows from a hash of the seed and its topic cell (or its
-instruction and input), so it never changes when other records come or go.
+of threads. The side of a record follows from a hash of the seed and its topic cell, or its
+instruction and input. So the side never changes when other records come or go.
 """
 
 from collections.abc import Callable, Iterable

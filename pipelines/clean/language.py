@@ -180,8 +180,8 @@ def _judge_other_language(row: Row, question: str, sample: str, language: str, w
         and (own != language or not _is_sure(question, own))
     )
 
-    # The answer is right if the question asks for the language, if the answer returns text from the
-    # question, or if its language is not certain.
+    # The answer is right if the question asks for the language or the answer returns text from the
+    # question. It also passes if its language is not certain.
     script = _other_script(sample, expected, settings) or main_script(sample)
     is_wanted = asks_for_another(request, script, language, _weight(sample)) or _is_returned_text(
         question, request, sample

@@ -34,8 +34,8 @@ def corpus_records(data: DataRoot, *, side: Side | None = None) -> list[RawRecor
 def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce) -> Iterator[RawRecord]:
     """All raw records of `sources:`, read lazily and in no particular order.
 
-    `say` gets a line for each source that is off although nobody switched it off, and for each file
-    whose encoding or separator had to be detected.
+    `say` gets a line for each source that is off although nobody switched it off. It also gets one
+    for each file whose encoding or separator had to be detected.
 
     Raises:
         UsageError: a source is missing or broken; the message names the place.

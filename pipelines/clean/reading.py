@@ -26,7 +26,7 @@ def reading(file: Path) -> Iterator[None]:
         if explained(error, file.parent):
             raise
         raise UsageError(
-            f"{file}: cannot be read: it is damaged or gone; run `featherweight clean` to write it anew."
+            f"{file}: cannot be read: it is damaged or gone; run `featherweight clean` to write it again."
         ) from None
 
 

@@ -1,7 +1,10 @@
 """Refusals: answers that say that they cannot or will not help, and then end.
 
-These are no refusals: an answer that says so and then does the work, a refusal or an apology that
-the question asks for, and such words in code or quotation marks.
+These are no refusals:
+
+- an answer that says so and then does the work,
+- a refusal or an apology that the question asks for,
+- such words in code or quotation marks.
 """
 
 import re

@@ -163,7 +163,7 @@ def current(data: DataRoot) -> CleaningResult | None:
         problem = f"cannot be read: {error.strerror or error}"
     except (ValueError, LookupError, TypeError, RecursionError):
         problem = "is damaged: it does not name the current examples"
-    raise UsageError(f"{path} {problem}; remove it, then run `featherweight clean` to have it written anew.")
+    raise UsageError(f"{path} {problem}; remove it, then run `featherweight clean` to write it again.")
 
 
 def examples(result: CleaningResult) -> list[Row]:

@@ -27,7 +27,7 @@ from pipelines.runs.process import draining
 TRIES = 5
 TURNED_AWAY = ("throttled", "overloaded")
 # A provider stops for this run after DEAD_FAILURES failures in a row that span more than
-# DEAD_SECONDS, or more than DEAD_REFUSING_SECONDS where it turns requests away.
+# DEAD_SECONDS. If it turns requests away, the limit is DEAD_REFUSING_SECONDS.
 DEAD_FAILURES, DEAD_SECONDS, DEAD_REFUSING_SECONDS = 12, 5.0, 180.0
 # Until the first answer, requests are sent one at a time. After this many of unknown fate, each
 # charged at its worst case, the provider stops: it may be the wrong server (a login page, a proxy).

@@ -118,7 +118,7 @@ def passages(patterns: Sequence[str], folder: Path, size: int) -> list[Passage]:
                 by_text.setdefault(piece, Passage(name, piece))
         if len(by_text) > MOST_PASSAGES:
             raise UsageError(
-                f"retrieval.documents: more than {MOST_PASSAGES:,} passages by {path}; raise passage_chars or name fewer files."
+                f"retrieval.documents: more than {MOST_PASSAGES:,} passages up to {path}; raise passage_chars or name fewer files."
             )
     if not by_text:
         raise UsageError(

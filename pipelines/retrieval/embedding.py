@@ -1,7 +1,8 @@
 """Texts as vectors, by an embedding model in a folder.
 
-A vector is the mean of a text's last hidden states (or the first one, if the folder's configuration
-says so), scaled to length 1, as sentence-transformers computes it (Reimers and Gurevych 2019).
+A vector is the mean of a text's last hidden states, scaled to length 1, as sentence-transformers
+computes it (Reimers and Gurevych 2019). If the folder's configuration says so, it is the first
+state instead of the mean.
 
 In a process of its own: `python -m pipelines.retrieval.embedding FOLDER TEXTS.json VECTORS.npy`.
 """

@@ -1,10 +1,10 @@
 """No prompt contains its own answer: finds records too close to the one in question, by the same
 rule as cleaning.
 
-Two records are alike if they ask the same question, or if the Jaccard index of their character
-3-shingles (question and answer together) is at least `cleaning.near_duplicate_jaccard`. Case, width
-and white space make no difference. Cleaning drops such train records; here the rule also covers
-examples that were cleaned with other settings.
+Two records are alike if they ask the same question. They are also alike if the Jaccard index of
+their character 3-shingles, over question and answer, is at least `cleaning.near_duplicate_jaccard`.
+Case, width and white space make no difference. Cleaning drops such train records; here the rule
+also covers examples that were cleaned with other settings.
 """
 
 import unicodedata

@@ -2,9 +2,9 @@
 first.
 
 BM25 is Lucene's variant (Kamphuis et al. 2020), computed by bm25s. Dense is the cosine of
-embeddings. Several rankings are fused by their reciprocal ranks, Σ 1 / (60 + rank) (Cormack, Clarke
-and Büttcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
-Methods", SIGIR).
+embeddings. Several rankings are fused by their reciprocal ranks: Σ 1 / (60 + rank). Source:
+Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
+Learning Methods", SIGIR.
 """
 
 from collections.abc import Callable, Sequence
