@@ -153,5 +153,7 @@ def _hints_at(hints: str, question: str, letters: int) -> bool:
 
 
 def _names_a_language(question: str) -> bool:
-    named = (*_BY_LANGUAGE.values(), *_BY_SCRIPT.values())
-    return bool(_KOREAN_OR_ENGLISH.search(question)) or any(re.search(each, question, re.IGNORECASE) for each in named)
+    patterns = (*_BY_LANGUAGE.values(), *_BY_SCRIPT.values())
+    return bool(_KOREAN_OR_ENGLISH.search(question)) or any(
+        re.search(each, question, re.IGNORECASE) for each in patterns
+    )

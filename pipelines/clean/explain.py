@@ -46,9 +46,9 @@ def nothing_left(work: Work, staged: Staged, accepted: tuple[int, int]) -> str:
 def _source_lines(work: Work, staged: Staged, source: str) -> Iterator[str]:
     counts = _counts(work, source)
     accepted = sum(count for reason, count in counts if reason is None)
-    read = sum(count for _, count in counts)
+    total = sum(count for _, count in counts)
     first = one_line(staged.first.get(source, "none"))
-    yield f"{_named(source)}: {accepted} of {read} accepted; its first record has the fields {first}"
+    yield f"{_named(source)}: {accepted} of {total} accepted; its first record has the fields {first}"
     for reason, count in counts:
         if reason is None:
             continue
@@ -84,16 +84,16 @@ def warnings(work: Work, staged: Staged) -> list[str]:
     texts: list[str] = []
     for source in sorted(staged.shapes):
         counts = dict(_counts(work, source))
-        read, accepted = sum(counts.values()), counts.get(None, 0)
-        if accepted < FEW_SHARE * read:
+        total, accepted = sum(counts.values()), counts.get(None, 0)
+        if accepted < FEW_SHARE * total:
             texts.append("\n".join(_source_lines(work, staged, source)))
         alike = counts.get("near_duplicate", 0)
-        if alike >= ALIKE_LEAST and alike > ALIKE_SHARE * read:
-            texts.append(_largest_cluster(work, source, alike, read))
+        if alike >= ALIKE_LEAST and alike > ALIKE_SHARE * total:
+            texts.append(_largest_cluster(work, source, alike, total))
     return texts
 
 
-def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
+def _largest_cluster(work: Work, source: str, alike: int, total: int) -> str:
     best, count, examples = work.one(
         """
         SELECT twin, count(*), list(one_line ORDER BY record_id)[:2]
@@ -103,14 +103,14 @@ def _largest_cluster(work: Work, source: str, alike: int, read: int) -> str:
         """,
         {"source": source},
     )
-    (shown,) = work.one(
+    (best_text,) = work.one(
         "SELECT left(instruction || ' → ' || output, 400) FROM ranked JOIN staged USING (n) WHERE record_id = $kept",
         {"kept": best},
     )
     lines = [
-        f"{_named(source)}: {alike} of {read} records ({alike / read:.0%}) are near-duplicates; "
+        f"{_named(source)}: {alike} of {total} records ({alike / total:.0%}) are near-duplicates; "
         f"the largest cluster has {count + 1}:",
-        f"  kept     {one_line(shown, LINE_CHARS)}",
+        f"  kept     {one_line(best_text, LINE_CHARS)}",
         *(f"  dropped  {one_line(example, LINE_CHARS)}" for example in examples),
         "  If the differences matter, raise cleaning.near_duplicate_jaccard.",
     ]

@@ -56,8 +56,8 @@ class TextIndex:
                 self._starts[places] = end + np.cumsum(lengths) - lengths
                 end += int(lengths.sum())
                 parts = range(0, len(texts), RANGE)
-                made = threads.map(lambda at, own=texts: buckets(own[at : at + RANGE], self._rows), parts)
-                self._buckets[:, places] = np.concatenate(list(made), axis=1)
+                bucket_parts = threads.map(lambda at, own=texts: buckets(own[at : at + RANGE], self._rows), parts)
+                self._buckets[:, places] = np.concatenate(list(bucket_parts), axis=1)
         self._file.flush()
 
     def band(self, number: int, places: Indexes) -> Hashes:

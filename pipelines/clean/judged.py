@@ -96,8 +96,8 @@ def _may_refuse(chars: int) -> str:
         f" right(output, 200) ELSE {ANSWERS} END"
     )
     cheap = f"CASE WHEN {chars} > 0 AND regexp_matches({head}, {quoted(REFUSING)}) AND "
-    dear = " OR ".join(f"regexp_matches({head}, {quoted(pattern)})" for pattern in refusals.IN_SQL)
-    return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN {dear} ELSE false END"
+    expensive = " OR ".join(f"regexp_matches({head}, {quoted(pattern)})" for pattern in refusals.IN_SQL)
+    return f"{cheap}regexp_matches({head}, {quoted(DENYING)}) THEN {expensive} ELSE false END"
 
 
 def reject_by_reading(work: Work, settings: Cleaning) -> None:
@@ -157,7 +157,7 @@ def _most_answers(judge: Callable[[Exchange], str | None]) -> Judge:
 
     def judged(answers: list[Exchange]) -> str | None:
         details = [judge(each) for each in answers]
-        refused = [detail for detail in details if detail]
-        return refused[0] if refused and (details[-1] or 2 * len(refused) >= len(details)) else None
+        bad = [detail for detail in details if detail]
+        return bad[0] if bad and (details[-1] or 2 * len(bad) >= len(details)) else None
 
     return judged

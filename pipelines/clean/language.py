@@ -172,12 +172,16 @@ def _judge_other_language(row: Row, question: str, sample: str, language: str, w
     have asked for."""
     # The question itself must be in an expected language: identify it, if it has enough letters.
     expected, request = _expected(row, settings), _request_text(row)
-    own, strange = _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
-    foreign_question = strange >= settings.wrong_language_probability and _is_foreign(question, own)
+    question_language, question_wrong = (
+        _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
+    )
+    foreign_question = question_wrong >= settings.wrong_language_probability and _is_foreign(
+        question, question_language
+    )
     asked_in_expected = (
         not foreign_question
         and not _in_no_script_of(row["declared"], question, sample)
-        and (own != language or not _is_sure(question, own))
+        and (question_language != language or not _is_sure(question, question_language))
     )
 
     # The answer is right if the question asks for the language or the answer returns text from the
@@ -188,7 +192,9 @@ def _judge_other_language(row: Row, question: str, sample: str, language: str, w
     )
     if asked_in_expected and (is_wanted or not _is_sure(sample, language)):
         return {
-            "language": own if strange < settings.wrong_language_probability else (expected or ["en"])[-1],
+            "language": question_language
+            if question_wrong < settings.wrong_language_probability
+            else (expected or ["en"])[-1],
             "wrong": 0.0,
         }
     return {"language": language, "wrong": wrong}

@@ -62,8 +62,8 @@ def _densified(least: NDArray[np.uint32]) -> NDArray[np.uint32]:
             break
         minima = least[texts, donors[bins]]
         filled[texts, bins] = minima
-        still = minima == EMPTY
-        texts, bins = texts[still], bins[still]
+        empty = minima == EMPTY
+        texts, bins = texts[empty], bins[empty]
     return filled
 
 

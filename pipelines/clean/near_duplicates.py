@@ -40,8 +40,8 @@ def near_duplicates(index: TextIndex, places: Indexes) -> Twins:
     failed = _Failures(len(places))
     for band in range(BANDS):
         one, other = _neighbours(*_buckets(index, band, places))
-        open_ = (labels[one] != labels[other]) & failed.may_try(one, other)
-        one, other = one[open_], other[open_]
+        untested = (labels[one] != labels[other]) & failed.may_try(one, other)
+        one, other = one[untested], other[untested]
         alike = index.jaccards(places[one], places[other]) >= index.jaccard
         failed.note(one[~alike], other[~alike])
         join(labels, one[alike], other[alike])
@@ -58,21 +58,21 @@ def too_close(index: TextIndex, places: Indexes, held_out: Indexes) -> Twins:
     jaccard = np.zeros(len(everyone))
     failed = _Failures(len(everyone))
     for band in range(BANDS):
-        held, other = _across(*_buckets(index, band, everyone), held_out=len(held_out))
-        open_ = (twin[other] < 0) & failed.may_try(held, other)
-        held, other = held[open_], other[open_]
-        similarities = index.jaccards(everyone[held], everyone[other])
+        eval_side, other = _across(*_buckets(index, band, everyone), held_out=len(held_out))
+        untested = (twin[other] < 0) & failed.may_try(eval_side, other)
+        eval_side, other = eval_side[untested], other[untested]
+        similarities = index.jaccards(everyone[eval_side], everyone[other])
         alike = similarities >= index.jaccard
-        failed.note(held[~alike], other[~alike])
-        _keep_best(twin, jaccard, held[alike], other[alike], similarities[alike])
+        failed.note(eval_side[~alike], other[~alike])
+        _keep_best(twin, jaccard, eval_side[alike], other[alike], similarities[alike])
     (close,) = np.nonzero(twin >= 0)
     return Twins(everyone[close], everyone[twin[close]], jaccard[close])
 
 
-def _keep_best(twin: Indexes, jaccard: Floats, held: Indexes, other: Indexes, similarities: Floats) -> None:
+def _keep_best(twin: Indexes, jaccard: Floats, eval_side: Indexes, other: Indexes, similarities: Floats) -> None:
     # The last write wins: the most similar text, and among equals the better one.
-    order = np.lexsort((-held, similarities))
-    twin[other[order]] = held[order]
+    order = np.lexsort((-eval_side, similarities))
+    twin[other[order]] = eval_side[order]
     jaccard[other[order]] = similarities[order]
 
 
@@ -108,10 +108,10 @@ def join(labels: Indexes, one: Indexes, other: Indexes) -> None:
     while len(one):
         low, high = np.minimum(labels[one], labels[other]), np.maximum(labels[one], labels[other])
         np.minimum.at(labels, high, low)
-        while not np.array_equal(up := labels[labels], labels):
-            labels[:] = up
-        apart = labels[one] != labels[other]
-        one, other = one[apart], other[apart]
+        while not np.array_equal(parents := labels[labels], labels):
+            labels[:] = parents
+        separate = labels[one] != labels[other]
+        one, other = one[separate], other[separate]
 
 
 def _buckets(index: TextIndex, band: int, places: Indexes) -> tuple[Indexes, NDArray[np.bool_]]:
@@ -125,8 +125,8 @@ def _buckets(index: TextIndex, band: int, places: Indexes) -> tuple[Indexes, NDA
     same = bucket[order[1:]] == bucket[order[:-1]]
     shared = np.concatenate([same, [False]]) | np.concatenate([[False], same]) if len(order) else order.astype(bool)
     members = order[shared]
-    following = index.band((band + 1) % BANDS, places[members])
-    members = members[np.lexsort((members, following, bucket[members]))]
+    next_bucket = index.band((band + 1) % BANDS, places[members])
+    members = members[np.lexsort((members, next_bucket, bucket[members]))]
     starts = np.ones(len(members), dtype=bool)
     np.not_equal(bucket[members[1:]], bucket[members[:-1]], out=starts[1:])
     return members, starts
@@ -138,8 +138,8 @@ def _neighbours(members: Indexes, starts: NDArray[np.bool_]) -> tuple[Indexes, I
     best = np.minimum.reduceat(members, np.flatnonzero(starts)) if len(members) else members
     pairs = [(best[group], members)] if len(members) else []
     for distance in (1, 2):
-        near = group[distance:] == group[:-distance]
-        pairs.append((members[:-distance][near], members[distance:][near]))
+        same_group = group[distance:] == group[:-distance]
+        pairs.append((members[:-distance][same_group], members[distance:][same_group]))
     return _distinct(pairs)
 
 
@@ -150,15 +150,15 @@ def _across(members: Indexes, starts: NDArray[np.bool_], *, held_out: int) -> tu
         return members, members
     group = np.cumsum(starts) - 1
     best = np.minimum.reduceat(members, np.flatnonzero(starts))[group]
-    held = members < held_out
+    is_held_out = members < held_out
     at = np.arange(len(members))
-    before = np.maximum.accumulate(np.where(held, at, -1))
-    after = np.minimum.accumulate(np.where(held, at, len(members))[::-1])[::-1]
-    pairs = [(best[~held & (best < held_out)], members[~held & (best < held_out)])]
-    for near in (before, after):
-        known = ~held & (near >= 0) & (near < len(members))
-        known[known] = group[near[known]] == group[known]
-        pairs.append((members[near[known]], members[known]))
+    before = np.maximum.accumulate(np.where(is_held_out, at, -1))
+    after = np.minimum.accumulate(np.where(is_held_out, at, len(members))[::-1])[::-1]
+    pairs = [(best[~is_held_out & (best < held_out)], members[~is_held_out & (best < held_out)])]
+    for neighbours in (before, after):
+        known = ~is_held_out & (neighbours >= 0) & (neighbours < len(members))
+        known[known] = group[neighbours[known]] == group[known]
+        pairs.append((members[neighbours[known]], members[known]))
     return _distinct(pairs)
 
 

@@ -230,8 +230,8 @@ def places_in(text: str, kinds: Sequence[str]) -> list[Place]:
         # to it.
         for match in re.finditer(pattern, text, re.ASCII):
             inside = any(match.start() < each.end and each.start < match.end() for each in places)
-            named = _is_named_card(kind, text, match) or _is_named_resident_number(kind, text, match)
-            if not inside and (check(match[0]) or named) and not _in_pattern(text, match):
+            is_named = _is_named_card(kind, text, match) or _is_named_resident_number(kind, text, match)
+            if not inside and (check(match[0]) or is_named) and not _in_pattern(text, match):
                 places.append(Place(kind, match.start(), match.end()))
     return sorted(places, key=lambda each: each.start)
 
@@ -240,11 +240,11 @@ def _is_named_card(kind: str, text: str, match: re.Match[str]) -> bool:
     """Whether a number in four groups of four, which the text calls a card number, is one with a
     mistyped digit."""
     groups = re.fullmatch(r"\d{4}([ -])\d{4}\1\d{4}\1\d{4}", match[0])
-    named = re.search(
+    label = re.search(
         r"(?:카드 ?번호|card (?:number|no)|my card|credit card)[^\n\d]{0,25}$", text[: match.start()], re.IGNORECASE
     )
     digits = "".join(map(str, _digits(match[0])))
-    return kind == "card" and bool(groups and named) and digits not in FAMOUS_CARDS and len(set(digits)) > 4
+    return kind == "card" and bool(groups and label) and digits not in FAMOUS_CARDS and len(set(digits)) > 4
 
 
 def _is_named_resident_number(kind: str, text: str, match: re.Match[str]) -> bool:
@@ -360,10 +360,10 @@ def _kinds_held(row: dict[str, Any], kinds: Sequence[str]) -> list[str]:
 
 
 def _redact(work: Work, rows: list[dict[str, Any]], kinds: Sequence[str]) -> None:
-    changed = [restaged(row["n"], *_cleared(row, kinds)) for row in rows]
-    schema = pa.schema([COLUMNS.field(name) for name in changed[0]])
-    work.db.register("changed", pa.Table.from_pylist(changed, schema=schema))
-    columns = ", ".join(f"{name} = changed.{name}" for name in changed[0] if name != "n")
+    redacted_rows = [restaged(row["n"], *_cleared(row, kinds)) for row in rows]
+    schema = pa.schema([COLUMNS.field(name) for name in redacted_rows[0]])
+    work.db.register("changed", pa.Table.from_pylist(redacted_rows, schema=schema))
+    columns = ", ".join(f"{name} = changed.{name}" for name in redacted_rows[0] if name != "n")
     work.db.execute(f"UPDATE staged SET {columns} FROM changed WHERE staged.n = changed.n")
     work.db.unregister("changed")
 

@@ -45,14 +45,14 @@ def raw_records(data: DataRoot, experiments: Experiments, *, say: Say = announce
     for line in left_out(experiments):
         say(line)
     side: Side | None = "train" if sources.eval_files else None
-    own, held_out = named_files(sources.files, say=say), named_files(sources.eval_files, say=say)
+    files, eval_files = named_files(sources.files, say=say), named_files(sources.eval_files, say=say)
     if sources.uses_corpus:
         yield from corpus_records(data, side=side)
     yield from generated_records(data, experiments)
-    yield from file_records(own, side=side, say=say)
+    yield from file_records(files, side=side, say=say)
     for dataset in sources.hub:
         yield from hub_records(dataset, side=side)
-    yield from file_records(held_out, side="eval", say=say)
+    yield from file_records(eval_files, side="eval", say=say)
 
 
 def named_files(sources: Iterable[FileSource], *, say: Say = announce) -> dict[Path, FileSource]:
@@ -73,25 +73,25 @@ def file_records(
 ) -> Iterator[RawRecord]:
     """The records of these files; `side`: the side of the split to which they are fixed, if any."""
     for path, source in files.items():
-        fixed = side if source.evaluate else "train"
-        yield from read_file(path, encoding=source.encoding, side=fixed, columns=source.columns, say=say)
+        file_side = side if source.evaluate else "train"
+        yield from read_file(path, encoding=source.encoding, side=file_side, columns=source.columns, say=say)
 
 
 def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawRecord]:
     import datasets
 
     folder = source.placed(source.dataset)
-    named = str(folder) if folder.exists() else source.dataset
-    refused = None if folder.exists() else hub.dataset_refused(source.dataset)
-    if refused and refused.final:
-        raise UnavailableError(f"sources.hub: {refused}.")
+    location = str(folder) if folder.exists() else source.dataset
+    refusal = None if folder.exists() else hub.dataset_refused(source.dataset)
+    if refusal and refusal.final:
+        raise UnavailableError(f"sources.hub: {refusal}.")
     try:
-        with hub.cache_only() if refused else hub.short_timeout():
-            rows = datasets.load_dataset(named, split=source.split)
+        with hub.cache_only() if refusal else hub.short_timeout():
+            rows = datasets.load_dataset(location, split=source.split)
     except ValueError as error:
         raise UsageError(f"sources.hub: {source.dataset} split {source.split!r}: {error}") from None
     except Exception as error:
-        because = refused or hub.in_words(error, source.dataset)
+        because = refusal or hub.in_words(error, source.dataset)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UnavailableError(
             f"sources.hub: cannot load {source.dataset}: {because or first}; connect once, or fill HF_HOME."
@@ -103,13 +103,13 @@ def hub_records(source: HubSource, *, side: Side | None = None) -> Iterator[RawR
 def _rows(dataset: Any) -> Iterator[Any]:
     """The rows of a dataset. From the first row with a value that Python cannot represent, they are
     read from Arrow tables."""
-    read = 0
+    count = 0
     try:
         for row in dataset:
-            read += 1
+            count += 1
             yield row
     except parquet_values.UNREADABLE:
-        rest = dataset.select(range(read, len(dataset))).with_format("arrow")
+        rest = dataset.select(range(count, len(dataset))).with_format("arrow")
         for table in rest.iter(1000):
             for batch in table.to_batches():
                 yield from parquet_values.rows(batch)

@@ -334,8 +334,8 @@ def cue(exchange: Exchange, answer: str, head_chars: int) -> str | None:
 
     # The question asks for a text that may contain such words: only the answerer's own words count.
     if WRITTEN.search(question) or _STORY.search(question) or _gives_words(question):
-        own = _own_words(question, head, match)
-        return own[0] if own and not _MACHINE.search(question) and _is_answerers(answer) else None
+        own_words = _own_words(question, head, match)
+        return own_words[0] if own_words and not _MACHINE.search(question) and _is_answerers(answer) else None
     return match[0]
 
 
@@ -351,10 +351,10 @@ def _words_of_refusal(head: str) -> re.Match[str] | None:
 def _own_words(question: str, head: str, match: re.Match[str]) -> re.Match[str] | None:
     """Words of refusal that only the answerer itself would say, in an answer that may contain
     others."""
-    if own := _MACHINE.search(head) or _HELP.search(head):
-        return own
-    if not _LETTER.search(question) and not _gives_words(question) and (own := _KOREAN_HELP.search(head)):
-        return own
+    if own_match := _MACHINE.search(head) or _HELP.search(head):
+        return own_match
+    if not _LETTER.search(question) and not _gives_words(question) and (own_match := _KOREAN_HELP.search(head)):
+        return own_match
     return match if not WRITTEN.search(question) and _is_apology_alone(head) else None
 
 

@@ -35,10 +35,10 @@ class Rule:
 
 def shape_rules() -> list[Rule]:
     """Rules for problems that were found when the record's fields were read."""
-    read = ("not_text", "tool_calls", "reasoning", "empty")
+    reasons = ("not_text", "tool_calls", "reasoning", "empty")
     return [
         Rule("schema", "verdict IS NULL AND problem IS NOT NULL AND NOT damaged", "problem"),
-        *(Rule(reason, f"verdict = '{reason}'", "problem") for reason in read),
+        *(Rule(reason, f"verdict = '{reason}'", "problem") for reason in reasons),
         Rule(
             "labelled_undesirable",
             f"verdict = 'labelled_undesirable' OR (numbered_label = 0 AND {ZERO_MEANS_BAD})",

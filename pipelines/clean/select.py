@@ -70,9 +70,9 @@ def select(examples: Path, selection: Selection) -> Selected:
     keys.sort(key=lambda key: hashlib.sha256(key["example_id"].encode()).digest())
     train = [k["example_id"] for k in keys if k["split"] == "train" and selection.provider in (None, k["provider"])]
     held_out = [key["example_id"] for key in keys if key["split"] == "eval"]
-    chosen = (train[: selection.max_train], held_out[: selection.max_eval])
-    rows = {row["example_id"]: row for row in _rows(examples, [name for side in chosen for name in side])}
-    trained, evaluated = ([rows[name] for name in side] for side in chosen)
+    sides = (train[: selection.max_train], held_out[: selection.max_eval])
+    rows = {row["example_id"]: row for row in _rows(examples, [name for side in sides for name in side])}
+    trained, evaluated = ([rows[name] for name in side] for side in sides)
     return Selected(trained, evaluated, examples, selection)
 
 

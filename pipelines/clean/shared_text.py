@@ -48,8 +48,8 @@ class SharedText:
             if source in self.pieces:
                 by_source.setdefault(source, []).append(at)
         for source, places in by_source.items():
-            left = _without(self.pieces[source], [texts[at] for at in places], [answer_chars[at] for at in places])
-            for at, text in zip(places, left, strict=True):
+            remaining = _without(self.pieces[source], [texts[at] for at in places], [answer_chars[at] for at in places])
+            for at, text in zip(places, remaining, strict=True):
                 result[at] = text
         return result
 
@@ -128,9 +128,9 @@ def _remaining(text: str, shared: np.ndarray, answer_chars: int) -> str:
     np.add.at(covered, at + LENGTH, -1)
     covered = np.cumsum(covered)[:-1] > 0
     edges = np.flatnonzero(np.diff(np.concatenate([[True], covered, [True]]).astype(np.int8)))
-    left = JOINT.join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    if len(left) >= LITTLE:
-        return left
+    remaining = JOINT.join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+    if len(remaining) >= LITTLE:
+        return remaining
     answer = covered[len(text) - answer_chars :]
     is_common = answer.mean() >= MOSTLY if len(answer) else True
-    return text if is_common or not left.strip() else left
+    return text if is_common or not remaining.strip() else remaining

@@ -69,16 +69,16 @@ def stage(work: Work, records: Iterable[RawRecord], options: Options = DEFAULT) 
     work.db.register("batch", COLUMNS.empty_table())
     work.db.execute("CREATE TABLE staged AS SELECT * FROM batch")
     staged = Staged(options)
-    written: Future[None] | None = None
+    pending: Future[None] | None = None
     # One batch is written while the next is read.
     with ThreadPoolExecutor(1) as writer:
         for rows in _batches(records, staged):
-            if written:
-                written.result()
-            written = writer.submit(_insert, work, rows, first=staged.read)
+            if pending:
+                pending.result()
+            pending = writer.submit(_insert, work, rows, first=staged.read)
             staged.read += len(rows)
-        if written:
-            written.result()
+        if pending:
+            pending.result()
     return staged
 
 
@@ -168,28 +168,28 @@ def _plain_fields(fields: Mapping[str, Any]) -> Row:
     """The same for fields that are known to be texts, without validation. Most records take this
     path."""
     texts = {"instruction": fields["instruction"], "input": fields.get("input", ""), "output": fields["output"]}
-    whole = "\n".join(texts.values())
-    if storable(whole) != whole:
+    combined = "\n".join(texts.values())
+    if storable(combined) != combined:
         return _validated(fields)
-    if not whole.isascii():
+    if not combined.isascii():
         texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
     return {**texts, **_derived(texts, ())}
 
 
 def _fields(record: Record) -> Row:
     texts = {name: getattr(record, name) for name in TEXTS}
-    named = {name: value for name in ("topic", "language") if (value := getattr(record, name))}
+    labels = {name: value for name in ("topic", "language") if (value := getattr(record, name))}
     turns = record.messages or []
     messages = json.dumps([turn.model_dump(exclude_none=True) for turn in turns], ensure_ascii=False) if turns else None
     tools = json.dumps(record.tools, ensure_ascii=False) if record.tools else None
-    checked = {**texts, **named}
+    checked = {**texts, **labels}
     if turns:
         checked["messages"] = "\n".join((*(turn.content for turn in turns), (messages or "") + (tools or "")))
     for name, text in checked.items():
         if storable(text) != text:
             return {"problem": f"{name} holds a lone surrogate or a NUL character", "damaged": True}
     texts = {name: unicodedata.normalize("NFC", text) for name, text in texts.items()}
-    return {**texts, **named, "messages": messages, "tools": tools, **_derived(texts, turns)}
+    return {**texts, **labels, "messages": messages, "tools": tools, **_derived(texts, turns)}
 
 
 def restaged(n: int, texts: dict[str, str], turns: list[dict[str, Any]]) -> Row:
@@ -214,13 +214,13 @@ def _compared(output: str, question: str, turns: Sequence[Message]) -> Row:
     if not turns:
         return {"normalized": f"{question} {answer}".strip(), "answer_chars": len(answer)}
     calls = [json.dumps(turn.tool_calls, ensure_ascii=False) for turn in turns if turn.tool_calls]
-    spoken = " ".join(normalized(turn.content) for turn in turns if turn.role != "system")
-    called = " ".join(map(normalized, calls))
+    spoken_text = " ".join(normalized(turn.content) for turn in turns if turn.role != "system")
+    call_text = " ".join(map(normalized, calls))
     system = normalized(" ".join(turn.content for turn in turns if turn.role == "system"))
     return {
         "said": "\n\n".join(turn.content for turn in turns if turn.role == "assistant" and turn.train is not False),
-        "normalized": " ".join(filter(None, (question, system, called, spoken))),
-        "compared": " ".join(filter(None, (called, spoken))),
+        "normalized": " ".join(filter(None, (question, system, call_text, spoken_text))),
+        "compared": " ".join(filter(None, (call_text, spoken_text))),
         "answer_chars": len(answer),
         "longest_turn": max(len(turn.content) for turn in turns),
     }
@@ -230,8 +230,10 @@ def described(value: Any) -> str:
     """A record's fields and their kinds, in one line: `prompt (text), score (number)`."""
     if not isinstance(value, dict):
         return f"{kind(value)}: {value!r:.60}"
-    shown = ", ".join(f"{storable(str(name))[:40]} ({kind(held)})" for name, held in list(value.items())[:20])
-    return shown + (", …" if len(value) > 20 else "") or "none"
+    fields = ", ".join(
+        f"{storable(str(name))[:40]} ({kind(field_value)})" for name, field_value in list(value.items())[:20]
+    )
+    return fields + (", …" if len(value) > 20 else "") or "none"
 
 
 def normalized(text: str) -> str:

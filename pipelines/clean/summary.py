@@ -21,17 +21,17 @@ def lines(result: CleaningResult, *, examples: bool = False) -> Iterator[str]:
     """
     yield f"{result.read} records read = {result.accepted} accepted + {result.rejected} rejected"
     yield f"{result.train} train, {result.eval} eval; {'unchanged' if result.reused else 'written'}: {result.folder}"
-    shown = _examples(result) if examples else {}
+    examples_by_reason = _examples(result) if examples else {}
     for reason, count in result.reasons.items():
         yield f"  {count:>6}  {reason}"
-        yield from shown.get(reason, ())
-    if shown:
+        yield from examples_by_reason.get(reason, ())
+    if examples_by_reason:
         yield f"every reject: duckdb -c \"FROM '{result.folder}/rejects.parquet'\""
     for source, shapes in result.shapes.items():
         counts = ", ".join(f"{count} as {shape}" for shape, count in shapes.items())
-        dropped = result.dropped_turns.get(source)
+        dropped_turns = result.dropped_turns.get(source)
         name = json.dumps(source, ensure_ascii=False)
-        yield f"fields of {name}: {counts}{f'; {dropped} turns dropped' if dropped else ''}"
+        yield f"fields of {name}: {counts}{f'; {dropped_turns} turns dropped' if dropped_turns else ''}"
         if notes := result.notes.get(source):
             yield f"  not used or changed: {', '.join(f'{count} × {note}' for note, count in notes.items())}"
     for warning in result.warnings:
@@ -82,7 +82,7 @@ def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:
 
     A bin has 50 characters; the last one holds everything longer.
     """
-    counted = queried(
+    rows = queried(
         result,
         f"""
         SELECT kind, least(chars // {BIN_CHARS}, {LAST_BIN}) * {BIN_CHARS} AS start, count(*) AS examples
@@ -92,8 +92,7 @@ def length_counts(result: CleaningResult) -> dict[str, list[tuple[int, int]]]:
     """,
     )
     return {
-        kind: [(row["start"], row["examples"]) for row in counted if row["kind"] == kind]
-        for kind in ("prompt", "output")
+        kind: [(row["start"], row["examples"]) for row in rows if row["kind"] == kind] for kind in ("prompt", "output")
     }
 
 
@@ -124,9 +123,9 @@ def sample_rejects(result: CleaningResult, count: int = 10) -> list[Row]:
 
 def reject_shares(rows: list[Row]) -> dict[str, float]:
     """Source → the share of its records that were rejected, from the rows of the summary."""
-    read: dict[str, int] = {}
+    totals: dict[str, int] = {}
     accepted: dict[str, int] = {}
     for row in rows:
-        read[row["source"]] = read.get(row["source"], 0) + row["records"]
+        totals[row["source"]] = totals.get(row["source"], 0) + row["records"]
         accepted[row["source"]] = accepted.get(row["source"], 0) + (row["records"] if row["reason"] == ACCEPTED else 0)
-    return {source: 1 - accepted[source] / total for source, total in read.items()}
+    return {source: 1 - accepted[source] / total for source, total in totals.items()}

@@ -157,8 +157,11 @@ def read_anthropic(raw: str) -> Answer:
         raise ValueError("no message")
     raw_usage = body.get("usage")
     usage = _mapping(raw_usage)
-    read, written = _count(usage.get("cache_read_input_tokens")), _count(usage.get("cache_creation_input_tokens"))
-    plain = _count(usage.get("input_tokens"))
+    cache_reads, cache_writes = (
+        _count(usage.get("cache_read_input_tokens")),
+        _count(usage.get("cache_creation_input_tokens")),
+    )
+    uncached = _count(usage.get("input_tokens"))
     details = _mapping(usage.get("output_tokens_details"))
     stop = _mapping(body.get("stop_details"))
     return Answer(
@@ -166,9 +169,9 @@ def read_anthropic(raw: str) -> Answer:
         stop_reason=_text(body.get("stop_reason")),
         stop_category=_text(stop.get("category")),
         usage=Usage(
-            input=None if plain is None else plain + (read or 0) + (written or 0),
-            cached_input=read,
-            cache_write=written,
+            input=None if uncached is None else uncached + (cache_reads or 0) + (cache_writes or 0),
+            cached_input=cache_reads,
+            cache_write=cache_writes,
             output=_count(usage.get("output_tokens")),
             reasoning=_count(details.get("thinking_tokens")),
         ),

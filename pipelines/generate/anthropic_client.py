@@ -43,10 +43,10 @@ class AnthropicClient:
     async def answer(self, request: Request) -> Answer:
         """Send `request` once; see `Client`."""
         body: Any = anthropic_body(request)
-        named = {name: body.pop(name) for name in ("model", "messages", "max_tokens")}
+        arguments = {name: body.pop(name) for name in ("model", "messages", "max_tokens")}
         # The SDK no longer accepts sampling parameters. `extra_body` passes them to models that
         # still do.
-        create = partial(self.sdk.messages.with_raw_response.create, **named, extra_body=body)
+        create = partial(self.sdk.messages.with_raw_response.create, **arguments, extra_body=body)
         return await timed_answer(create, read_anthropic, key=self._key, timeout_seconds=self._timeout)
 
 

@@ -142,9 +142,9 @@ class AnthropicBatches:
     @_with_call_errors
     async def prepare(self, mark: str, requests: Sequence[Request]) -> Any:
         # A listing costs nothing and reveals a wrong server.
-        shown = await self._sdk.messages.batches.list(limit=1)
-        if not isinstance(getattr(shown, "data", None), list):
-            raise ValueError(f"no list of batches, but {str(shown)[:200]!r}")
+        listing = await self._sdk.messages.batches.list(limit=1)
+        if not isinstance(getattr(listing, "data", None), list):
+            raise ValueError(f"no list of batches, but {str(listing)[:200]!r}")
         return [{"custom_id": f"{mark}-{request.key}", "params": anthropic_body(request)} for request in requests]
 
     @_with_call_errors
@@ -213,10 +213,10 @@ class OpenAIBatches:
 
     @_with_call_errors
     async def create(self, mark: str, prepared: Any) -> str:
-        made = await self._sdk.batches.create(
+        batch = await self._sdk.batches.create(
             input_file_id=prepared, endpoint="/v1/chat/completions", completion_window="24h", metadata={MARK: mark}
         )
-        return _openai_status(made).id
+        return _openai_status(batch).id
 
     @_with_call_errors
     async def look(self, batch: str) -> BatchStatus | None:
@@ -234,21 +234,21 @@ class OpenAIBatches:
         self._cap.most_bytes = max(self._cap.most_bytes, most_bytes)
         details = await self._sdk.batches.retrieve(batch)
         files = [file for file in (details.output_file_id, details.error_file_id) if file]
-        read, gone = Results(), list[str]()
+        results, missing = Results(), list[str]()
         for file in files:
             try:
                 content = await self._sdk.files.content(file)
             except openai.NotFoundError:
-                gone.append(f"the file {file} is gone")
+                missing.append(f"the file {file} is gone")
                 continue
             except openai.APIConnectionError as error:
                 part = _results_too_large(error)
             else:
                 part = _read(content.text, self._key, _openai_item)
-            read = Results(read.items + part.items, read.problems + part.problems)
-        if files and len(gone) == len(files):
+            results = Results(results.items + part.items, results.problems + part.problems)
+        if files and len(missing) == len(files):
             return None
-        return Results(read.items, read.problems + gone)
+        return Results(results.items, results.problems + missing)
 
 
 def _openai_line(name: str, request: Request) -> str:
@@ -291,19 +291,19 @@ def _openai_item(line: dict[str, Any]) -> Item:
     problem = _error_of(body, error)
     codes = frozenset(str(problem[key]) for key in ("code", "type") if problem.get(key))
     if status == 400 and codes & set(REFUSED_BY_FILTER):
-        refused = Answer(raw=json.dumps(body), stop_reason="content_filter", usage=Usage(input=0, output=0))
-        return Item(name, answer=refused, status=status)
+        refusal = Answer(raw=json.dumps(body), stop_reason="content_filter", usage=Usage(input=0, output=0))
+        return Item(name, answer=refusal, status=status)
     if not status and not codes:
         raise ValueError("it holds neither a status nor a code")
     message = one_line(str(problem.get("message") or problem.get("code") or line), 500)
     return Item(name, error=message, status=status, codes=codes)
 
 
-async def _since(since: float, page: Any, read: Callable[[Any], BatchStatus]) -> list[BatchStatus]:
+async def _since(since: float, page: Any, parse: Callable[[Any], BatchStatus]) -> list[BatchStatus]:
     """The batches created since then, from this page and the following ones."""
     recent: list[BatchStatus] = []
     while True:
-        statuses = [read(batch) for batch in page.data]
+        statuses = [parse(batch) for batch in page.data]
         new = [status for status in statuses if status.created >= since - CLOCK_SLACK_SECONDS]
         recent += new
         if len(new) < len(statuses) or not page.has_next_page():
@@ -314,7 +314,7 @@ async def _since(since: float, page: Any, read: Callable[[Any], BatchStatus]) ->
 def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) -> Results:
     """The results, line by line. A line that cannot be read becomes a problem and does not affect
     the others."""
-    read = Results()
+    results = Results()
     for number, line in enumerate(without(text, key).split("\n"), start=1):
         if not line.strip():
             continue
@@ -322,10 +322,10 @@ def _read(text: str, key: str | None, item: Callable[[dict[str, Any]], Item]) ->
             value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError("it is not a JSON object")
-            read.items.append(item(value))
+            results.items.append(item(value))
         except (ValueError, RecursionError) as error:
-            read.problems.append(one_line(f"line {number}: {error}", 200))
-    return read
+            results.problems.append(one_line(f"line {number}: {error}", 200))
+    return results
 
 
 def _results_too_large(error: Exception) -> Results:
@@ -350,10 +350,10 @@ def _object_in(parent: dict[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _answered(name: str, body: dict[str, Any], read: Callable[[str], Answer]) -> Item:
+def _answered(name: str, body: dict[str, Any], parse: Callable[[str], Answer]) -> Item:
     raw = json.dumps(body, ensure_ascii=False)
     try:
-        return Item(name, answer=read(raw))
+        return Item(name, answer=parse(raw))
     except ValueError:
         # Kept as it came, since it was billed. Reading the records later finds that it is none.
         return Item(name, answer=Answer(raw=raw, odd_usage=NO_COUNTS))

@@ -225,23 +225,23 @@ async def _take(work: Batching, row: dict[str, Any], status: "BatchStatus") -> N
     # Compare the answers that can be read with the provider's own count.
     with work.journal.transaction() as db:
         matched = _matched_results(results, mark, _keys_in(db, mark))
-    read = sum(item.was_worked_on for item in matched.items.values())
-    expected = read + len(results.problems) if status.answered is None else min(status.answered, row["requests"])
-    lost = expected > read
+    readable = sum(item.was_worked_on for item in matched.items.values())
+    expected = readable + len(results.problems) if status.answered is None else min(status.answered, row["requests"])
+    is_incomplete = expected > readable
 
     # Perhaps only the transfer was cut short. The note in `detail` makes the next run accept what
     # it gets.
-    if lost and len(results.items) + len(results.problems) < expected and row["detail"] is None:
-        why = f"the results of batch {status.id} are incomplete: {read} of {expected} answers can be read"
+    if is_incomplete and len(results.items) + len(results.problems) < expected and row["detail"] is None:
+        why = f"the results of batch {status.id} are incomplete: {readable} of {expected} answers can be read"
         with work.journal.transaction() as db:
             _set_batch(db, mark, "submitted", detail=why)
         work.tally.stopped = f"{why}; run it again later: the answers still missing then are in doubt"
         return
 
     charged = _charged(work)
-    counts, waiting = _write_down(work, mark, status, results, matched, lost=lost)
+    counts, waiting = _write_down(work, mark, status, results, matched, lost=is_incomplete)
     work.budget.give_back(work.name, charged - _charged(work), of_this_run=False)
-    if lost:
+    if is_incomplete:
         work.tally.in_doubt += len(waiting & work.journal.given_up())
     _note_problems(work, status.id, [*matched.problems, *_in_words(results.problems, in_doubt=counts["in doubt"])])
     if status.problem:
@@ -300,8 +300,8 @@ def _matched_results(results: "Results", mark: str, waiting: set[str]) -> Matche
             repeats += 1
         else:
             items[key] = item
-    counted = ((strangers, "results are of no request of this batch"), (repeats, "results came twice"))
-    return MatchedResults(items, [f"{count} {what}" for count, what in counted if count])
+    problems = ((strangers, "results are of no request of this batch"), (repeats, "results came twice"))
+    return MatchedResults(items, [f"{count} {problem}" for count, problem in problems if count])
 
 
 def _each_in_doubt(work: Batching, keys: Iterable[str], why: str) -> None:
@@ -406,9 +406,9 @@ def _keys_in(db: sqlite3.Connection, mark: str) -> set[str]:
 
 
 def _set_batch(db: sqlite3.Connection, mark: str, status: str, **columns: Any) -> None:
-    named = {"status": status, "finished_at": now() if status in ("collected", "lost") else None, **columns}
-    assignments = ", ".join(f"{name} = ?" for name in named)
-    db.execute(f"UPDATE batches SET {assignments} WHERE id = ?", (*named.values(), mark))
+    values = {"status": status, "finished_at": now() if status in ("collected", "lost") else None, **columns}
+    assignments = ", ".join(f"{name} = ?" for name in values)
+    db.execute(f"UPDATE batches SET {assignments} WHERE id = ?", (*values.values(), mark))
 
 
 def _age(row: dict[str, Any]) -> float:

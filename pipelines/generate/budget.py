@@ -56,9 +56,9 @@ class Budget:
 
     def shortage(self, provider: str, worst: float) -> str | None:
         """A sentence on the cap that `worst` more dollars would exceed; None if they fit."""
-        own = (self.caps.per_provider or {}).get(provider)
+        provider_cap = (self.caps.per_provider or {}).get(provider)
         for name, cap, spent in (
-            (f"providers.{provider}.budget_usd", own, self.charged_by(provider)),
+            (f"providers.{provider}.budget_usd", provider_cap, self.charged_by(provider)),
             ("generation.budget_usd", self.caps.total, self.charged),
             ("the budget of this run", self.caps.this_run, self.charged_now),
         ):

@@ -106,7 +106,7 @@ def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) 
 
 
 async def timed_answer(
-    create: Callable[[], Awaitable[Any]], read: Callable[[str], Answer], *, key: str | None, timeout_seconds: float
+    create: Callable[[], Awaitable[Any]], parse: Callable[[str], Answer], *, key: str | None, timeout_seconds: float
 ) -> Answer:
     """Call the SDK once within `timeout_seconds` in all; answers and errors come without `key`.
 
@@ -125,11 +125,11 @@ async def timed_answer(
         raise _connection_error(error, key) from None
     raw = without(response.http_response.text, key)
     try:
-        answer = read(raw)
+        answer = parse(raw)
     except ValueError as problem:
         # A proxy's page or half a body: the request may have been billed all the same.
-        shown = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:EXCERPT_CHARS]!r}"
-        raise CallError(shown, "unknown", raw=raw[:EXCERPT_BYTES]) from None
+        message = f"HTTP {response.http_response.status_code}, but no answer in it ({problem}): {raw[:EXCERPT_CHARS]!r}"
+        raise CallError(message, "unknown", raw=raw[:EXCERPT_BYTES]) from None
     milliseconds = (time.monotonic() - started) * 1000
     return replace(answer, latency_ms=milliseconds, limits=limits_in(response.http_response.headers, answer.usage))
 

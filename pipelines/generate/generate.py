@@ -87,8 +87,10 @@ class GenerationResult:
     @property
     def complete(self) -> bool:
         """Whether every request has a readable answer or is in a batch."""
-        done = all(result.missing == result.in_batch and not result.unreadable for result in self.providers.values())
-        return done and not self.stopped
+        all_readable = all(
+            result.missing == result.in_batch and not result.unreadable for result in self.providers.values()
+        )
+        return all_readable and not self.stopped
 
 
 @dataclass
@@ -201,8 +203,8 @@ def generate_all(
     if not uses_local or batch:
         return result
     store.fetch(data, experiments, experiments.provider(local or "local").model)
-    own = generate_locally(data, experiments, progress=progress)
-    return GenerationResult({**result.providers, **own.providers}, result.orphans + own.orphans)
+    local_result = generate_locally(data, experiments, progress=progress)
+    return GenerationResult({**result.providers, **local_result.providers}, result.orphans + local_result.orphans)
 
 
 def generate_again(data: DataRoot) -> int:

@@ -206,10 +206,10 @@ def _duel(
 ) -> Duel:
     one, other, judge_name = key
     families = {family(experiments.provider(name)) for name in (one, other)}
-    read = [(first, second) for first, second in verdicts if first and second]
+    readable = [(first, second) for first, second in verdicts if first and second]
     # In the second request, `other` was record A.
     swapped = {"A": "B", "B": "A", "tie": "tie"}
-    agreed = [(first, swapped[second]) for first, second in read]
+    agreed = [(first, swapped[second]) for first, second in readable]
     return Duel(
         one=one,
         other=other,
@@ -217,7 +217,7 @@ def _duel(
         shares_family=family(experiments.provider(judge_name)) in families,
         scores=[{"A": 1.0, "B": 0.0, "tie": 0.5}[first] if first == second else 0.5 for first, second in agreed],
         disagreements=sum(first != second for first, second in agreed),
-        unreadable=len(verdicts) - len(read),
+        unreadable=len(verdicts) - len(readable),
     )
 
 
@@ -233,8 +233,8 @@ def pairs(reading: RequestSource, settings: Judge) -> Iterator[Pair]:
             task, first = records[one][cell]
             second = records[other][cell][1]
             both = ((task, first, second), (task, second, first))
-            requests = [_request(experiments, settings, judge_name, *shown) for shown in both]
-            earlier = [_earlier_request(experiments, settings, judge_name, *shown) for shown in both]
+            requests = [_request(experiments, settings, judge_name, *pair_records) for pair_records in both]
+            earlier = [_earlier_request(experiments, settings, judge_name, *pair_records) for pair_records in both]
             yield Pair(one, other, cell, judge_name, (requests[0], requests[1]), (earlier[0], earlier[1]))
 
 
@@ -280,9 +280,9 @@ def _request(experiments: Experiments, settings: Judge, judge_name: str, task: s
     texts = [without_tricks(task), *(_shown(_plain(record)) for record in (first, second))]
     parts = dict(zip(("task", "record A", "record B"), (cut(text, limit) for text in texts), strict=True))
     code = code_of("compared", list(parts.values()))
-    shown = "\n".join(f"<{name}: {code}>\n{text}\n</{name}: {code}>" for name, text in parts.items())
+    marked = "\n".join(f"<{name}: {code}>\n{text}\n</{name}: {code}>" for name, text in parts.items())
     rubric = RUBRIC.format(criteria=settings.criteria, code=code)
-    return _judge_request(experiments, settings, judge_name, rubric, shown)
+    return _judge_request(experiments, settings, judge_name, rubric, marked)
 
 
 def _earlier_request(
@@ -295,14 +295,14 @@ def _earlier_request(
     return _judge_request(experiments, settings, judge_name, rubric, json.dumps(parts, ensure_ascii=False, indent=1))
 
 
-def _judge_request(experiments: Experiments, settings: Judge, judge_name: str, rubric: str, shown: str) -> Request:
+def _judge_request(experiments: Experiments, settings: Judge, judge_name: str, rubric: str, content: str) -> Request:
     provider = experiments.provider(judge_name)
     return Request(
         provider=judge_name,
         model=provider.model,
         messages=[
             {"role": "system", "content": rubric},
-            {"role": "user", "content": f"Compare record A and record B.\n\n{shown}"},
+            {"role": "user", "content": f"Compare record A and record B.\n\n{content}"},
         ],
         parameters={"max_tokens": settings.max_tokens, **provider.parameters},
         schema=SCHEMA,

@@ -19,8 +19,8 @@ def omitted_headers() -> dict[str, openai.Omit]:
     """Headers that the SDK would add from the environment. Servers other than OpenAI's must not see
     them."""
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
-    own = [line.partition(":")[0].strip() for line in lines if ":" in line]
-    return dict.fromkeys(["OpenAI-Organization", "OpenAI-Project", *own], openai.Omit())
+    custom = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    return dict.fromkeys(["OpenAI-Organization", "OpenAI-Project", *custom], openai.Omit())
 
 
 class OpenAIClient:
@@ -61,10 +61,10 @@ class OpenAIClient:
         if request.purpose == PURPOSE:
             return await self._embed(request)
         body: Any = openai_body(request, strict=self._strict)
-        named = {name: body.pop(name) for name in ("model", "messages")}
+        arguments = {name: body.pop(name) for name in ("model", "messages")}
         # The SDK accepts only OpenAI's own parameters. `extra_body` passes all others to the
         # server.
-        create = partial(self.sdk.chat.completions.with_raw_response.create, **named, extra_body=body)
+        create = partial(self.sdk.chat.completions.with_raw_response.create, **arguments, extra_body=body)
         return await timed_answer(create, read_openai, key=self._key, timeout_seconds=self._timeout)
 
     async def _embed(self, request: Request) -> Answer:
@@ -87,8 +87,8 @@ def openai_body(request: Request, *, strict: bool) -> dict[str, Any]:
         parameters["max_completion_tokens"] = parameters.pop("max_tokens")
     body: dict[str, Any] = {"model": request.model, "messages": request.messages, **parameters}
     if request.schema:
-        named: dict[str, Any] = {"name": "record", "schema": request.schema}
+        json_schema: dict[str, Any] = {"name": "record", "schema": request.schema}
         if strict:
-            named |= {"schema": native_schema(request.schema), "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": named}
+            json_schema |= {"schema": native_schema(request.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     return body

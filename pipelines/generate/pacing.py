@@ -120,8 +120,8 @@ class Pacer:
         elif self._refused_pace is None:
             self.pace = math.inf
         else:
-            along = (now - self._cut_at) / self._plateau
-            self.pace = max(self.pace, self._refused_pace * (1 + (1 - self._cut_to) * (along - 1) ** 3))
+            progress = (now - self._cut_at) / self._plateau
+            self.pace = max(self.pace, self._refused_pace * (1 + (1 - self._cut_to) * (progress - 1) ** 3))
 
     def throttled(self, sent_at: float, now: float, limits: Limits = (), retry_after: float | None = None) -> None:
         """A 429 came to the request of `sent_at`: a rate limit. Those of one burst count once."""

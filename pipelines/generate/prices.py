@@ -52,10 +52,10 @@ class ListPrice:
 
         if usage.input is None or usage.output is None:
             return None
-        read = min(usage.cached_input or 0, usage.input)
+        cache_reads = min(usage.cached_input or 0, usage.input)
         # The table rejects parts that add up to more than the whole.
-        written = min(usage.cache_write or 0, usage.input - read)
-        counts = {"input_tokens": usage.input, "cache_read_tokens": read, "cache_write_tokens": written}
+        cache_writes = min(usage.cache_write or 0, usage.input - cache_reads)
+        counts = {"input_tokens": usage.input, "cache_read_tokens": cache_reads, "cache_write_tokens": cache_writes}
         list_usage = ListUsage(**counts, output_tokens=usage.output)
         return float(calc_price(list_usage, self.model, provider_id=self.vendor).total_price)
 
@@ -89,8 +89,8 @@ def batch_share(provider: Provider) -> float:
 def worst_usage(request: Request) -> Usage:
     """The most tokens that `request` can be billed for: its bytes plus OVERHEAD_TOKENS in,
     max_tokens out."""
-    sent = json.dumps([request.messages, request.schema], ensure_ascii=False)
-    return Usage(input=len(sent.encode()) + OVERHEAD_TOKENS, output=request.parameters["max_tokens"])
+    content = json.dumps([request.messages, request.schema], ensure_ascii=False)
+    return Usage(input=len(content.encode()) + OVERHEAD_TOKENS, output=request.parameters["max_tokens"])
 
 
 def worst_cost(costs: Costs | None, request: Request) -> float | None:
@@ -100,5 +100,5 @@ def worst_cost(costs: Costs | None, request: Request) -> float | None:
         return None
     worst = worst_usage(request)
     plain = costs(worst)
-    written = costs(Usage(input=worst.input, cache_write=worst.input, output=worst.output))
-    return None if plain is None or written is None else max(plain, written)
+    with_cache_write = costs(Usage(input=worst.input, cache_write=worst.input, output=worst.output))
+    return None if plain is None or with_cache_write is None else max(plain, with_cache_write)

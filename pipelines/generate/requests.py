@@ -105,8 +105,8 @@ def load_prompts(data: DataRoot, generation: Generation) -> Prompts:
     """
     if generation.prompts == "file":
         assert generation.prompts_file is not None
-        own = list(_prompts_in(expand([generation.prompts_file], generation.folder), generation.system))
-        return Prompts(lambda languages: (p for p in own if not languages or p.language in (None, *languages)))
+        file_prompts = list(_prompts_in(expand([generation.prompts_file], generation.folder), generation.system))
+        return Prompts(lambda languages: (p for p in file_prompts if not languages or p.language in (None, *languages)))
     grid = load_topics(data.tracked("topics.yaml"))
     return Prompts(lambda languages: _grid_prompts(grid, generation.seed, languages), grid.record)
 

@@ -414,8 +414,8 @@ class _Sender:
             self._note_response(turned_away=turned_away)
         failed_at = self._failed_at[turned_away]
         failed_at.append(now)
-        longest = DEAD_REFUSING_SECONDS if turned_away else DEAD_SECONDS
-        if len(failed_at) >= DEAD_FAILURES and now - failed_at[0] > longest:
+        limit = DEAD_REFUSING_SECONDS if turned_away else DEAD_SECONDS
+        if len(failed_at) >= DEAD_FAILURES and now - failed_at[0] > limit:
             self._stop(
                 f"no answer for {now - self._last_response_at:.0f} s, {len(failed_at)} failures in a row, the last: {error}; "
                 "run it again later"

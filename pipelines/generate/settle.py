@@ -67,9 +67,9 @@ def _odd(request: Request, answer: Answer) -> str | None:
     if answer.refused and not usage.total:
         return None
     tokens_in, tokens_out = usage.input or 0, usage.output or 0
-    for count, most, what in ((tokens_in, worst.input or 0, "input"), (tokens_out, worst.output or 0, "output")):
+    for count, most, direction in ((tokens_in, worst.input or 0, "input"), (tokens_out, worst.output or 0, "output")):
         if count > most:
-            return f"it reports {count:,} {what} tokens, although at most {most:,} are possible"
+            return f"it reports {count:,} {direction} tokens, although at most {most:,} are possible"
     if not tokens_in:
         return "it reports no input tokens"
     length = _text_bytes(answer)

@@ -78,8 +78,8 @@ class TopicGrid(Strict):
         return self
 
     def _names(self, under: str) -> list[str]:
-        named: Any = self.record_schema.get(under, [])
-        return list(named)
+        names: Any = self.record_schema.get(under, [])
+        return list(names)
 
     def _no_record(self) -> str | None:
         """Why no answer could become a record, judged by the field names; None if one could."""
@@ -122,11 +122,11 @@ class TopicGrid(Strict):
         """Every cell of the grid once, in the order of the samples."""
         axes, size = self._axes_in(languages), self.size(languages)
         streams = {axis: _shuffled_forever(values, random.Random(f"{seed}/{axis}")) for axis, values in axes.items()}
-        seen: set[tuple[str, ...]] = set()
-        while len(seen) < size:
+        used: set[tuple[str, ...]] = set()
+        while len(used) < size:
             cell = {axis: next(stream) for axis, stream in streams.items()}
-            if (values := tuple(cell.values())) not in seen:
-                seen.add(values)
+            if (values := tuple(cell.values())) not in used:
+                used.add(values)
                 yield cell
 
     def size(self, languages: list[str] | None = None) -> int:
@@ -191,15 +191,15 @@ def _explain(path: Path, lines: Lines, item: Any) -> str:
     place, message = tuple(item["loc"]), what_is_wrong(item)
     if item["type"] == "unknown_key":
         place = (*place, item["ctx"]["key"])
-    named = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
+    location = "" if not item["loc"] else f"{cut('.'.join(str(part) for part in place))}: "
     # The message of a check of the whole grid starts with the field's name.
     about = place or (message.partition(":")[0].partition(".")[0],)
     line = next((lines[about[:end]] for end in range(len(about), -1, -1) if about[:end] in lines), 1)
     got = "" if item["type"] in NO_VALUE else f" (got {cut(repr(item['input']))})"
-    return f"{path}:{line}: {named}{cut(message, MESSAGE_CHARS)}{got}"
+    return f"{path}:{line}: {location}{cut(message, MESSAGE_CHARS)}{got}"
 
 
-def _misfit(template: str, known: Collection[str], what: str) -> str | None:
+def _misfit(template: str, known: Collection[str], kind: str) -> str | None:
     """Why the template cannot be filled in from `known`; None if it can.
 
     Widths are limited, since one of nine digits would fill the memory.
@@ -210,7 +210,7 @@ def _misfit(template: str, known: Collection[str], what: str) -> str | None:
         return f"{error}; write a literal brace twice"
     for _, field, form, _ in parts:
         if field is not None and field not in known:
-            return f"{cut(repr(field))} is not {what}; {expected_one_of('', list(known))}"
+            return f"{cut(repr(field))} is not {kind}; {expected_one_of('', list(known))}"
         if form and not PLAIN_FORM.fullmatch(form):
             return f"{{{field}:{cut(form)}}} has a format that is not supported; expected {{{field}}} alone, or a width below 1000"
     return None

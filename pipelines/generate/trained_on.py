@@ -24,9 +24,9 @@ def switched_off(experiments: Experiments) -> Iterator[str]:
     """
     sources = experiments.sources
     if sources.own_only:
-        named = " and ".join(name for name in ("files", "hub") if getattr(sources, name))
+        own_sources = " and ".join(name for name in ("files", "hub") if getattr(sources, name))
         yield (
-            f"sources: {named} alone are trained on; the corpus, the local generator and other providers are left out "
+            f"sources: {own_sources} alone are trained on; the corpus, the local generator and other providers are left out "
             "(`mix: true` joins those that `sources:` names)"
         )
         return
@@ -64,8 +64,8 @@ def untrained(experiments: Experiments) -> dict[str, str]:
     used, own_only = sources_of(experiments), experiments.sources.own_only
     reasons = {}
     for name in enabled(experiments):
-        own = experiments.provider(name).requests
-        requests = experiments.generation.requests if own is None else own
+        own_requests = experiments.provider(name).requests
+        requests = experiments.generation.requests if own_requests is None else own_requests
         if requests and name not in used:
             why = (
                 "sources.files and sources.hub replace all others" if own_only else "sources.providers does not name it"

@@ -81,13 +81,13 @@ def code_of(purpose: str, texts: Sequence[str]) -> str:
 # --- the replies of a judge
 
 
-def verdict_in(response: str, read: Read[V]) -> V | None:
+def verdict_in(response: str, parse: Read[V]) -> V | None:
     """The verdict in a judge's reply; None if it holds none, or two that differ."""
     try:
         text = text_of(response)
     except (ValueError, RecursionError):
         return None
-    verdicts = [verdict for value in _objects(text) if (verdict := read(value)) is not None]
+    verdicts = [verdict for value in _objects(text) if (verdict := parse(value)) is not None]
     return verdicts[0] if verdicts and all(verdict == verdicts[0] for verdict in verdicts) else None
 
 
@@ -153,29 +153,29 @@ class Reply(Generic[V]):
         return self.verdict is not None or self.unreadable is not None
 
 
-def reply_to(journal: Journal, first: Request, read: Read[V], *, earlier: Request | None = None) -> Reply[V]:
+def reply_to(journal: Journal, first: Request, parse: Read[V], *, earlier: Request | None = None) -> Reply[V]:
     """The first readable reply to `first` or one of its repeats, else the state of the last repeat.
 
     `earlier`: the request in the form of older code. Its answer counts as long as `first` was never
     sent.
     """
     if earlier and (row := journal.row(earlier.key)) and row["status"] == "answered" and not journal.row(first.key):
-        return _reply(earlier, first, row["response"], read)
+        return _reply(earlier, first, row["response"], parse)
     reply = Reply[V](first, first)
     request = first
     while row := journal.row(request.key):
         following = replace(request, replicate=request.replicate + AGAIN)
         if row["status"] != "answered":
             return Reply(request, following)
-        reply = _reply(request, following, row["response"], read)
+        reply = _reply(request, following, row["response"], parse)
         if reply.verdict is not None:
             return reply
         request = following
     return reply
 
 
-def _reply(request: Request, following: Request, response: str, read: Read[V]) -> Reply[V]:
-    verdict = verdict_in(response, read)
+def _reply(request: Request, following: Request, response: str, parse: Read[V]) -> Reply[V]:
+    verdict = verdict_in(response, parse)
     return Reply(request, following, verdict, None if verdict is not None else _reply_text(response))
 
 

@@ -70,8 +70,8 @@ def _require_document(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name its files, such as {path}/**/*.md.")
     if not path.is_file():
-        what = "not a file" if path.exists() else "no such file"
-        raise UsageError(f"{path}: {what} (retrieval.documents); expected text, Markdown or JSONL files.")
+        problem = "not a file" if path.exists() else "no such file"
+        raise UsageError(f"{path}: {problem} (retrieval.documents); expected text, Markdown or JSONL files.")
     if path.suffix.lower() not in KINDS:
         raise UsageError(
             f"{path}: unknown kind {path.suffix!r} (retrieval.documents); expected one of {', '.join(KINDS)}."

@@ -74,8 +74,8 @@ class Embedder:
         longest = max(map(len, tokens))
         ids = torch.zeros((len(tokens), longest), dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, own in enumerate(tokens):
-            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        for row, text_tokens in enumerate(tokens):
+            ids[row, : len(text_tokens)], mask[row, : len(text_tokens)] = torch.tensor(text_tokens), 1
         with torch.no_grad():
             states = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).last_hidden_state
         states, weights = states.float().cpu(), mask.unsqueeze(-1).float()

@@ -118,10 +118,10 @@ def embed_apart(folder: Path, texts: Sequence[str]) -> Vectors:
         text_file, vector_file = Path(place) / "texts.json", Path(place) / "vectors.npy"
         text_file.write_text(json.dumps(list(texts)), encoding="utf-8")
         command = [sys.executable, "-m", "pipelines.retrieval.embedding", str(folder), str(text_file), str(vector_file)]
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", env=child_environment(), check=False
         )
-        if done.returncode or not vector_file.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if process.returncode or not vector_file.exists():
+            last = (process.stderr.strip().splitlines() or ["no message"])[-1]
             raise UnavailableError(f"the texts could not be embedded: {last:.300}")
         return np.load(vector_file)

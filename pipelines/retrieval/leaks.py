@@ -30,8 +30,8 @@ class Sides:
     @cached_property
     def grams(self) -> frozenset[str]:
         """The distinct character 3-shingles of question and answer together."""
-        whole = _plain(f"{self.question}\n{self.answer}").ljust(SHINGLE, "\0")
-        return frozenset(whole[at : at + SHINGLE] for at in range(len(whole) - SHINGLE + 1))
+        text = _plain(f"{self.question}\n{self.answer}").ljust(SHINGLE, "\0")
+        return frozenset(text[at : at + SHINGLE] for at in range(len(text) - SHINGLE + 1))
 
 
 def gives_away(held_out: Sides, other: Sides, jaccard: float) -> bool:
