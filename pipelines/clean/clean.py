@@ -29,8 +29,9 @@ def clean(
     """Clean `records` and make the result the current one. If it already is, nothing is written.
 
     Raises:
-        UsageError: `records` reads a file that is missing or broken. WorkError: no record is left
-        to train or evaluate on, or the lake cannot be written. The last result stays current.
+        UsageError: `records` reads a file that is missing or broken.
+        WorkError: no record is left to train or evaluate on, or the lake cannot be written. The
+            last result stays current.
     """
     with workspace(data, settings) as work:
         staged = stage(work, records, settings.shape_options)

@@ -170,7 +170,8 @@ def read(row: Row, settings: Cleaning) -> Row:
 def _judge_other_language(row: Row, question: str, sample: str, language: str, wrong: float, settings: Cleaning) -> Row:
     """The same for a record whose answer is in the unexpected `language`, which the question may
     have asked for."""
-    # The question itself must be in an expected language: identify it, if it has enough letters.
+    # The question itself must be in an expected language. One with too few letters counts as in
+    # the language of the answer.
     expected, request = _expected(row, settings), _request_text(row)
     question_language, question_wrong = (
         _identified(question, expected, settings) if _letters(question) >= 4 else (language, wrong)
@@ -232,8 +233,8 @@ def _in_no_script_of(declared: str | None, question: str, sample: str) -> bool:
 
 
 def _foreign_question(question: str, sample: str, expected: list[str] | None, settings: Cleaning) -> str | None:
-    """The language of a question that is in no expected language; None if it is, or if the answer
-    contradicts it.
+    """The language of a question in no expected language; None for other questions, and if the
+    answer contradicts it.
 
     This is for answers that are too short, or too full of names, to be judged by themselves.
     """

@@ -72,7 +72,7 @@ def publish(data: DataRoot, work: Work, staged: Staged) -> CleaningResult:
 
     Raises:
         WorkError: no record is left to train or evaluate on, or the lake cannot be written. The
-        last result stays current.
+            last result stays current.
     """
     work.db.execute(
         f"CREATE VIEW examples AS {EXAMPLES}; CREATE VIEW rejects AS {REJECTS}; CREATE VIEW summary AS {SUMMARY}"

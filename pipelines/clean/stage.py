@@ -1,10 +1,13 @@
 """Raw records, one after another → the table `staged`: checked fields, normalized text, and the
 original record.
 
-The table has one row per record. `n` numbers them in order of arrival; no later decision depends on
-it. `said`: every learned answer of a conversation (NULL: `output` is the only one). `normalized`:
-the text by which exact duplicates are judged. `compared`: the text for near-duplicates if it
-differs. It lacks the system prompt, which does not make records similar.
+The table has one row per record. Some columns:
+
+- `n`: number in order of arrival; no later decision depends on it
+- `said`: every learned answer of a conversation; NULL: `output` is the only one
+- `normalized`: the text by which exact duplicates are judged
+- `compared`: the text for near-duplicates, if it differs; it lacks the system prompt, which does
+  not make records similar
 """
 
 import hashlib

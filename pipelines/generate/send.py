@@ -144,9 +144,9 @@ async def send_all(
     """Send every job's requests; returns a tally per provider.
 
     Raises:
-        WorkError: the journal cannot be written. KeyboardInterrupt: the run was interrupted.
-        Nothing more was sent, and requests under way had
-            DRAIN_SECONDS to be answered.
+        WorkError: the journal cannot be written.
+        KeyboardInterrupt: the run was interrupted. Nothing more was sent, and requests under way
+            had DRAIN_SECONDS to be answered.
     """
     run = Run(journal, Writer(journal), budget, progress or (lambda _: None), doubts=journal.doubts())
     run.senders = [_Sender(run, job) for job in jobs]
@@ -352,8 +352,8 @@ class _Sender:
         tries = self._tries[request.key, turned_away]
         # "throttled": the pacer delays the whole queue, so the request goes back to its front.
         # "overloaded": tried again after a pause, without a limit on the number of tries.
-        # "unknown": sent again at most MOST_RESENDS times in all runs, since each try may be
-        # billed. "failed" and "unsent": tried again up to TRIES times.
+        # "unknown": sent again at most MOST_RESENDS times over all runs: each try may be billed.
+        # "failed" and "unsent": tried again up to TRIES times.
         match error.fate:
             case "stopped" | "impossible":
                 self.tally.failed += 1

@@ -177,8 +177,8 @@ def load_topics(path: Path) -> TopicGrid:
     """Read and check data/topics.yaml.
 
     Raises:
-        UsageError: the file is missing or not YAML, or has a wrong key or value, which is named
-        with its line.
+        UsageError: the file is missing or not YAML, or has a wrong key or value. The message names
+            its line.
     """
     content, lines = read(path, "it holds the grid of topics to generate for.")
     try:

