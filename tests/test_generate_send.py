@@ -406,7 +406,7 @@ def test_the_budget_in_all_is_shared_and_that_of_a_run_is_its_own(both: Asking) 
 def test_an_unknown_price_is_refused_under_a_cap_and_null_without(ask: Asking, wire: Wire) -> None:
     ask.configure(providers={NAMES[wire]: {"price": None}}, generation={"budget_usd": 1})
     result = ask.generate()
-    assert "the price of" in stopped(result) and "give `price:" in stopped(result)
+    assert "the price of" in stopped(result) and "set `price:" in stopped(result)
     assert ask.account(wire).requests == 0
     ask.configure(generation={"budget_usd": None})
     assert ask.generate().complete
