@@ -89,7 +89,7 @@ def test_cells_are_named_in_several_ways_and_the_base_comes_along(lake: Lake) ->
         ("tiny/lora-r8@3", "is missing.*featherweight train tiny lora-r8 --seed 3"),
         ("tiny/full", "is out_of_memory; only an ok cell can answer.*featherweight train tiny full"),
         ("tiny/bm25", "which chat does not do.*choose another cell"),
-        ("tiny/qlora-r8", "only its numbers are kept.*--force"),
+        ("tiny/qlora-r8", "only its measurements are left.*--force"),
     ],
 )
 def test_what_cannot_answer_is_refused_with_what_to_do(lake: Lake, name: str, message: str) -> None:

@@ -227,7 +227,7 @@ def test_the_lock_goes_without_torch_only_where_one_is_linked(colab: Path, capsy
     assert install.locked(with_torch=True) == every
     assert set(every) - set(install.locked(with_torch=False)) == {one for one in every if one.startswith("torch==")}
     assert install.torch_here("torch==1.0") == []
-    assert "the project accepts torch==1.0: the lock's is installed" in capsys.readouterr().out
+    assert "the project needs torch==1.0: installing that of the lock" in capsys.readouterr().out
     next(colab.glob("torch-*/RECORD")).unlink()
     assert install.torch_here(install.requirement()) == [], "what cannot be linked is installed"
 

@@ -180,7 +180,7 @@ def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused()
         own_rows(prompted_model(model), benchmark_request(shots=5), max_tokens=300)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="of 6 of 6 questions are no numbers"):
+    with pytest.raises(ValueError, match="of 6 of 6 questions are not finite"):
         own_rows(prompted_model(model), benchmark_request(), max_tokens=300)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from pipelines.compare.tables import all_tables
 from pipelines.errors import UnavailableError, UsageError, WorkError
 from pipelines.extras.export import bit_widths, convert, gguf_file, merge, older
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.extras.export.gguf_file import write_gguf
 from pipelines.extras.export.native import LlamaCpp
 from pipelines.generate.server import local_server
@@ -298,7 +298,7 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     assert train(stage.resolve(), key, hooks=hooks)[0].status == "ok"
 
     with loads_noted() as loads:
-        made = export(stage.resolve(), key, Wanted(), hooks=hooks)
+        made = export(stage.resolve(), key, ExportRequest(), hooks=hooks)
     assert made.ok and made.merged, made.result.detail
     # the trained result, the original base to merge into, the base that was trained on and its packed weights, what was written
     assert [load.format for load in loads] == ["nf4", None, None, "nf4", None]
@@ -445,14 +445,14 @@ def test_a_cell_with_an_adapter_on_a_tied_head_is_trained_and_exported(project: 
     stage, key = clean_for(project).now(), project.key("lora-r8")
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     assert train(stage.resolve(), key, hooks=hooks)[0].status == "ok"
-    made = export(stage.resolve(), key, Wanted(), hooks=hooks)
+    made = export(stage.resolve(), key, ExportRequest(), hooks=hooks)
     assert made.ok, made.result.detail
     measured = made.result.measured
     assert measured["largest_difference_nats"] < 0.01
     assert measured["merged_bits_per_byte"] == pytest.approx(measured["adapter_bits_per_byte"], abs=1e-4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "merged", lambda model: model.merge_and_unload())
-        failed = export(stage.resolve(), key, Wanted(output=tmp_path / "out"), hooks=hooks)
+        failed = export(stage.resolve(), key, ExportRequest(output=tmp_path / "out"), hooks=hooks)
     assert failed.result.status == "failed" and "not the trained result" in failed.result.detail
     assert not (tmp_path / "out" / "merged").exists()
 
@@ -460,14 +460,14 @@ def test_a_cell_with_an_adapter_on_a_tied_head_is_trained_and_exported(project: 
 def test_a_folder_that_is_not_ours_is_never_replaced(project: TinyProject, tmp_path: Path) -> None:
     stage, key = clean_for(project).now(), project.key("base")
     with pytest.raises(UsageError, match="missing; only an ok cell is exported"):
-        export(stage.resolve(), key, Wanted())
+        export(stage.resolve(), key, ExportRequest())
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     train(stage.resolve(), key, hooks=hooks)
     own = tmp_path / "own" / "merged" / "precious.txt"
     own.parent.mkdir(parents=True)
     own.touch()
     with pytest.raises(UsageError, match="--output"):
-        export(stage.resolve(), key, Wanted(output=tmp_path / "own"), hooks=hooks)
+        export(stage.resolve(), key, ExportRequest(output=tmp_path / "own"), hooks=hooks)
     assert own.exists()
 
 

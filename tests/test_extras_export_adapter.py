@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.errors import UsageError, WorkError
 from pipelines.extras.export import adapter, command, model_card
 from pipelines.extras.export.arguments import add_arguments
-from pipelines.extras.export.cell import Export, Wanted, export
+from pipelines.extras.export.cell import Export, ExportRequest, export
 from pipelines.extras.export.modelfile import OURS, Modelfile, is_ours
 from pipelines.lake.files import write_json
 from pipelines.lake.weights_record import RECORD
@@ -61,7 +61,7 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
         "eval_bits_per_byte": 1.25,
         "seeds": 1,
     }
-    made = export(resolved, key, Wanted(merged=False, adapter=True, row=row), hooks=WATCH)
+    made = export(resolved, key, ExportRequest(merged=False, adapter=True, row=row), hooks=WATCH)
     assert made.ok and made.adapter and made.merged is None, made.result.detail
     folder = made.adapter
 
@@ -95,7 +95,7 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
     assert not torch.equal(plain, attached)
 
     # what was written just so is not written again
-    again = Wanted(merged=False, adapter=True, row=row, reuse=True)
+    again = ExportRequest(merged=False, adapter=True, row=row, reuse=True)
     written = (folder / "README.md").stat().st_mtime_ns
     assert export(resolved, key, again, hooks=WATCH).folder == made.folder
     assert (folder / "README.md").stat().st_mtime_ns == written
@@ -106,8 +106,8 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
 
     # what lies there and is not ours is never replaced
     (folder / RECORD).unlink()
-    with pytest.raises(UsageError, match=r"adapter is there and no export of ours.*--output"):
-        export(resolved, key, Wanted(merged=False, adapter=True), hooks=WATCH)
+    with pytest.raises(UsageError, match=r"adapter exists and is not one of our exports.*--output"):
+        export(resolved, key, ExportRequest(merged=False, adapter=True), hooks=WATCH)
 
 
 TEXTS = ["What is a lake?", "책 3권, 36,000원이에요.", " leading <|im_end|> and  two", "naïve 😀\n\n  x"]
@@ -141,7 +141,7 @@ def read_by(python: str, folder: Path, base: Path | str = "") -> dict[str, Any]:
 def test_transformers_4_57_reads_the_same_adapter(from_hub: TinyProject, transformers_4: str) -> None:
     resolved, key = from_hub.resolved(), from_hub.key("lora-r8")
     attempt = train(resolved, key, hooks=WATCH)[0]
-    made = export(resolved, key, Wanted(merged=False, adapter=True), hooks=WATCH)
+    made = export(resolved, key, ExportRequest(merged=False, adapter=True), hooks=WATCH)
     assert made.adapter, made.result.detail
     base = from_hub.data.root / str(attempt.spec.weights)
     ours, older = (read_by(python, made.adapter, base) for python in (sys.executable, transformers_4))
@@ -172,7 +172,7 @@ def test_what_has_no_adapter_says_so(project: TinyProject) -> None:
     resolved = clean_for(project).resolved()
     train(resolved, project.key("base"), hooks=WATCH)
     with pytest.raises(UsageError, match="base trains nothing, so there is no adapter: use --merge"):
-        export(resolved, project.key("base"), Wanted(adapter=True))
+        export(resolved, project.key("base"), ExportRequest(adapter=True))
 
 
 def test_an_adapter_without_its_weights_is_named_and_leaves_nothing(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_a_token_is_asked_for_before_anything_is_done(project: TinyProject, monk
 def test_a_modelfile_of_somebody_is_not_written_over(project: TinyProject, tmp_path: Path) -> None:
     resolved = clean_for(project).resolved()
     train(resolved, project.key("base"), hooks=WATCH)
-    request = Wanted(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
+    request = ExportRequest(merged=False, gguf=["F16"], ollama=True, output=tmp_path)
     (tmp_path / "Modelfile").write_text("FROM mine", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"Modelfile is there and no export of ours.*--output"):
+    with pytest.raises(UsageError, match=r"Modelfile exists and is not one of our exports.*--output"):
         export(resolved, project.key("base"), request, hooks=WATCH)
     assert (tmp_path / "Modelfile").read_text(encoding="utf-8") == "FROM mine"
     (tmp_path / "Modelfile").write_text(Modelfile("a.gguf", "", [], None, [OURS]).text(), encoding="utf-8")
@@ -284,14 +284,14 @@ def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) 
         (tmp_path / name).write_text(name, encoding="utf-8")
     gguf, modelfile = {"F16": tmp_path / "a.gguf"}, {"F16": tmp_path / "Modelfile"}
 
-    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, request: Wanted) -> dict[str, str]:
+    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, request: ExportRequest) -> dict[str, str]:
         made = Export(None, tmp_path, merged, gguf, folder, modelfile if gguf else {})  # pyright: ignore[reportArgumentType]
         return {name: path.relative_to(tmp_path).as_posix() for name, path in command.files_of(made, request).items()}
 
     alone = {"README.md": "adapter/README.md", "adapter_config.json": "adapter/adapter_config.json"}
-    assert paths(None, {}, tmp_path / "adapter", Wanted(merged=False, adapter=True)) == alone
+    assert paths(None, {}, tmp_path / "adapter", ExportRequest(merged=False, adapter=True)) == alone
     beside = {"a.gguf": "a.gguf", "Modelfile": "Modelfile"}
-    assert paths(None, gguf, tmp_path / "adapter", Wanted(merged=False, adapter=True)) == {**alone, **beside}
+    assert paths(None, gguf, tmp_path / "adapter", ExportRequest(merged=False, adapter=True)) == {**alone, **beside}
     # a merged folder that was only made for the GGUF file stays here
-    assert paths(tmp_path / "merged", gguf, None, Wanted(merged=False)) == {"README.md": "a.md", **beside}
-    assert "config.json" in paths(tmp_path / "merged", gguf, None, Wanted())
+    assert paths(tmp_path / "merged", gguf, None, ExportRequest(merged=False)) == {"README.md": "a.md", **beside}
+    assert "config.json" in paths(tmp_path / "merged", gguf, None, ExportRequest())

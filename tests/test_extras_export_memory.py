@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines.errors import UnavailableError, WorkError
 from pipelines.extras.export import memory
-from pipelines.extras.export.cell import Wanted, export
-from pipelines.extras.export.memory import Weights, foretold, weights_in
+from pipelines.extras.export.cell import ExportRequest, export
+from pipelines.extras.export.memory import Weights, predicted_peak, weights_in
 from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
 from tests.in_process import InProcess, clean_for
@@ -44,7 +44,7 @@ def test_what_lies_there_at_once_is_added_up() -> None:
     def peak(bytes_of_file: float, quantization: str | None = None, positions: int = 0) -> float:
         weights = Weights(GIGABYTE, GIGABYTE // 10, int(bytes_of_file))
         recipe = {"quantization": quantization}
-        return foretold(weights, recipe, vocabulary=50_000, positions=positions, occupied=GIGABYTE) / GIGABYTE
+        return predicted_peak(weights, recipe, vocabulary=50_000, positions=positions, occupied=GIGABYTE) / GIGABYTE
 
     plain = peak(4e9)
     assert plain == pytest.approx(1 + 0.4 + 4 + 0.8)
@@ -84,7 +84,7 @@ def test_merging_stays_within_what_was_foretold(method: str, project: TinyProjec
     attempt, _ = train(resolved, key, hooks=RunHooks(say=lambda _message: None, launcher=InProcess()))
     assert attempt.status == "ok", attempt.result.detail
     # The export runs in a process of its own.
-    made = export(resolved, key, Wanted(), hooks=RunHooks(say=lambda _message: None))
+    made = export(resolved, key, ExportRequest(), hooks=RunHooks(say=lambda _message: None))
     assert made.ok, made.result.detail
     measured = made.result.measured
     assert measured["merge_peak_gb"] <= measured["merge_foretold_gb"] <= 2 * measured["merge_peak_gb"]
@@ -98,7 +98,7 @@ def test_a_merge_that_does_not_fit_is_unavailable_and_loads_no_model(
     train(resolved, key, hooks=hooks)
     never: Callable[..., Any] = lambda *_args, **_options: pytest.fail("it loads a model")  # noqa: E731
     monkeypatch.setattr("pipelines.extras.export.merge.trained_model", never)
-    monkeypatch.setattr(memory, "foretold", lambda *_args, **_options: 10**15)
-    made = export(resolved, key, Wanted(), hooks=hooks)
+    monkeypatch.setattr(memory, "predicted_peak", lambda *_args, **_options: 10**15)
+    made = export(resolved, key, ExportRequest(), hooks=hooks)
     assert made.result.status == "unavailable" and "merging takes 1000000.0 GB" in made.result.detail
     assert made.merged and not made.merged.exists()

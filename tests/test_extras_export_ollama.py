@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.errors import UnavailableError
 from pipelines.extras.export import command, go_template, ollama
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.extras.export.gguf_file import write_gguf
 from pipelines.extras.export.go_template import literal, render
 from pipelines.lake.paths import PROJECT
@@ -126,7 +126,8 @@ def test_go_renders_the_templates_as_we_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_prompt_that_no_template_can_say_is_refused(name: str) -> None:
     with pytest.raises(
-        UnavailableError, match=r"cannot say this prompt: it does not write every turn .*in their order.*--gguf alone"
+        UnavailableError,
+        match=r"cannot express this prompt: it does not write every turn .*in their order.*--gguf alone",
     ):
         ollama.shape_of(form_of(TRAITS[name]))
 
@@ -213,7 +214,7 @@ def test_the_token_that_begins_a_text_is_sent_once_or_the_export_refused(tmp_pat
     write_gguf(folder, gguf, "F32", name="tiny")
     form, records = PromptFormat(load_tokenizer(folder), "chat"), [record(CONVERSATIONS["system and two turns"])]
     if not writes:
-        with pytest.raises(UnavailableError, match=r"would begin its prompt with the tokens .*trained with"):
+        with pytest.raises(UnavailableError, match=r"would start its prompt with the tokens .*trained with"):
             ollama.write_modelfile(form, gguf, tmp_path / "Modelfile", records=records, system=None)
         assert not (tmp_path / "Modelfile").exists()
         return
@@ -236,7 +237,7 @@ def test_a_record_that_would_be_sent_otherwise_is_named(tiny: Path, tmp_path: Pa
         "message['content']", "message['content'] | replace('_', ' ')"
     )
     records = [record(turns("plain", "a")), record(turns("under_scored", "a"), example_id="r2")]
-    with pytest.raises(UnavailableError, match="record r2 otherwise than it was trained: '_scored"):
+    with pytest.raises(UnavailableError, match="record r2 differently than in training: '_scored"):
         ollama.write_modelfile(
             PromptFormat(tokenizer, "chat"), gguf, tmp_path / "Modelfile", records=records, system=None
         )
@@ -254,11 +255,11 @@ def test_a_cell_is_exported_with_a_modelfile_and_the_system_prompt_of_its_record
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     attempt, _ = train(resolved, key, hooks=hooks)
     assert attempt.status == "ok", attempt.result.detail
-    made = export(resolved, key, Wanted(merged=False, gguf=["F16"], ollama=True), hooks=hooks)
+    made = export(resolved, key, ExportRequest(merged=False, gguf=["F16"], ollama=True), hooks=hooks)
     assert made.ok, made.result.detail
     read = read_modelfile(made.modelfiles["F16"].read_text(encoding="utf-8"))
     assert read["SYSTEM"] == ["You are brief."] and read["FROM"] == [f"./{made.gguf['F16'].name}"]
-    files = command.files_of(made, Wanted(merged=False, gguf=["F16"]))
+    files = command.files_of(made, ExportRequest(merged=False, gguf=["F16"]))
     assert set(files) == {"README.md", "Modelfile", made.gguf["F16"].name}
     assert "library_name: gguf" in files["README.md"].read_text(encoding="utf-8")
     assert f"llama-server --model {made.gguf['F16'].name}" in files["README.md"].read_text(encoding="utf-8")

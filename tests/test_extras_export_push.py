@@ -60,9 +60,9 @@ def pushed(files: dict[str, Path], *, yes: bool = True, public: bool = False) ->
 
 def test_without_yes_it_says_what_it_would_do_and_does_nothing(online: Uploads, files: dict[str, Path]) -> None:
     lines = pushed(files, yes=False)
-    assert lines[0] == f"{NAME}: the hub shows no such repository; it would be made, private"
+    assert lines[0] == f"{NAME}: the hub shows no such repository; a private one would be created"
     assert [line.split()[-1] for line in lines[1:5]] == list(files)
-    assert lines[5].split()[:4] == ["0.02", "MB", "in", "4"] and lines[-1] == "nothing was uploaded: --yes does it"
+    assert lines[5].split()[:4] == ["0.02", "MB", "in", "4"] and lines[-1] == "nothing was uploaded: --yes uploads it"
     assert online.repos == {} and not [path for path in online.requested if path.startswith("POST")]
     assert "would be made, public" in pushed(files, yes=False, public=True)[0]
 
@@ -81,15 +81,17 @@ def test_with_yes_the_files_are_there_as_one_commit(online: Uploads, files: dict
 def test_what_is_there_already_is_said_and_stays(online: Uploads, files: dict[str, Path]) -> None:
     online.repos[NAME] = Repo({"README.md": b"old", "notes.txt": b"mine"}, private=True)
     lines = pushed(files)
-    assert lines[0] == f"{NAME}: is there, private"
-    assert "README.md, in the place of the one there" in lines[1] and "1 other files there stay: notes.txt" in lines[6]
+    assert lines[0] == f"{NAME}: exists, private"
+    assert "README.md, replaces the existing file" in lines[1] and "1 other files there stay: notes.txt" in lines[6]
     assert online.repos[NAME].files["notes.txt"] == b"mine" and online.repos[NAME].files["README.md"] == CARD
-    assert pushed(files, yes=False, public=True)[0].endswith("private and stays so (its page on the hub changes that)")
+    assert pushed(files, yes=False, public=True)[0].endswith(
+        "private and stays private (this can be changed on its page)"
+    )
 
 
 def test_a_public_repository_gets_nothing_unless_that_was_meant(online: Uploads, files: dict[str, Path]) -> None:
     online.repos[NAME] = Repo({}, private=False)
-    with pytest.raises(UsageError, match=r"is public: anyone would see this. --public says"):
+    with pytest.raises(UsageError, match=r"is public: anyone could see the upload. Confirm with --public"):
         pushed(files)
     assert online.repos[NAME].files == {}
     pushed(files, public=True)
@@ -98,7 +100,7 @@ def test_a_public_repository_gets_nothing_unless_that_was_meant(online: Uploads,
 
 def test_an_upload_that_broke_off_shows_nothing_and_goes_on(online: Uploads, files: dict[str, Path]) -> None:
     online.cuts = 1
-    with pytest.raises(WorkError, match=r"refuses somebody/tiny-lora.*the same again sends what is missing"):
+    with pytest.raises(WorkError, match=r"refuses somebody/tiny-lora.*the same command sends the rest"):
         pushed(files)
     assert set(online.repos[NAME].files) == {".gitattributes"}, "nobody sees half of it"
     sent = list(online.puts)
@@ -150,7 +152,7 @@ def test_the_hubs_own_store_of_tokens_is_used(
         ("objects/batch", 403, "", "HTTP 403.*may not write there"),
         ("commit/main", 412, "", "HTTP 412.*at the same moment"),
         ("commit/main", 413, "", "HTTP 413.*a file is too large"),
-        ("validate-yaml", 400, "", "does not take the head of README.md"),
+        ("validate-yaml", 400, "", "rejects the front matter of README.md"),
     ],
 )  # fmt: skip
 def test_a_refusal_is_named(

@@ -96,14 +96,14 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     below = Invented()
     outcome, lines = run(project, below, 4, asked=Range(1e-6, 1e-5))
     assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [outcome.rate, *below.rates])
-    assert "0 lie within and count, 4 lie outside" in lines[0] and outcome.trials == 4
+    assert "0 trials of other ranges are within and count, 4 are outside" in lines[0] and outcome.trials == 4
 
     # one that shares some: those count, and the best is within it though a better one is known outside
     inside = sorted(first.rates)[1:]
     narrow = Range(inside[0], 1e-1)
     more = Invented()
     outcome, lines = run(project, more, 5, asked=narrow)
-    assert len(more.rates) == 2 and outcome.trials == 5 and "3 lie within and count" in lines[0]
+    assert len(more.rates) == 2 and outcome.trials == 5 and "3 trials of other ranges are within and count" in lines[0]
     assert outcome.rate == min(inside + more.rates) > min(first.rates)
 
     # and back: nothing is lost, nothing is counted twice, new ones are taken over
@@ -114,7 +114,7 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and outcome.trials == 6
     assert outcome.rate == min(first.rates + more.rates)
     fewer, lines = run(project, Invented(), 2, asked=wide)
-    assert fewer == outcome and "6 trials are done within this range, so none is run" in lines[-1]
+    assert fewer == outcome and "6 trials within this range are done, so none is run" in lines[-1]
 
 
 def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do_not(project: TinyProject) -> None:

@@ -12,7 +12,7 @@ import torch
 from pipelines.compare.table import comparison_rows
 from pipelines.evaluate.cell import evaluate
 from pipelines.extras.export import merge
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks
 from pipelines.train.cell import train
@@ -87,7 +87,7 @@ def test_an_architecture_goes_from_its_base_to_an_export(
         assert attempt.status == "ok", (method, attempt.result.detail)
         evaluation, _ = evaluate(stage.resolve(), key, hooks=hooks)
         assert evaluation.ok and not evaluation.result.detail, (method, evaluation.result.detail)
-        made = export(stage.resolve(), key, Wanted(), hooks=hooks)
+        made = export(stage.resolve(), key, ExportRequest(), hooks=hooks)
         assert made.ok and made.merged, (method, made.result.detail)
         logs, ids, stops = elsewhere(made.merged)
         assert ids == prompt_ids and tokenizer.convert_tokens_to_ids("<|im_end|>") in stops

@@ -9,7 +9,7 @@ from pipelines.compare.tables import all_tables
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.estimate.question import config_of
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.lake.weights_record import RECORD
 from pipelines.runs.cells import CellKey
 from pipelines.runs.run import RunHooks
@@ -99,7 +99,7 @@ def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
     attempt, _ = train(resolved, key, hooks=QUIET)
     assert attempt.status == "ok", attempt.result.detail
     assert predicted.found["trainable"] == attempt.result.measured["trainable_params"]
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
+    made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     assert made.ok, made.result.detail
     rows = {(row["model"], row["method"]): row for row in comparison_rows(project.resolved())}
     assert rows["made", "lora-r8"]["model_note"].endswith("Made for a test.")

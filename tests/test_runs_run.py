@@ -13,7 +13,7 @@ from dagster import DagsterExecutionInterruptedError
 from pipelines.errors import InUseError, UnavailableError, WorkError
 from pipelines.evaluate.cell import evaluate
 from pipelines.extras.export.bit_widths import measure
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.extras.tune.tune import tune
 from pipelines.hardware import machine
 from pipelines.lake import disk
@@ -88,7 +88,7 @@ def evaluated(lake: Lake, hooks: RunHooks) -> None:
 
 def exported(lake: Lake, hooks: RunHooks) -> None:
     lake.trained(KEY.method)
-    export(lake.resolved(), KEY, Wanted(), hooks=hooks)
+    export(lake.resolved(), KEY, ExportRequest(), hooks=hooks)
 
 
 def measured(lake: Lake, hooks: RunHooks) -> None:

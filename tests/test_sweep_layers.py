@@ -16,7 +16,7 @@ from pipelines.compare import layers_report
 from pipelines.compare.table import Row, comparison_rows
 from pipelines.errors import UnavailableError, UsageError
 from pipelines.evaluate.cell import evaluated_by
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.extras.export.gguf_file import write_gguf
 from pipelines.extras.export.native import LlamaCpp
 from pipelines.runs.cells import CellKey
@@ -194,7 +194,9 @@ def test_shortened_models_are_healed_compared_and_exported(
     assert out.splitlines()[-8:][4].startswith(f"2,4,{rows[4]['dropped_layers']},base,none,ok,")
 
     resolved = swept.project.resolve()
-    made = export(resolved, CellKey(f"{MODEL}-drop2", "lora-r8", 1), Wanted(output=tmp_path / "out"), hooks=quiet)
+    made = export(
+        resolved, CellKey(f"{MODEL}-drop2", "lora-r8", 1), ExportRequest(output=tmp_path / "out"), hooks=quiet
+    )
     assert made.ok, made.result.detail
     short_rows = [one for one in comparison_rows(resolved) if one["model"] == f"{MODEL}-drop2"]
     assert all("Without 2 of the layers of" in one["model_note"] for one in short_rows)

@@ -13,7 +13,7 @@ from pipelines.errors import UnavailableError
 from pipelines.evaluate import answering
 from pipelines.evaluate.answering import PromptedModel
 from pipelines.evaluate.cell import evaluate
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.lake.files import read_jsonl
 from pipelines.recipe import recipe_of
 from pipelines.runs.cells import Attempt
@@ -466,7 +466,7 @@ def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_tra
     assert evaluation.ok, evaluation.result.detail
     # the same records in both: an adapter that was dropped, or is another one, would say something else
     assert evaluation.result.measured["eval_loss"] == pytest.approx(curve[-1]["eval_loss"], rel=1e-4)
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
+    made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     if traits_of(attempt.spec.recipe).virtual_tokens:
         assert made.result.status == "unavailable" and "tokens of its own" in made.result.detail
     elif made.ok:

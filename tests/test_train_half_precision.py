@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.evaluate.cell import evaluate
 from pipelines.extras.export import merge
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.lake.files import read_json
 from pipelines.runs.run import RunHooks
 from pipelines.train.trainer import adapters, checkpoint, chunked, loading, precision
@@ -254,7 +254,7 @@ def test_a_full_result_is_evaluated_and_exported_in_that_format(cleaned: TinyPro
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     stage, key = cleaned.resolved(), cleaned.key("full-half")
     measured = evaluate(stage, key, hooks=hooks)[0].result.measured
-    written = export(stage, key, Wanted(output=tmp_path), hooks=hooks)
+    written = export(stage, key, ExportRequest(output=tmp_path), hooks=hooks)
     merged, recipe = tmp_path / "merged", dict(attempt.spec.recipe)
     assert written.result.status == "ok" and formats(merged / "model.safetensors") == {"BF16"}
     form = PromptFormat.of(merged, recipe)

@@ -16,7 +16,7 @@ from pipelines.compare.table import adapter_of, comparison_rows
 from pipelines.errors import UsageError
 from pipelines.estimate.estimate import estimates
 from pipelines.evaluate.cell import evaluate
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.lake.files import read_json, read_jsonl
 from pipelines.lake.paths import PROJECT
 from pipelines.lake.warehouse import arrow_table
@@ -117,7 +117,7 @@ def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str
     assert json.loads(row["peft"])["peft_type"] == traits_of(attempt.spec.recipe).peft_type
     assert row["rank"] == METHODS[method]["peft"].get("r") and row["fast_paths"].startswith("head, gates")
 
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
+    made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     assert made.ok, made.result.detail
     assert made.result.measured["merged_bits_per_byte"] == pytest.approx(row["eval_bits_per_byte"], rel=1e-3)
     (predicted,) = estimates(adapters.now(), [(MODEL, method)], say=lambda _: None)
@@ -191,7 +191,7 @@ def test_what_peft_cannot_merge_is_measured_attached(adapters: TinyProject, tmp_
     assert evaluation.ok, evaluation.result.detail
     assert {row["mode"] for row in read_jsonl(evaluation.folder / "serving.jsonl")} == {"attached"}
     assert evaluation.result.measured["latency_mode"] == "attached"
-    made = export(resolved, key, Wanted(output=tmp_path / "out"), hooks=QUIET)
+    made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     assert made.result.status == "unavailable" and "PREFIX_TUNING puts tokens of its own" in made.result.detail
     assert not list((tmp_path / "out").glob("*"))
 

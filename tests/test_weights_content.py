@@ -15,7 +15,7 @@ from pipelines.compare.table import comparison_rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluate, evaluated_by, spec_of
 from pipelines.extras.export import bit_widths
-from pipelines.extras.export.cell import Wanted, export
+from pipelines.extras.export.cell import ExportRequest, export
 from pipelines.lake import files
 from pipelines.lake.paths import DataRoot
 from pipelines.nightly.due import why_due
@@ -191,7 +191,7 @@ def test_other_weights_under_one_path_are_another_recipe(made: Made) -> None:
     assert why_due(resolved, key, evaluated_by(resolved)) == "stale: recipe"
     for refused in (
         lambda: evaluate(resolved, key, hooks=WATCH),
-        lambda: export(resolved, key, Wanted(), hooks=WATCH),
+        lambda: export(resolved, key, ExportRequest(), hooks=WATCH),
         lambda: bit_widths.measure(resolved, key, ["fp32"], hooks=WATCH),
     ):
         with pytest.raises(UsageError, match="made with other weights or another tokenizer than"):

@@ -46,7 +46,7 @@ def ask_teachers(
     return results | answered
 
 
-def known(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
+def known_requests(resolved: Resolved, journal: Journal | None, records: Sequence[Row]) -> dict[str, list[Request]]:
     """The known requests by provider: all rewordings, and each question whose retrieval is done."""
     own = teacher.askable(records)
     reworded = ((one, rewriting(resolved, one, own)) for one in resolved.experiments.judging.teachers)

@@ -1,5 +1,5 @@
-"""What the core does without: writing results for other programs, searching settings.
+"""Optional features: exporting results for other programs, and searching settings.
 
-Nothing outside imports from here. Each package brings its own commands: `STAGES` in its module `commands`, which
-pipelines/cli/stages.py finds by looking into this folder.
+Nothing outside imports from here. Each package defines its commands as `STAGES` in its module
+`commands`. pipelines/cli/stages.py finds them by scanning this folder.
 """

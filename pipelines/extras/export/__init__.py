@@ -1,1 +1,1 @@
-"""A result taken out of the project: merged weights, GGUF files for llama.cpp, and what each bit width costs it."""
+"""Export of results: merged weights, GGUF files for llama.cpp, and the cost of each bit width."""

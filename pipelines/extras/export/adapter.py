@@ -1,4 +1,5 @@
-"""An adapter alone, as PEFT loads it: its folder, which names the base as others know it, and the tokenizer it was trained with."""
+"""Export of an adapter for PEFT: a folder with the public name of its base and the tokenizer of
+training."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def write(trained: Path, folder: Path, tokenizer: Any, base: Base) -> Path:
-    """The adapter of `trained` and its tokenizer in a folder beside `folder`, under another name, whole or not at all.
+    """Write the adapter of `trained` and its tokenizer to a temporary folder beside `folder`,
+    completely or not at all.
 
     Raises:
-        WorkError: what training saved lacks the adapter's weights or its configuration.
+        WorkError: the output of training lacks the adapter's weights or configuration.
     """
     if missing := [name for name in (CONFIG, WEIGHTS) if not (trained / name).is_file()]:
         raise WorkError(f"{trained} lacks {' and '.join(missing)}: train the cell again (--force)")
@@ -37,7 +39,7 @@ def write(trained: Path, folder: Path, tokenizer: Any, base: Base) -> Path:
 
 
 def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
-    """Add further files (texts, or files to copy) to what was written and give it its name; what was there before is replaced."""
+    """Add more files (texts, or files to copy) and rename `partial` to `folder`, which it replaces."""
     for name, held in more.items():
         if isinstance(held, Path):
             shutil.copyfile(held, partial / name)

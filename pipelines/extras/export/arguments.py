@@ -1,4 +1,4 @@
-"""The arguments of `featherweight export`, apart from what it imports."""
+"""The arguments of `featherweight export`, separate from its heavy imports."""
 
 import argparse
 
@@ -8,11 +8,11 @@ SCHEMES = ("F32", "F16", "Q8_0", "Q4_K_M")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything but model, method and seed."""
+    """Add all arguments except model, method and seed."""
     parser.add_argument(
-        "--merge", action="store_true", help="a transformers folder (the default where nothing else is named)"
+        "--merge", action="store_true", help="a transformers folder (the default without other formats)"
     )
-    parser.add_argument("--adapter", action="store_true", help="the adapter alone, as PEFT loads it, with a model card")
+    parser.add_argument("--adapter", action="store_true", help="only the adapter, for PEFT, with a model card")
     add_choice(
         parser,
         "--gguf",
@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         action="append",
         const="F16",
-        about="a file for llama.cpp, at this precision (again for more); default: F16",
+        about="a file for llama.cpp, at this precision (repeat for more); default: F16",
     )
     parser.add_argument(
         "--ollama", action="store_true", help="a Modelfile beside the GGUF file (F16 unless --gguf names others)"
     )
     parser.add_argument("--output", metavar="DIR", help="default: exports/ of the data folder")
     parser.add_argument(
-        "--push", metavar="OWNER/NAME", help="say what would be uploaded to this repository of the hub; --yes does it"
+        "--push", metavar="OWNER/NAME", help="list the upload to this repository of the hub; --yes performs it"
     )
     parser.add_argument("--yes", action="store_true", help="with --push: upload it, private unless --public")
     parser.add_argument("--public", action="store_true", help="with --push: anyone may see the repository")

@@ -1,4 +1,5 @@
-"""What each bit width of a result costs it: quality, size, latency, memory; one row a format, whatever became of it."""
+"""The cost of each bit width of a result: quality, size, latency, memory. Every format has one row,
+with any outcome."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pipelines.compare.quantized import FORMATS, newest, rows
 from pipelines.errors import UsageError
 from pipelines.evaluate.cell import evaluated_by, spec_of
 from pipelines.extras.export.cell import CHILD as EXPORT
-from pipelines.extras.export.cell import Wanted, default_output, export, finished, is_written, run_of
+from pipelines.extras.export.cell import ExportRequest, default_output, export, finished, is_written, run_of
 from pipelines.lake.files import locked, stable_hash
 from pipelines.lake.paths import DataRoot
 from pipelines.lake.run_ids import new_run_id
@@ -33,10 +34,12 @@ def measure(
     force: bool = False,
     hooks: RunHooks | None = None,
 ) -> list[Row]:
-    """Measure the newest result of `key` in each of `formats`, where that has not been done; returns their rows.
+    """Measure the newest result of `key` in each of `formats` without a current row; returns the
+    rows.
 
     Raises:
-        UsageError: the cell is not ok, it was made with other weights than are here, or a format is unknown.
+        UsageError: the cell is not ok, the weights here differ from those of its attempt, or a
+            format is unknown.
     """
     for name in formats:
         if name not in FORMATS:
@@ -56,9 +59,11 @@ def _measure_all(resolved: Resolved, attempt: Attempt, formats: Sequence[str], e
     project = resolved.project
     merged = default_output(project, attempt) / "merged"
     key = attempt.key
-    plain = export(resolved, key, Wanted(merged=not is_written(merged, attempt)), hooks=hooks)
+    plain = export(resolved, key, ExportRequest(merged=not is_written(merged, attempt)), hooks=hooks)
     schemes = [GGUF[name] for name in formats if name in GGUF]
-    files = export(resolved, key, Wanted(merged=False, gguf=schemes), hooks=hooks) if schemes and plain.ok else plain
+    files = (
+        export(resolved, key, ExportRequest(merged=False, gguf=schemes), hooks=hooks) if schemes and plain.ok else plain
+    )
     for name in formats:
         home = _home(project.data, attempt) / name
         folder = home / new_run_id(home)
@@ -96,18 +101,18 @@ def _is_current(project: Project, attempt: Attempt, name: str, evaluated: str) -
     return last.ok and last.fingerprints.get("bit_widths") == _fingerprint(attempt, name, evaluated)
 
 
-def lines(found: Sequence[Row]) -> list[str]:
-    """The rows for a terminal; a dash was not measured."""
+def lines(rows: Sequence[Row]) -> list[str]:
+    """The rows for a terminal; a dash means not measured."""
     head = f"{'format':<12} {'status':<13} {'bits/byte':>9} {'vs fp32':>9} {'MB':>8} {'p50 ms':>8} {'tok/s':>7} {'peak GB':>7}"
-    shown = [head]
-    for row in found:
+    lines = [head]
+    for row in rows:
         numbers = [
             _number(row["bits_per_byte"], 9, 4), _number(row["bits_per_byte_vs_fp32"], 9, 4), _number(row["size_mb"], 8, 1),
             _number(row["p50_latency_ms"], 8, 0), _number(row["tokens_per_second"], 7, 1), _number(row["peak_memory_gb"], 7, 2),
         ]  # fmt: skip
-        shown.append(f"{row['format']:<12} {row['status']:<13} {' '.join(numbers)}")
-    shown += [f"{row['format']}: {row['detail']}" for row in found if row["detail"]]
-    return shown + list(dict.fromkeys(row["model_note"] for row in found if row["model_note"]))
+        lines.append(f"{row['format']:<12} {row['status']:<13} {' '.join(numbers)}")
+    lines += [f"{row['format']}: {row['detail']}" for row in rows if row["detail"]]
+    return lines + list(dict.fromkeys(row["model_note"] for row in rows if row["model_note"]))
 
 
 def _number(value: float | None, width: int, digits: int) -> str:

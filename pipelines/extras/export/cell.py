@@ -1,4 +1,4 @@
-"""The parent's half of an export: which result, where to, running the child, what became of it."""
+"""The parent process of an export: it selects the result and the output, and runs the child."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ CHILD = "pipelines.extras.export.child"
 
 @dataclass(frozen=True)
 class Export:
-    """What came of one: its run's folder, and what it was to write, whether it did or not."""
+    """One export: its run's folder and its output paths, whether they were written or not."""
 
     attempt: Attempt
     folder: Path
@@ -48,10 +48,14 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """`merged`: a transformers folder; `gguf`: keys of gguf_file.SCHEMES; `output`: the folder to write to; `adapter`: the adapter
-    alone; `row`: the cell's row of the comparison, for the model card; `ollama`: a Modelfile beside each GGUF file; `reuse`: what
-    the newest export wrote just so is not written again."""
+class ExportRequest:
+    """The options of an export.
+
+    `merged`: a transformers folder. `gguf`: keys of gguf_file.SCHEMES. `output`: the folder to
+    write to. `adapter`: only the adapter. `row`: the cell's row of the comparison, for the model
+    card. `ollama`: a Modelfile beside each GGUF file. `reuse`: an equal newest export is not
+    repeated.
+    """
 
     merged: bool = True
     gguf: Sequence[str] = ()
@@ -69,75 +73,77 @@ def finished(project: Project, key: CellKey) -> Attempt:
         UsageError: it is not ok, or its model has random weights.
     """
     if project.experiments.model(key.model).origin.source.random:
-        raise UsageError(f"{key.model} has random weights: there is nothing to export or to compare.")
+        raise UsageError(f"{key.model} has random weights: there is nothing to export or compare.")
     attempt = cells.latest(project.data, key)
     if attempt is None or attempt.status != "ok":
-        found = attempt.status if attempt else "missing"
+        status = attempt.status if attempt else "missing"
         raise UsageError(
-            f"{key} is {found}; only an ok cell is exported: run `featherweight train {key.model} {key.method}`."
+            f"{key} is {status}; only an ok cell is exported: run `featherweight train {key.model} {key.method}`."
         )
     return attempt
 
 
-def export(resolved: Resolved, key: CellKey, wanted: Wanted, *, hooks: RunHooks | None = None) -> Export:
-    """Write the newest result of `key` as `wanted`, in a child under the cell's budget and time limit.
+def export(resolved: Resolved, key: CellKey, request: ExportRequest, *, hooks: RunHooks | None = None) -> Export:
+    """Export the newest result of `key` in a child process, under the cell's budget and time limit.
 
     Raises:
-        UsageError: the cell is not ok, it was made with other weights than are here, it has no adapter where one is wanted, or what
-            lies in the output folder is not ours to replace.
+        UsageError: the cell is not ok, the weights here differ from those of its attempt, it lacks
+            a requested adapter, or the output folder has files that are not ours to replace.
     """
     hooks, project = hooks or RunHooks(), resolved.project
     attempt = finished(project, key)
-    if wanted.adapter:
+    if request.adapter:
         _require_adapter(attempt)
     resolved.require_same_weights(attempt, hooks.say)
-    output = (wanted.output or default_output(project, attempt)).resolve()
-    _require_ours(output, _modelfiles(wanted, output).values())
+    output = (request.output or default_output(project, attempt)).resolve()
+    _require_ours(output, _modelfiles(request, output).values())
     with locked(key.folder(project.data) / "export.lock", f"export {key}", say=hooks.say):
-        if wanted.output is None:
+        if request.output is None:
             _drop_superseded(output)
-        asked = _with_source(attempt, wanted, output)
+        full_request = _with_source(attempt, request, output)
         home = project.data.lake / "exports" / key.model / key.method / str(key.seed)
-        made = Export(
+        outcome = Export(
             attempt,
             home / new_run_id(home),
-            output / "merged" if asked.merged else None,
-            {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in asked.gguf},
-            output / "adapter" if asked.adapter else None,
-            _modelfiles(asked, output),
+            output / "merged" if full_request.merged else None,
+            {scheme: output / f"{key.model}-{key.method}-{key.seed}.{scheme}.gguf" for scheme in full_request.gguf},
+            output / "adapter" if full_request.adapter else None,
+            _modelfiles(full_request, output),
         )
-        spec = _spec(resolved, made, output, wanted.row)
-        if wanted.reuse and (before := _standing(home, spec, made)):
+        spec = _spec(resolved, outcome, output, request.row)
+        if request.reuse and (before := _reusable(home, spec, outcome)):
             return before
-        queue(made.folder, spec)
-        run_of(resolved, made.folder, attempt, CHILD, hooks).to_result(project.site(hooks).here())
-    return made
+        queue(outcome.folder, spec)
+        run_of(resolved, outcome.folder, attempt, CHILD, hooks).to_result(project.site(hooks).here())
+    return outcome
 
 
 def _require_ours(output: Path, modelfiles: Iterable[Path]) -> None:
-    """Raises UsageError where something lies in the output folder that is not ours to replace."""
+    """Raise UsageError if the output folder has something that is not ours to replace."""
     others = [
         path for path in (output / "merged", output / "adapter") if path.exists() and not (path / RECORD).exists()
     ]
     others += [path for path in modelfiles if path.exists() and not is_ours(path)]
     if others:
-        raise UsageError(f"{others[0]} is there and no export of ours: name another folder with --output.")
+        raise UsageError(f"{others[0]} exists and is not one of our exports: name another folder with --output.")
 
 
-def _standing(home: Path, spec: RunSpec, made: Export) -> Export | None:
-    """The newest export in `home`, where it was asked for the same and what it wrote is there; the merged folder that a GGUF file
-    was made from may have been there before."""
+def _reusable(home: Path, spec: RunSpec, outcome: Export) -> Export | None:
+    """The newest export in `home` if it has the same spec and its files still exist.
+
+    The merged folder of a GGUF export may be older.
+    """
     folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.exists() else []
     if not folders:
         return None
-    before, now = ({**told.to_json(), "run_id": ""} for told in (spec_in(folders[-1]), spec))
-    if made.merged is None:
+    before, now = ({**one.to_json(), "run_id": ""} for one in (spec_in(folders[-1]), spec))
+    if outcome.merged is None:
         before["merged"] = None
     same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
-    written = [*made.gguf.values(), *made.modelfiles.values(), *filter(None, (made.adapter, made.merged))]
+    written = [*outcome.gguf.values(), *outcome.modelfiles.values(), *filter(None, (outcome.adapter, outcome.merged))]
     there = same and all(path.exists() for path in written)
-    found = replace(made, folder=folders[-1])
-    return found if there and found.ok else None
+    earlier = replace(outcome, folder=folders[-1])
+    return earlier if there and earlier.ok else None
 
 
 def default_output(project: Project, attempt: Attempt) -> Path:
@@ -146,7 +152,7 @@ def default_output(project: Project, attempt: Attempt) -> Path:
 
 
 def origin(attempt: Attempt) -> dict[str, Any]:
-    """Where an export comes from: names, fingerprints, versions."""
+    """The origin of an export: names, fingerprints, versions."""
     key, result = attempt.key, attempt.result
     prints, versions = result.fingerprints, result.versions
     return {
@@ -160,14 +166,14 @@ def origin(attempt: Attempt) -> dict[str, Any]:
 
 
 def is_written(folder: Path, attempt: Attempt) -> bool:
-    """Whether a merged folder of this very result lies there."""
+    """Whether `folder` is the merged export of exactly this result."""
     return read_json(folder / RECORD) == origin(attempt)
 
 
-def _modelfiles(asked: Wanted, output: Path) -> dict[str, Path]:
-    """A Modelfile for each GGUF file; that of the first has the name that Ollama looks for."""
-    names = {scheme: f"Modelfile-{scheme}" if i else "Modelfile" for i, scheme in enumerate(asked.gguf)}
-    return {scheme: output / name for scheme, name in names.items()} if asked.ollama else {}
+def _modelfiles(request: ExportRequest, output: Path) -> dict[str, Path]:
+    """A Modelfile for each GGUF file; the first has Ollama's default name."""
+    names = {scheme: f"Modelfile-{scheme}" if i else "Modelfile" for i, scheme in enumerate(request.gguf)}
+    return {scheme: output / name for scheme, name in names.items()} if request.ollama else {}
 
 
 def _require_adapter(attempt: Attempt) -> None:
@@ -176,51 +182,51 @@ def _require_adapter(attempt: Attempt) -> None:
         raise UsageError(f"{attempt.key}: {attempt.key.method} {why}, so there is no adapter: use --merge.")
 
 
-def _with_source(attempt: Attempt, wanted: Wanted, output: Path) -> Wanted:
-    """GGUF files are made from the merged folder, so that has to be there too."""
-    merged = wanted.merged or (bool(wanted.gguf) and not is_written(output / "merged", attempt))
-    return replace(wanted, merged=merged)
+def _with_source(attempt: Attempt, request: ExportRequest, output: Path) -> ExportRequest:
+    """Add the merged folder to the request if a GGUF file needs it and it is not written yet."""
+    merged = request.merged or (bool(request.gguf) and not is_written(output / "merged", attempt))
+    return replace(request, merged=merged)
 
 
 def _drop_superseded(output: Path) -> None:
-    """In the default place only the newest result's export is kept."""
+    """Remove exports of older results from the default folder."""
     for other in output.parent.glob("*"):
         if other != output:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _spec(resolved: Resolved, made: Export, output: Path, row: Mapping[str, Any] | None) -> RunSpec:
-    key = made.attempt.key
-    recipe, model = made.attempt.spec.recipe, resolved.experiments.model(key.model)
+def _spec(resolved: Resolved, outcome: Export, output: Path, row: Mapping[str, Any] | None) -> RunSpec:
+    key = outcome.attempt.key
+    recipe, model = outcome.attempt.spec.recipe, resolved.experiments.model(key.model)
     more = {
-        "adapter": str(made.adapter) if made.adapter else None,
-        "merged": str(made.merged) if made.merged else None,
-        "gguf": {scheme: str(path) for scheme, path in made.gguf.items()},
-        "ollama": {scheme: str(path) for scheme, path in made.modelfiles.items()},
-        "trained_examples": made.attempt.spec.examples,
-        "trained_selection": dict(made.attempt.spec.selection),
+        "adapter": str(outcome.adapter) if outcome.adapter else None,
+        "merged": str(outcome.merged) if outcome.merged else None,
+        "gguf": {scheme: str(path) for scheme, path in outcome.gguf.items()},
+        "ollama": {scheme: str(path) for scheme, path in outcome.modelfiles.items()},
+        "trained_examples": outcome.attempt.spec.examples,
+        "trained_selection": dict(outcome.attempt.spec.selection),
         "source": str(output / "merged"),
         "name": f"{key.model} {key.method}",
-        "origin": origin(made.attempt),
-        "made": made_how(recipe),
+        "origin": origin(outcome.attempt),
+        "made": _how_made(recipe),
         "note": model.note,
         "licence": model.licence,
-        "data": json.loads(made.attempt.result.measured.get("training_data") or "[]"),
-        "evaluated": evaluated(made.attempt),
-        "row": _plain_row(row, made.attempt),
+        "data": json.loads(outcome.attempt.result.measured.get("training_data") or "[]"),
+        "evaluated": evaluated(outcome.attempt),
+        "row": _plain_row(row, outcome.attempt),
     }
-    spec = spec_of(resolved, made.attempt)
+    spec = spec_of(resolved, outcome.attempt)
     return replace(spec, more={**spec.more, **more})
 
 
 def evaluated(attempt: Attempt) -> dict[str, Any]:
-    """What the newest good evaluation of the attempt measured; {} where there is none."""
+    """The metrics of the attempt's newest good evaluation; {} without one."""
     good = [one for one in attempt.evaluations() if one.ok]
     return {name: good[-1].result.measured.get(name) for name in METRICS} if good else {}
 
 
 def _plain_row(row: Mapping[str, Any] | None, attempt: Attempt) -> dict[str, Any] | None:
-    """The row, as JSON holds it, where it tells of this attempt: alone, or with those of other seeds."""
+    """The row in JSON types if it includes this attempt, alone or with other seeds; else None."""
     if not row or (row.get("run_id") != attempt.run_id and (row.get("seeds") or 1) < 2):
         return None
     return {
@@ -230,20 +236,21 @@ def _plain_row(row: Mapping[str, Any] | None, attempt: Attempt) -> dict[str, Any
     }
 
 
-def made_how(recipe: Mapping[str, Any]) -> str:
-    """A sentence on what the weights are."""
+def _how_made(recipe: Mapping[str, Any]) -> str:
+    """A sentence on the origin of the weights."""
     traits = traits_of(recipe)
     if not traits.has_adapter:
         return "All weights were trained." if traits.trains_all else "The base model, untouched."
     if traits.quantization:
         return (
             f"{traits.an_adapter}, merged into the base it was trained on: the {traits.quantization} weights, unpacked. That is "
-            "not the original base; the table below says what merging into that one would have given, where it was measured."
+            "not the original base; the table below shows the result of merging into the original, if it was measured."
         )
     return f"{traits.an_adapter}, merged into its base."
 
 
 def run_of(resolved: Resolved, folder: Path, attempt: Attempt, module: str, hooks: RunHooks) -> Run:
-    """A child of this package as a run; it is no cell of the grid, so it runs on this machine."""
+    """A child process of this package as a run. It is not a cell of the grid, so it runs on this
+    machine."""
     fetch = partial(fetch_same_weights, resolved, attempt, hooks)
     return Run(folder, module, fetch=fetch, on_tick=partial(hooks.on_tick, attempt))

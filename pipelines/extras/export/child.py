@@ -1,6 +1,8 @@
-"""The exporting process: `python -m pipelines.extras.export.child FOLDER` writes what FOLDER/spec.json asks for.
+"""The export process: `python -m pipelines.extras.export.child FOLDER` writes the export in
+FOLDER/spec.json.
 
-It also leaves `questions.json` there: the evaluation's records as this model's tokens, for whoever measures what was written.
+It also writes `questions.json` there: the evaluation's records as tokens of this model, for the
+measurement of the exported files.
 """
 
 import json
@@ -24,7 +26,8 @@ from pipelines.train import provenance
 from pipelines.train.trainer.examples import Tokenized
 from pipelines.train.trainer.prompts import PromptFormat
 
-COMPARED = 3  # records whose every probability is compared between the trained result and what was written of it
+# Number of examples on which all probabilities of the trained result and the export are compared.
+COMPARED = 3
 
 
 def export_cell(worker: Worker) -> None:
@@ -54,7 +57,7 @@ def export_cell(worker: Worker) -> None:
 
 
 def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answers: int) -> dict[str, Any]:
-    """What bit widths are measured on, as plain numbers, so that a process without transformers can."""
+    """The input for measuring bit widths as plain numbers, for a process without transformers."""
     return {
         "eval_set": stable_hash(sorted(record["example_id"] for record in records)),
         "examples": [asdict(example) for example in examples],
@@ -64,7 +67,8 @@ def questions(form: PromptFormat, records: Any, examples: list[Tokenized], answe
 
 
 def write_adapter(worker: Worker, form: PromptFormat) -> None:
-    """Write what PEFT loads over the base, alone: weights, configuration, tokenizer, card and the settings it was trained with."""
+    """Write only the adapter for PEFT: weights, configuration, tokenizer, card and training
+    settings."""
     spec, folder = worker.spec, Path(worker.spec["adapter"])
     worker.phase("save")
     base = provenance.base_of(worker.root / spec["weights"], spec["licence"])
@@ -82,11 +86,13 @@ def write_adapter(worker: Worker, form: PromptFormat) -> None:
 
 
 def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None:
-    """Write the merged folder, and measure it as it was written: against the trained result as evaluation runs it, and an adapter
-    over a quantized base also against the original base.
+    """Write the merged folder, and compare the written model with the trained result.
+
+    An adapter on a quantized base is also measured on the original base.
 
     Raises:
-        WorkError: what was written differs from the trained result by more than rounding; nothing is kept of it.
+        WorkError: the written model differs from the trained result by more than rounding; it is
+            removed.
     """
     from pipelines.extras.export import merge as merging
     from pipelines.train.trainer import loading
@@ -96,21 +102,24 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
     recipe, base = spec["recipe"], worker.root / spec["weights"]
     trained = worker.root / spec["trained"] if spec["trained"] else None
     adapter = trained is not None and traits_of(recipe).has_adapter
-    compared, most = examples[:COMPARED], spec["batch_tokens"]
+    compared, max_tokens = examples[:COMPARED], spec["batch_tokens"]
     worker.phase("merge")
     require_memory(worker, form, compared, base)
-    # One model at a time: the name is given up before the next one is loaded
+    # Keep one model in memory at a time: each is deleted before the next is loaded. First measure
+    # the trained result.
     model = merging.trained_model(base, recipe, trained)
     if adapter:
-        bits = merging.measured_bits_per_byte(model, examples, most)
+        bits = merging.measured_bits_per_byte(model, examples, max_tokens)
         worker.measure(adapter_bits_per_byte=bits, eval_records=len(examples))
     before = merging.probabilities(model, compared)
+    # Measure the adapter on the original base.
     if adapter and recipe["quantization"]:
         del model
         give_back_freed()
         model = merging.merged_model(base, recipe, trained, original=True).to(loading.device())
-        bits = merging.measured_bits_per_byte(model, examples, most)
+        bits = merging.measured_bits_per_byte(model, examples, max_tokens)
         worker.measure(merged_into_original_bits_per_byte=bits)
+    # Merge, write, and compare the written model with the trained result.
     if adapter:
         del model
         give_back_freed()
@@ -124,15 +133,16 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         difference = merging.largest_difference(before, merging.probabilities(model, compared))
         worker.measure(largest_difference_nats=difference if math.isfinite(difference) else None)
         if adapter:
-            bits = merging.measured_bits_per_byte(model, examples, most)
+            bits = merging.measured_bits_per_byte(model, examples, max_tokens)
             worker.measure(merged_bits_per_byte=bits)
         merging.require_alike(difference, merging.rounding(recipe))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    told = card("merged", spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
-    more: dict[str, str | Path] = {"README.md": told, RECORD: json.dumps(spec["origin"], indent=1)}
-    sentencepiece = base / "tokenizer.model"  # llama.cpp's converter reads it rather than tokenizer.json
+    text = card("merged", spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
+    more: dict[str, str | Path] = {"README.md": text, RECORD: json.dumps(spec["origin"], indent=1)}
+    # llama.cpp's converter prefers this file to tokenizer.json.
+    sentencepiece = base / "tokenizer.model"
     if sentencepiece.is_file():
         more["tokenizer.model"] = sentencepiece
     finish(partial, Path(spec["merged"]), more)
@@ -141,21 +151,22 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
 
 
 def require_memory(worker: Worker, form: PromptFormat, compared: list[Tokenized], base: Path) -> None:
-    """Measure what merging is foretold to take.
+    """Record the predicted peak memory of merging.
 
     Raises:
-        UnavailableError: this machine has less.
+        UnavailableError: this machine has less free memory.
     """
     from pipelines.extras.export import memory
     from pipelines.train.trainer.measure.memory import reset_peaks
 
     spec = worker.spec
-    kept = 2 * sum(map(len, compared))  # before and after merging
-    needed = memory.foretold(
+    # The probabilities before and after merging are in memory at once.
+    positions = 2 * sum(map(len, compared))
+    needed = memory.predicted_peak(
         memory.weights_in(base),
         spec["recipe"],
         vocabulary=len(form.tokenizer),
-        positions=kept + spec["batch_tokens"],
+        positions=positions + spec["batch_tokens"],
         occupied=psutil.Process().memory_info().rss,
     )
     worker.measure(merge_foretold_gb=needed / 1e9)
@@ -168,18 +179,18 @@ def convert(worker: Worker, scheme: str, file: Path, texts: list[str]) -> None:
 
     clock = Stopwatch()
     worker.phase("gguf")
-    written = write_gguf(Path(worker.spec["source"]), file, scheme, name=worker.spec["name"], texts=texts)
-    write_json(file.with_suffix(".json"), {**worker.spec["origin"], "scheme": scheme, "note": written.in_words(scheme)})
+    summary = write_gguf(Path(worker.spec["source"]), file, scheme, name=worker.spec["name"], texts=texts)
+    write_json(file.with_suffix(".json"), {**worker.spec["origin"], "scheme": scheme, "note": summary.in_words(scheme)})
     base = provenance.base_of(worker.root / worker.spec["weights"], worker.spec["licence"])
-    told = card("gguf", {**worker.spec, "file": file.name}, worker.report["measured"], base)
-    write_text(file.with_suffix(".md"), told)
-    said = written.in_words(scheme)
-    worker.say(f"{file}: {file.stat().st_size / 1e6:.0f} MB{f'; {said}' if said else ''}")
+    text = card("gguf", {**worker.spec, "file": file.name}, worker.report["measured"], base)
+    write_text(file.with_suffix(".md"), text)
+    note = summary.in_words(scheme)
+    worker.say(f"{file}: {file.stat().st_size / 1e6:.0f} MB{f'; {note}' if note else ''}")
     worker.measure(**{f"gguf_{scheme.lower()}_seconds": clock.lap()})
 
 
 def for_ollama(worker: Worker, form: PromptFormat, paths: tuple[Path, Path], records: Any) -> None:
-    """Write a Modelfile for a GGUF file: `paths` are the file's and the Modelfile's."""
+    """Write a Modelfile for a GGUF file. `paths` are those of the GGUF file and the Modelfile."""
     from pipelines.clean.select import Selection, select
     from pipelines.extras.export import ollama
 
@@ -187,8 +198,8 @@ def for_ollama(worker: Worker, form: PromptFormat, paths: tuple[Path, Path], rec
     trained, system = worker.root / (spec["trained_examples"] or ""), None
     if traits_of(spec["recipe"]).trains and trained.is_file():
         system = ollama.common_system(select(trained, Selection(**spec["trained_selection"])).train)
-    made = ollama.write_modelfile(form, gguf, path, records=records, system=system)
-    for note in made.notes[1:]:
+    modelfile = ollama.write_modelfile(form, gguf, path, records=records, system=system)
+    for note in modelfile.notes[1:]:
         worker.say(f"{path}: {note}")
 
 

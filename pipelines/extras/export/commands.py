@@ -32,11 +32,11 @@ def bit_widths(arguments: Arguments) -> int:
     project, statuses = rows_now(), set()
     keys, resolved = keys_of(project, arguments.model, arguments.method, arguments.seed), project.resolve()
     for key in keys:
-        found = bit_widths.measure(resolved, key, arguments.format or bit_widths.FORMATS, force=arguments.force)
+        rows = bit_widths.measure(resolved, key, arguments.format or bit_widths.FORMATS, force=arguments.force)
         print(f"{key}")
-        for line in bit_widths.lines(found):
+        for line in bit_widths.lines(rows):
             print(line)
-        statuses |= {row["status"] for row in found}
+        statuses |= {row["status"] for row in rows}
     return OK if statuses == {"ok"} else NOT_OK
 
 
@@ -49,9 +49,9 @@ def _bit_widths_arguments(parser: ArgumentParser) -> None:
         *BIT_WIDTHS,
         action="append",
         metavar="FORMAT",
-        about=f"{', '.join(BIT_WIDTHS)} (again for more); default: all",
+        about=f"{', '.join(BIT_WIDTHS)} (repeat for more); default: all",
     )
-    add_force(parser, "also where the last measurement is current")
+    add_force(parser, "measure again even if the last measurement is current")
 
 
 STAGES = (
@@ -70,7 +70,7 @@ STAGES = (
                 "measure a trained result at 32, 16, 8 and 4 bits",
                 bit_widths,
                 _bit_widths_arguments,
-                "llama.cpp's formats are among them.",
+                "The formats include those of llama.cpp.",
             ),
         ),
     ),

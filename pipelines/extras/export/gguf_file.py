@@ -1,5 +1,8 @@
-"""A transformers folder (safetensors) written as a GGUF file by llama.cpp's own converter. The mixed 4-bit scheme, which that does
-not write, is made of its float32 file, a tensor at a time."""
+"""Conversion of a transformers folder (safetensors) to a GGUF file by llama.cpp's converter.
+
+The converter does not write the mixed 4-bit scheme. It is made from the float32 file, one tensor at
+a time.
+"""
 
 import json
 import subprocess
@@ -19,8 +22,9 @@ from pipelines.extras.export.native import quantize_rows
 from pipelines.lake.files import read_json, replacing
 from pipelines.runs.process import child_environment, stop_group
 
-SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}  # and what the converter writes for each
-# where a row is no multiple of a K type's 256 values, llama.cpp takes these (llama-quant.cpp)
+# The converter's output type for each scheme.
+SCHEMES = {"F32": "f32", "F16": "f16", "Q8_0": "q8_0", "Q4_K_M": "f32"}
+# llama.cpp's substitutes for rows that are no multiple of a K type's 256 values (llama-quant.cpp).
 NARROWER = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
 INSTALL = (
     "llama.cpp's converter is not installed: `make setup`, or `pip install --no-deps --require-hashes --target {} "
@@ -29,13 +33,13 @@ INSTALL = (
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written: tensors per type."""
+class GgufSummary:
+    """The number of tensors per type in a written file."""
 
     types: dict[str, int]
 
     def in_words(self, scheme: str) -> str | None:
-        """What a reader of the scheme's name should know: tensors that its types do not fit."""
+        """A note on tensors whose type differs from the scheme's name; None without any."""
         others = {name: count for name, count in self.types.items() if name in ("Q5_0", "Q5_1", "Q8_0", "F16")}
         if scheme != "Q4_K_M" or not others:
             return None
@@ -43,45 +47,50 @@ class Written:
         return f"rows that are no multiple of 256 values have another type than Q4_K or Q6_K, as in llama.cpp: {listed}"
 
 
-def write_gguf(folder: Path, file: Path, scheme: str, *, name: str, texts: Sequence[str] = ()) -> Written:
-    """Write the model of `folder` to `file` (under another name first), its weights in `scheme` (a key of SCHEMES).
+def write_gguf(folder: Path, file: Path, scheme: str, *, name: str, texts: Sequence[str] = ()) -> GgufSummary:
+    """Write the model of `folder` to `file` atomically, with weights in `scheme` (a key of
+    SCHEMES).
 
-    `texts`: what tokens must be equal on, beside texts of our own.
+    `texts` are further texts on which the tokens must agree.
 
     Raises:
-        UnavailableError: llama.cpp has no form for the architecture or the tokenizer, or its converter is not installed.
+        UnavailableError: llama.cpp does not support the architecture or the tokenizer, or its
+            converter is not installed.
         WorkError: the converter failed, or the folder of `file` cannot be written.
     """
-    for left in file.parent.glob(f".{file.name}.*"):  # of a process that was killed: it may be as large as the model
+    # A killed process may have left a partial file as large as the model.
+    for left in file.parent.glob(f".{file.name}.*"):
         left.unlink(missing_ok=True)
     with replacing(file) as partial:
-        asked = {"folder": str(folder), "kind": SCHEMES[scheme], "name": name, "texts": list(texts)}
+        job = {"folder": str(folder), "kind": SCHEMES[scheme], "name": name, "texts": list(texts)}
         if scheme == "Q4_K_M":
             plain = partial.with_suffix(".float32")
             try:
-                _convert({**asked, "file": str(plain)})
+                _convert({**job, "file": str(plain)})
                 _mix(plain, partial)
             finally:
                 plain.unlink(missing_ok=True)
         else:
-            _convert({**asked, "file": str(partial)})
+            _convert({**job, "file": str(partial)})
         _require_own_head(folder, partial)
-    return Written(dict(Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)))
+    return GgufSummary(dict(Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors)))
 
 
 def _require_own_head(folder: Path, file: Path) -> None:
-    """Raises UnavailableError where the folder's output head has weights of its own, and the file has none: llama.cpp knows
-    architectures (Gemma's) of which it always takes the embedding for the head."""
+    """Raise UnavailableError if the output head has its own weights and the file lacks them.
+
+    For some architectures, such as Gemma, llama.cpp always uses the embedding as the head.
+    """
     tied = (read_json(folder / "config.json") or {}).get("tie_word_embeddings", True)
     if not tied and not any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(file).tensors):
         raise UnavailableError(
-            "llama.cpp takes the embedding for this architecture's output head, and here the head has weights of its own (it had "
+            "llama.cpp uses the embedding as this architecture's output head, but here the head has its own weights (it had "
             "an adapter, or was trained untied): use --merge, a transformers folder works for every model."
         )
 
 
-def _convert(asked: dict[str, object]) -> None:
-    """Have the converter write a file, in a process of its own: it brings other versions of what is imported here."""
+def _convert(job: dict[str, object]) -> None:
+    """Run the converter in a separate process, since it brings other versions of imported packages."""
     if not (convert.FOLDER / "convert_hf_to_gguf.py").exists():
         raise UnavailableError(INSTALL.format(convert.FOLDER))
     process = subprocess.Popen(
@@ -95,7 +104,7 @@ def _convert(asked: dict[str, object]) -> None:
         start_new_session=True,
     )
     try:
-        out, error = process.communicate(json.dumps(asked))
+        out, error = process.communicate(json.dumps(job))
     finally:
         stop_group(process)
     try:
@@ -110,7 +119,7 @@ def _convert(asked: dict[str, object]) -> None:
 
 
 def _mix(plain: Path, file: Path) -> None:
-    """Write a float32 GGUF file once more as Q4_K_M, with all that it says beside its tensors."""
+    """Rewrite a float32 GGUF file as Q4_K_M, with all its metadata."""
     reader = gguf.GGUFReader(plain)
     if experts := next((tensor.name for tensor in reader.tensors if tensor.data.ndim > 2), None):
         raise UnavailableError(
@@ -121,18 +130,18 @@ def _mix(plain: Path, file: Path) -> None:
     writer = gguf.GGUFWriter(file, field.contents())
     for known in reader.fields.values():
         left_out = known.name.startswith("GGUF.") or known.name in ("general.architecture", "general.file_type")
-        if not left_out and known.contents() != []:  # the writer takes no empty list
+        # The writer does not accept empty lists.
+        if not left_out and known.contents() != []:
             kind, *inner = known.types
             writer.add_key_value(known.name, known.contents(), kind, inner[-1] if inner else None)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
     names = {tensor.name for tensor in reader.tensors}
     layers = len({name.split(".")[1] for name in names if name.startswith("blk.")})
-    choose = _Choice(layers, has_output="output.weight" in names)
+    choose = _TypeChooser(layers, has_output="output.weight" in names)
     kinds = {tensor.name: choose(tensor.name, tensor.data.shape) for tensor in reader.tensors}
     for tensor in reader.tensors:
-        shape = gguf.quant_shape_to_byte_shape(
-            tensor.data.shape, kinds[tensor.name]
-        )  # the writer counts the bytes of a row
+        # The writer expects the row size in bytes.
+        shape = gguf.quant_shape_to_byte_shape(tensor.data.shape, kinds[tensor.name])
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), int(np.prod(shape)), kinds[tensor.name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -143,8 +152,8 @@ def _mix(plain: Path, file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """Which type a tensor gets, as `llama_tensor_get_type` in llama-quant.cpp decides for Q4_K_M."""
+class _TypeChooser:
+    """Chooses the type of a tensor as `llama_tensor_get_type` in llama-quant.cpp does for Q4_K_M."""
 
     layers: int
     has_output: bool
@@ -152,10 +161,10 @@ class _Choice:
     def __call__(self, name: str, shape: tuple[int, ...]) -> Type:
         if len(shape) == 1 or name == "position_embd.weight":
             return Type.F32
-        wanted = self._mixed(name)
-        if wanted in NARROWER and shape[-1] % 256:
-            wanted = NARROWER[wanted]
-        return Type.F16 if shape[-1] % 32 else wanted
+        kind = self._mixed(name)
+        if kind in NARROWER and shape[-1] % 256:
+            kind = NARROWER[kind]
+        return Type.F16 if shape[-1] % 32 else kind
 
     def _mixed(self, name: str) -> Type:
         if name == "output.weight" or (name == "token_embd.weight" and not self.has_output):
@@ -167,13 +176,13 @@ class _Choice:
         return Type.Q4_K
 
     def _more_bits(self, layer: int) -> bool:
-        """The first and last eighth of the layers, and every third between."""
+        """True for the first and last eighth of the layers, and for every third layer between."""
         eighth = self.layers // 8
         return layer < eighth or layer >= 7 * self.layers // 8 or (layer - eighth) % 3 == 2
 
 
 def stored(array: np.ndarray, kind: Type) -> np.ndarray:
-    """The tensor as the file holds it."""
+    """The tensor in the file's format."""
     if kind == Type.F32:
         return np.ascontiguousarray(array, dtype=np.float32)
     if kind == Type.F16:

@@ -1,7 +1,9 @@
-"""The part of Go's template language (text/template) that a Modelfile of ours is written in: writing it, and rendering it.
+"""Writing and rendering of the part of Go's template language (text/template) that our Modelfiles
+use.
 
-Rendering goes by the text, so that what is checked against the trained prompt is what Ollama gets. Ollama hands a template the
-system prompts joined (`.System`) and the messages (`.Messages`), of which neighbours of one role are merged.
+Rendering parses the template's text, so the check against the trained prompt covers exactly what
+Ollama gets. Ollama passes the joined system prompts (`.System`) and the messages (`.Messages`) to a
+template. It merges neighbouring messages of one role.
 """
 
 import json
@@ -12,15 +14,19 @@ from dataclasses import dataclass
 Message = Mapping[str, str]
 LAST = "eq (len (slice $.Messages $i)) 1"
 _ACTION = re.compile(r"\{\{ (.*?) \}\}", re.DOTALL)
-# What is no plain text there: a brace may open an action, a quotation mark may end the Modelfile's value
+# Characters that are not plain text there: a brace may open an action, and a quotation mark may end
+# the Modelfile's value.
 _UNSAFE = re.compile(r'[{"]+')
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A conversation as text. Every question is followed by `ask` where an answer is to come, by `answer` where one is there; an
-    answer is followed by `question` and the next question. In front of the first one stands `opening`, or, with a system prompt,
-    `before_system`, that prompt and `after_system`."""
+    """The text parts around the turns of a conversation.
+
+    The last question is followed by `ask`, and every earlier one by `answer` and its answer. An
+    answer is followed by `question` and the next question. A conversation starts with `opening`, or
+    with `before_system`, the system prompt and `after_system`.
+    """
 
     opening: str
     before_system: str
@@ -30,20 +36,20 @@ class Shape:
     question: str
 
     def to_go(self) -> str:
-        """The template that renders it."""
-        told = {name: literal(value) for name, value in vars(self).items()}
+        """The template for this shape."""
+        literals = {name: literal(value) for name, value in vars(self).items()}
         return (
             "{{ if .System }}%(before_system)s{{ .System }}%(after_system)s{{ else }}%(opening)s{{ end }}"
             "{{ range $i, $_ := .Messages }}"
             '{{ if eq .Role "user" }}{{ .Content }}{{ if LAST }}%(ask)s{{ else }}%(answer)s{{ end }}{{ end }}'
             '{{ if eq .Role "assistant" }}{{ .Content }}{{ if LAST }}{{ else }}%(question)s{{ end }}{{ end }}'
             "{{ end }}"
-        ).replace("LAST", LAST) % told
+        ).replace("LAST", LAST) % literals
 
 
 def literal(text: str) -> str:
-    """`text` as a template writes it: as it stands, and as a string of Go where something of it would mean more than itself, or
-    Ollama's reader of Modelfiles would drop it."""
+    """`text` for a template. Pieces with a special meaning, and pieces that Ollama's reader of
+    Modelfiles would drop, become Go strings."""
     pieces = re.split(r'([{"]+|[^\n\t\x20-\x7e]+)', text)
     return "".join(f"{{{{ {_go_string(piece)} }}}}" if _must_be_quoted(piece) else piece for piece in pieces)
 
@@ -53,7 +59,7 @@ def _must_be_quoted(piece: str) -> bool:
 
 
 def _go_string(text: str) -> str:
-    """No quotation mark stands inside: three in a row would end a Modelfile's value."""
+    """A Go string without inner quotation marks: three in a row would end a Modelfile's value."""
     return f'"{"".join(_go_character(letter) for letter in text)}"'
 
 
@@ -64,10 +70,10 @@ def _go_character(letter: str) -> str:
 
 
 def render(template: str, messages: Sequence[Message]) -> str:
-    """What Ollama sends for the messages by a template of ours.
+    """The prompt that Ollama sends for the messages with one of our templates.
 
     Raises:
-        ValueError: the template holds an action that is not of the part written here.
+        ValueError: the template has an unsupported action.
     """
     system, merged = _collated(messages)
     pieces = _ACTION.split(template)
@@ -119,21 +125,21 @@ def _block(pieces: Sequence[str], place: int) -> tuple[Program, int]:
 
 
 def _run(program: Program, scope: dict) -> list[str]:
-    said: list[str] = []
-    for kind, *told in program:
+    pieces: list[str] = []
+    for kind, *operands in program:
         if kind == "text":
-            said.append(told[0])
+            pieces.append(operands[0])
         elif kind == "value":
-            said.append(_value(told[0], scope))
+            pieces.append(_value(operands[0], scope))
         elif kind == "if":
-            condition, first, second = told
-            said += _run(first if _holds(condition, scope) else second, scope)
-        elif told[0] == "$i, $_ := .Messages":
+            condition, first, second = operands
+            pieces += _run(first if _holds(condition, scope) else second, scope)
+        elif operands[0] == "$i, $_ := .Messages":
             for i, message in enumerate(scope["messages"]):
-                said += _run(told[1], {**scope, "i": i, "message": message})
+                pieces += _run(operands[1], {**scope, "i": i, "message": message})
         else:
-            raise ValueError(f"range {told[0]}: not known here")
-    return said
+            raise ValueError(f"range {operands[0]}: not known here")
+    return pieces
 
 
 def _value(action: str, scope: Mapping) -> str:
@@ -142,7 +148,7 @@ def _value(action: str, scope: Mapping) -> str:
     if action == ".Content":
         return scope["message"]["content"]
     if action.startswith('"'):
-        long = re.sub(r"\\U([0-9a-f]{8})", lambda found: chr(int(found[1], 16)), action)
+        long = re.sub(r"\\U([0-9a-f]{8})", lambda match: chr(int(match[1], 16)), action)
         return json.loads(long)
     raise ValueError(f"{action}: not known here")
 
@@ -152,6 +158,6 @@ def _holds(condition: str, scope: Mapping) -> bool:
         return bool(scope["system"])
     if condition == LAST:
         return scope["i"] == len(scope["messages"]) - 1
-    if found := re.fullmatch(r'eq \.Role "(\w+)"', condition):
-        return scope["message"]["role"] == found[1]
+    if match := re.fullmatch(r'eq \.Role "(\w+)"', condition):
+        return scope["message"]["role"] == match[1]
     raise ValueError(f"if {condition}: not known here")

@@ -1,6 +1,7 @@
-"""The measuring process: `python -m pipelines.extras.export.measure FOLDER` runs one result at one bit width and measures it.
+"""The measuring process: `python -m pipelines.extras.export.measure FOLDER` measures one result at
+one bit width.
 
-For a GGUF file nothing but llama.cpp is loaded, so that the process's memory is what it takes to serve the file.
+For a GGUF file only llama.cpp is loaded, so that the process's memory is that of serving the file.
 """
 
 import os
@@ -17,7 +18,7 @@ from pipelines.runs.clock import Stopwatch
 from pipelines.runs.worker import Worker, start
 from pipelines.train.trainer.examples import IGNORE, Tokenized
 
-# format → (precision, quantization) of a recipe
+# Precision and quantization in the recipe of each format.
 FORMATS: dict[str, tuple[str, str | None]] = {
     "fp32": ("fp32", None),
     "bf16": ("bf16", None),
@@ -29,16 +30,16 @@ Answer = Callable[[Sequence[int], int], int]
 
 def measure_format(worker: Worker) -> None:
     worker.phase("load")
-    asked = read_json(Path(worker.spec["questions"])) or {}
-    examples = [Tokenized(**example) for example in asked["examples"]]
-    worker.measure(eval_records=len(examples), eval_set=asked["eval_set"])
+    questions = read_json(Path(worker.spec["questions"])) or {}
+    examples = [Tokenized(**example) for example in questions["examples"]]
+    worker.measure(eval_records=len(examples), eval_set=questions["eval_set"])
     if worker.spec["gguf"]:
-        with_llama_cpp(worker, asked, examples)
+        with_llama_cpp(worker, questions, examples)
     else:
-        with_transformers(worker, asked, examples)
+        with_transformers(worker, questions, examples)
 
 
-def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Tokenized]) -> None:
+def with_transformers(worker: Worker, questions: dict[str, Any], examples: list[Tokenized]) -> None:
     import torch
 
     from pipelines.extras.export.merge import measured_bits_per_byte
@@ -54,26 +55,31 @@ def with_transformers(worker: Worker, asked: dict[str, Any], examples: list[Toke
     model = loading.load_model(Path(spec["merged"]), recipe).eval()
     worker.measure(load_seconds=clock.lap(), size_mb=weight_bytes(model) / 1e6, engine=f"transformers, {device.type}")
     if quantization:
-        kept = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-        worker.measure(note=f"linear layers alone are {quantization}: embeddings stay {kept}")
+        embedding_type = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        worker.measure(note=f"linear layers alone are {quantization}: embeddings stay {embedding_type}")
     worker.phase("evaluate")
     worker.measure(bits_per_byte=measured_bits_per_byte(model, examples, spec["batch_tokens"]))
     worker.save()
-    reset_peaks()  # the peak is that of answering
+    # The reported peak is that of answering.
+    reset_peaks()
 
     def answer(prompt: Sequence[int], limit: int) -> int:
         ids = torch.tensor([prompt], device=device)
-        options = {"do_sample": False, "eos_token_id": asked["stop_tokens"], "pad_token_id": asked["stop_tokens"][0]}
+        options = {
+            "do_sample": False,
+            "eos_token_id": questions["stop_tokens"],
+            "pad_token_id": questions["stop_tokens"][0],
+        }
         with torch.no_grad():
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, **options)
-        return made.shape[1] - len(prompt)
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, **options)
+        return output.shape[1] - len(prompt)
 
-    time_answers(worker, asked["prompts"], answer)
+    time_answers(worker, questions["prompts"], answer)
     worker.measure(peak_memory_gb=peak_bytes() / 1e9)
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of the weights as they are held, with the scales of packed ones."""
+    """Bytes of the weights in memory, with the scales of packed weights."""
     total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -83,13 +89,14 @@ def weight_bytes(model: Any) -> int:
     return total
 
 
-def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokenized]) -> None:
+def with_llama_cpp(worker: Worker, questions: dict[str, Any], examples: list[Tokenized]) -> None:
     from pipelines.extras.export.native import LlamaCpp
 
-    worker.runs_on(machine.processor())  # beside a card, too: xllamacpp's package is built for processors
+    # The package of xllamacpp is built for CPUs, so it runs there even if the machine has a GPU.
+    worker.runs_on(machine.processor())
     clock, file = Stopwatch(), Path(worker.spec["gguf"])
     limit = worker.spec["settings"]["max_new_tokens"]
-    longest = max([*map(len, examples), *(len(prompt) + limit for prompt in asked["prompts"])])
+    longest = max([*map(len, examples), *(len(prompt) + limit for prompt in questions["prompts"])])
     with LlamaCpp(file, context=longest, threads=threads()) as llama:
         note = (read_json(file.with_suffix(".json")) or {}).get("note")
         worker.measure(load_seconds=clock.lap(), size_mb=file.stat().st_size / 1e6, engine="llama.cpp, cpu", note=note)
@@ -106,13 +113,15 @@ def with_llama_cpp(worker: Worker, asked: dict[str, Any], examples: list[Tokeniz
         worker.measure(bits_per_byte=scores.bits_per_byte(nats, size))
         worker.save()
         reset_peak()
-        stops = asked["stop_tokens"]
-        time_answers(worker, asked["prompts"], lambda prompt, most: len(llama.greedy(prompt, limit=most, stops=stops)))
+        stops = questions["stop_tokens"]
+        time_answers(
+            worker, questions["prompts"], lambda prompt, most: len(llama.greedy(prompt, limit=most, stops=stops))
+        )
         worker.measure(peak_memory_gb=peak_resident() / 1e9)
 
 
 def time_answers(worker: Worker, prompts: Sequence[Sequence[int]], answer: Answer) -> None:
-    """Greedy answers one at a time, as evaluation times them, after a short one that is not counted."""
+    """Time greedy answers one at a time, as the evaluation does, after an untimed short one."""
     limit, latencies, tokens = worker.spec["settings"]["max_new_tokens"], [], 0
     for prompt in prompts[:1]:
         answer(prompt, 2)
@@ -129,7 +138,7 @@ def time_answers(worker: Worker, prompts: Sequence[Sequence[int]], answer: Answe
 
 
 def threads() -> int:
-    """As many as torch would take."""
+    """The number of threads that torch would use."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
@@ -139,7 +148,7 @@ def reset_peak() -> None:
 
 
 def peak_resident() -> int:
-    """Bytes; without torch, whose module the trainer's own meter needs."""
+    """Peak resident bytes, read without torch, which the trainer's own meter needs."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

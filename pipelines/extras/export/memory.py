@@ -1,7 +1,7 @@
-"""What merging takes of this machine's memory: foretold from the heads of the weights' files before any of them is loaded.
+"""Prediction of the host memory for merging, from the headers of the weight files.
 
-One model lies in the host's memory at a time, in float32; beside it the packed base of a quantized cell while it is unpacked, the
-change of one layer, and the probabilities that the check compares.
+One model in float32 is in memory at a time. In addition there are the packed base of a quantized
+cell during unpacking, the change of one layer, and the probabilities of the check.
 """
 
 import json
@@ -18,15 +18,18 @@ from pipelines.errors import UnavailableError, WorkError
 from pipelines.settings.methods import FOUR_BITS
 
 FLOAT32 = 4
-# Modules that loading, PEFT and bitsandbytes bring in once they are used, and what the C library keeps of freed blocks
+# Memory of modules that loading, PEFT and bitsandbytes import late, and of freed blocks that the C
+# library keeps.
 MORE_LIBRARIES = 400e6
-PACKED = {**dict.fromkeys(FOUR_BITS, 0.5 + 0.07), "int8": 1.02}  # bytes of a weight with its scales
-BITS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of a number in a file
+# Bytes per packed weight, including its scales.
+PACKED = {**dict.fromkeys(FOUR_BITS, 0.5 + 0.07), "int8": 1.02}
+# Bytes per number in a file.
+FILE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the files of a model say: its numbers, those of its largest tensor and of its widest vocabulary, the bytes they take."""
+    """Sizes of a model's files: all numbers, the numbers of the largest tensor, and the bytes."""
 
     numbers: int
     largest: int
@@ -34,45 +37,51 @@ class Weights:
 
 
 def weights_in(folder: Path) -> Weights:
-    """Read from the heads of the safetensors files in `folder` alone.
+    """The sizes from the headers of the safetensors files in `folder`.
 
     Raises:
-        WorkError: there are none.
+        WorkError: the folder has none.
     """
     numbers, largest, size = 0, 0, 0
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             head: dict[str, Any] = json.loads(opened.read(length))
-        counts = {name: prod(told["shape"]) for name, told in head.items() if name != "__metadata__"}
+        counts = {name: prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"}
         numbers += sum(counts.values())
         largest = max([largest, *counts.values()])
-        size += sum(count * BITS.get(head[name]["dtype"], FLOAT32) for name, count in counts.items())
+        size += sum(count * FILE_BYTES.get(head[name]["dtype"], FLOAT32) for name, count in counts.items())
     if not numbers:
         raise WorkError(f"no safetensors in {folder}: fetch the model again")
     return Weights(numbers, largest, size)
 
 
-def foretold(weights: Weights, recipe: Mapping[str, Any], *, vocabulary: int, positions: int, occupied: int) -> int:
-    """The peak of the merging process in bytes. `positions`: the tokens of which logits lie in memory at once; `occupied`: what the
-    process holds before it loads a model."""
+def predicted_peak(
+    weights: Weights, recipe: Mapping[str, Any], *, vocabulary: int, positions: int, occupied: int
+) -> int:
+    """The predicted peak of the merging process in bytes.
+
+    `positions` is the number of tokens with logits in memory at once. `occupied` is the memory of
+    the process before it loads a model.
+    """
     model = FLOAT32 * weights.numbers
-    file = weights.bytes if weights.bytes < model else 0  # of halves: read, and turned into float32 beside
+    # Half-precision files are in memory while they are converted to float32.
+    file = weights.bytes if weights.bytes < model else 0
     packed = PACKED.get(recipe.get("quantization") or "", 0.0) * weights.numbers
-    if packed:  # its embeddings stay as they were
+    # The embeddings of a packed model are not quantized.
+    if packed:
         packed += FLOAT32 * weights.largest
-    merging = (
-        2 * FLOAT32 * weights.largest
-    )  # the change of a layer, and a head of its own where it shared the embedding's
+    # The change of one layer, and a separate copy of a head that was tied to the embedding.
+    merging = 2 * FLOAT32 * weights.largest
     logits = 3 * FLOAT32 * vocabulary * positions
     return int(occupied + MORE_LIBRARIES + model + max(file, packed) + max(merging, logits))
 
 
 def require(needed: int) -> None:
-    """Raises UnavailableError where the machine has less memory free than merging needs."""
+    """Raise UnavailableError if the machine has less free memory than merging needs."""
     free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if needed > free:
         raise UnavailableError(
-            f"merging takes {needed / 1e9:.1f} GB of this machine's memory, and {free / 1e9:.1f} GB are free: end other programs, "
-            "merge on a larger machine, or take --adapter, which loads no model"
+            f"merging needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free on this machine: "
+            "stop other programs, merge on a larger machine, or use --adapter, which loads no model"
         )

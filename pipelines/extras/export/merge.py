@@ -1,4 +1,5 @@
-"""A trained result as plain weights: the adapter worked into the base that it was trained on, and what that changes."""
+"""A trained result as plain weights: the adapter merged into its base, and the resulting
+difference."""
 # ruff: noqa: TID253
 
 import math
@@ -20,33 +21,39 @@ from pipelines.train.trainer.precision import result_dtype
 
 Recipe = dict[str, Any]
 
-# What rounding alone may change ln p of a word by. A logit, of size 60 at most, is off by about its format's unit roundoff, and
-# errors of the layers add up as a random walk does: 8 times that of one for 64 layers. Float32 has a floor, since sums that are
-# taken in another order differ by more than their last digit in long rows.
+# Bounds on the change of a word's ln p by rounding. A logit has a size of at most 60 and an error
+# of about its format's unit roundoff. Errors of layers add up like a random walk: 64 layers have 8
+# times the error of one. Float32 needs a floor, since another summation order in long rows changes
+# more than the last digit.
 LARGEST_LOGIT, OF_LAYERS, FLOOR = 60, 8, 0.02
-INT8_ROUNDOFF = 2**-8  # LLM.int8() rounds what goes into a layer, too; plain weights do not
+# LLM.int8() also rounds the inputs of a layer; plain weights do not.
+INT8_ROUNDOFF = 2**-8
 
 
 def trained_model(base: Path, recipe: Recipe, trained: Path | None) -> Any:
-    """The model as evaluation runs it: the base in its recipe's format, the adapter beside it."""
+    """The model as in evaluation: the base in its recipe's format, with the adapter attached."""
     return loading.load_trained(base, recipe, trained)
 
 
 def merged_model(
     base: Path, recipe: Recipe, trained: Path | None, *, original: bool = False, compared: Sequence[Tokenized] = ()
 ) -> Any:
-    """The same as plain weights, on the CPU. An adapter is merged in float32 into the base that it was trained on, for QLoRA the
-    base that its packed weights stand for; with `original` into the base as it was before quantizing. Then back to the format of
-    the recipe's weights. A card need hold no more than the packed weights, and the host one model in float32.
+    """The trained result as plain weights, on the CPU.
+
+    An adapter is merged in float32 into the base that it was trained on; for QLoRA that is the
+    dequantized base, or with `original` the base before quantization. The result is converted to
+    the format of the recipe's weights. A GPU needs memory only for the packed weights, and the host
+    for one model in float32.
 
     Raises:
-        WorkError: in float32, so before any rounding, merging changed what the model says of the `compared` examples.
+        WorkError: merging changed the predictions on the `compared` examples already in float32,
+            before any rounding.
     """
     if not trained or not traits_of(recipe).has_adapter:
         return trained_model(base, recipe, trained)
     model = loading.load_model(base, {**recipe, "quantization": None}, on_device=False).float()
     if recipe["quantization"] and not original:
-        take_unpacked(model, loading.load_model(base, recipe))
+        copy_unpacked(model, loading.load_model(base, recipe))
     attached = loading.attach_trained(model, trained).eval()
     before = probabilities(attached, compared)
     with peft_adapter.in_pefts_words(recipe):
@@ -55,19 +62,20 @@ def merged_model(
     return merged.to(result_dtype(recipe)).eval()
 
 
-def take_unpacked(model: Any, packed: Any) -> None:
-    """Give each linear layer of `model` the values that its packed counterpart stands for."""
+def copy_unpacked(model: Any, packed: Any) -> None:
+    """Copy the dequantized values of each packed linear layer into `model`."""
     from transformers.pytorch_utils import Conv1D
 
     for name, module in packed.named_modules():
         values = unpacked(module)
         if values is not None:
             plain = model.get_submodule(name)
-            plain.weight.data.copy_(values.T if isinstance(plain, Conv1D) else values)  # GPT-2's are inputs × outputs
+            # GPT-2's weights are inputs × outputs.
+            plain.weight.data.copy_(values.T if isinstance(plain, Conv1D) else values)
 
 
 def unpacked(module: Any) -> torch.Tensor | None:
-    """The weight (outputs × inputs, float32) of a layer of bitsandbytes; None for any other."""
+    """The weight (outputs × inputs, float32) of a bitsandbytes layer; None for any other layer."""
     from bitsandbytes import functional
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -81,7 +89,10 @@ def unpacked(module: Any) -> torch.Tensor | None:
 
 
 def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Path:
-    """A transformers folder beside `folder`, under another name, whole or not at all. `stops`: the ids that end an answer."""
+    """Write a transformers folder beside `folder` under a temporary name, completely or not at all.
+
+    `stops` are the ids that end an answer.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -89,28 +100,30 @@ def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Pat
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         older.make_readable(partial, stops)
-    except BaseException:  # a stop, too: half a model is large
+    except BaseException:
+        # Clean up even after an interrupt, since a partial model is large.
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return partial
 
 
 def saved_model(folder: Path, recipe: Recipe) -> Any:
-    """What somebody loads from a written folder, in the format of the recipe's weights."""
+    """The model loaded from a written folder, in the format of the recipe's weights."""
     return loading.load_model(folder, {**recipe, "quantization": None}, dtype=result_dtype(recipe)).eval()
 
 
-def require_alike(difference: float, most: float) -> None:
-    """Raises WorkError where ln p of a word differs between the trained result and what was made of it by more than `most` nats."""
-    if not difference <= most:  # NaN too
+def require_alike(difference: float, limit: float) -> None:
+    """Raise WorkError if `difference`, the largest change of a word's ln p, exceeds `limit` nats."""
+    # The comparison rejects NaN too.
+    if not difference <= limit:
         raise WorkError(
-            f"the merged model is not the trained result: ln p of a word differs by up to {difference:.3g} nats, and rounding "
-            f"makes {most:.2g} at most. Nothing of it is kept; the adapter itself is whole"
+            f"the merged model differs from the trained result: ln p of a word differs by up to {difference:.3g} nats, and "
+            f"rounding explains {limit:.2g} at most. The merged model is removed; the adapter itself is intact"
         )
 
 
 def rounding(recipe: Recipe) -> float:
-    """The most that ln p of a word may differ (nats) by rounding to the format of the recipe's weights, and of int8's inputs."""
+    """The largest change of a word's ln p (nats) by rounding of the weights, and of int8's inputs."""
     roundoff = torch.finfo(result_dtype(recipe)).eps / 2
     if recipe["quantization"] == "int8":
         roundoff = max(roundoff, INT8_ROUNDOFF)
@@ -118,11 +131,11 @@ def rounding(recipe: Recipe) -> float:
 
 
 def measured_bits_per_byte(model: Any, examples: Sequence[Tokenized], max_tokens: int) -> float:
-    """Bits per byte of the examples' completions, in the format of the model's weights, as evaluation computes them."""
+    """Bits per byte of the examples' completions, computed as in evaluation."""
     nats, device = 0.0, device_of(model)
-    with head_on_positions(model) as wanted, torch.no_grad():
+    with head_on_positions(model) as head_positions, torch.no_grad():
         for batch in batches.micro_batches(list(examples), max_tokens=max_tokens):
-            losses = token_losses(model, batch, wanted, device).double().cpu()
+            losses = token_losses(model, batch, head_positions, device).double().cpu()
             nats += losses[scored_mask(batch)].sum().item()
     return bits_per_byte(nats, sum(example.completion_bytes for example in examples))
 
@@ -132,16 +145,17 @@ def device_of(model: Any) -> torch.device:
 
 
 def probabilities(model: Any, examples: Sequence[Tokenized]) -> list[torch.Tensor]:
-    """ln p of every word after every token of each example (positions × words, float32)."""
-    found = []
+    """ln p of every vocabulary entry after every token of each example (positions × vocabulary,
+    float32)."""
+    results = []
     with torch.no_grad():
         for example in examples:
             logits = model(torch.tensor([example.input_ids], device=device_of(model)), use_cache=False).logits[0]
-            found.append(logits.float().log_softmax(-1).cpu())
-    return found
+            results.append(logits.float().log_softmax(-1).cpu())
+    return results
 
 
 def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """The most that two models' ln p of the words differ (nats); NaN where one is no number."""
-    found = [(a - b).abs().max().item() for a, b in zip(one, other, strict=True)]
-    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+    """The largest difference of two models' ln p (nats); NaN if any value is NaN."""
+    differences = [(a - b).abs().max().item() for a, b in zip(one, other, strict=True)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=0.0)

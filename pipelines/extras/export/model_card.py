@@ -1,4 +1,4 @@
-"""The model card of an export: front matter that hubs read, where the weights came from, what was measured, how to load them."""
+"""The model card of an export: front matter for hubs, origin of the weights, measurements, loading."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from pipelines.train.trainer.templates import DAY
 Json = dict[str, Any]
 Kind = Literal["adapter", "merged", "gguf"]
 LIBRARY: dict[Kind, str] = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-# measured while merging: how far the written weights are from the trained result
+# Measurements during merging: the distance of the written weights from the trained result.
 MERGED = (
     "adapter_bits_per_byte", "merged_bits_per_byte", "merged_into_original_bits_per_byte", "largest_difference_nats",
     "eval_records",
 )  # fmt: skip
-# what an evaluation measured, and what a hub calls it
+# Metrics of an evaluation, with their names on hubs.
 METRICS = {
     "eval_bits_per_byte": "bits per byte", "eval_loss": "cross entropy (nats per token)", "bleu": "BLEU", "chrf": "chrF",
     "rouge_l": "ROUGE-L", "meteor": "METEOR",
 }  # fmt: skip
-# columns of the comparison, beside every metric
+# Columns of the comparison on the card, besides the metrics.
 COMPARED = (
     "status", "is_stale", "seeds", "base_bits_per_byte", "eval_bits_per_byte", "eval_bits_per_byte_low", "eval_bits_per_byte_high",
     "train_loss", "train_seconds", "tokens_per_second", "peak_memory_gb", "trainable_params", "total_params", "artifact_mb",
@@ -31,9 +31,9 @@ COMPARED = (
 
 
 def card(kind: Kind, spec: Mapping[str, Any], measured: Mapping[str, Any], base: Base) -> str:
-    """The card of an export, from its spec and what was measured of the written weights."""
+    """The card of an export, from its spec and the measurements of the written weights."""
     origin, traits = spec["origin"], traits_of(spec["recipe"])
-    made = f"{traits.an_adapter}: it lies beside a base that stays as it is." if kind == "adapter" else spec["made"]
+    made = f"{traits.an_adapter}: it is loaded on a base that stays unchanged." if kind == "adapter" else spec["made"]
     load = {"adapter": _with_peft, "merged": _with_transformers, "gguf": _with_llama_cpp}[kind]
     return "\n".join(
         [
@@ -57,7 +57,7 @@ def card(kind: Kind, spec: Mapping[str, Any], measured: Mapping[str, Any], base:
 
 
 def _title(name: str) -> str:
-    """The data's row says what it was trained on, this one which device."""
+    """The row's title. `trained_on` is the device; another row names the training data."""
     return "trained by" if name == "trained_on" else name.replace("_", " ")
 
 
@@ -75,7 +75,7 @@ def _front(kind: Kind, spec: Mapping[str, Any], base: Base) -> list[str]:
 
 
 def model_index(name: str, evaluated: Mapping[str, Any]) -> Json:
-    """What an evaluation measured, in the form that hubs show beside a model; {} where nothing was."""
+    """The metrics of an evaluation in the format of hubs; {} without metrics."""
     metrics = [
         {"type": metric, "name": title, "value": round(float(evaluated[metric]), 6)}
         for metric, title in METRICS.items()
@@ -89,7 +89,7 @@ def model_index(name: str, evaluated: Mapping[str, Any]) -> Json:
 
 
 def _with_peft(spec: Mapping[str, Any], base: Base) -> list[str]:
-    """How an adapter is put on its base. A quantized base must be quantized again as it was."""
+    """The code to load an adapter on its base. A quantized base needs the same quantization again."""
     known = base.of_hub
     name, revision = (json.dumps(base.name), base.revision) if known else ('"PATH_OF_THE_BASE"', None)
     at = f", revision={json.dumps(revision)}" if revision else ""
@@ -110,8 +110,8 @@ def _with_peft(spec: Mapping[str, Any], base: Base) -> list[str]:
     ]  # fmt: skip
     if not known:
         lines += [
-            f"No hub has this base by a name that is known here: it is {in_code(base.name)}. On the machine that trained the "
-            "adapter it lies in the data folder's `models/`.", "",
+            f"This base has no known name on a hub: it is {in_code(base.name)}. On the machine that trained the "
+            "adapter it is in `models/` of the data folder.", "",
         ]  # fmt: skip
     return lines
 
@@ -138,27 +138,27 @@ def _with_transformers(_spec: Mapping[str, Any], _base: Base) -> list[str]:
 
 
 def _prompt(measured: Mapping[str, Any]) -> list[str]:
-    """With which arguments of its chat template the model was trained, where there are any."""
+    """The chat template's arguments in training, if any."""
     arguments = json.loads(measured.get("template_arguments") or "{}")
     day = arguments.pop(DAY, None)
     lines = []
     if arguments:
-        told = in_code(f"tokenizer.apply_chat_template(..., **{arguments})")
-        lines += [f"Ask it with the arguments that it was trained with: {told}.", ""]
+        call = in_code(f"tokenizer.apply_chat_template(..., **{arguments})")
+        lines += [f"Use the template arguments of training: {call}.", ""]
     if day:
-        lines += [f"Its chat template writes the day; in training that was always {in_prose(str(day))}.", ""]
+        lines += [f"Its chat template contains the date; in training it was always {in_prose(str(day))}.", ""]
     return lines
 
 
 def _compared(row: Mapping[str, Any] | None) -> list[str]:
-    """The row of the comparison that this result has there."""
+    """This result's row of the comparison."""
     if not row:
         return []
     names: Sequence[str] = dict.fromkeys((*COMPARED, *METRICS)).keys()  # type: ignore[assignment]
-    told = {name: row[name] for name in names if row.get(name) is not None}
+    values = {name: row[name] for name in names if row.get(name) is not None}
     return [
         "## Its row of the comparison", "",
         "| column | value |", "| --- | --- |",
-        *(f"| {name} | {in_code(f'{value:.6g}' if isinstance(value, float) else value)} |" for name, value in told.items()),
+        *(f"| {name} | {in_code(f'{value:.6g}' if isinstance(value, float) else value)} |" for name, value in values.items()),
         "",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What stands in a Modelfile of ours, as Ollama's reader takes it."""
+"""The content of our Modelfiles, in the format of Ollama's reader."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ OURS = "Written by Featherweight: the prompt is the one that the model was train
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What the file says. `notes` are for its reader."""
+    """The content of a Modelfile. `notes` become comments."""
 
     file: str
     template: str
@@ -30,12 +30,15 @@ class Modelfile:
 
 
 def is_sayable(text: str) -> bool:
-    """Whether a Modelfile's reader takes the text as it is: it drops what is not printed, and three quotation marks end a value."""
+    """Whether the text survives in a Modelfile.
+
+    Ollama's reader drops unprintable characters, and three quotation marks end a value.
+    """
     lines = re.sub(r"[\n\t]", "", text)
     return bool(text) and '"' not in text[:1] + text[-1:] and '"""' not in text and lines.isprintable()
 
 
 def is_ours(path: Path) -> bool:
-    """Whether the file at `path` was written here, so that it may be replaced."""
+    """Whether this module wrote the file at `path`, so that it may be replaced."""
     with path.open(encoding="utf-8", errors="replace") as opened:
         return OURS in opened.readline()

@@ -1,8 +1,9 @@
-"""llama.cpp's own C interface (llama.h, ggml.h), out of the library that xllamacpp ships.
+"""llama.cpp's C interface (llama.h, ggml.h), from the library that xllamacpp ships.
 
-xllamacpp's Python part serves answers; it shows neither the log-probabilities of a given text nor quantization, which its library
-holds all the same. Only functions whose signatures have long been stable are called. Parameter structures are taken as the library
-fills them, in more room than they need; only the first fields are touched, after a look whether they are where we expect them.
+xllamacpp's Python interface serves answers. It does not expose log-probabilities of a given text or
+quantization, but its library has both. Only functions with long stable signatures are called. The
+library fills the parameter structures in oversized buffers. Only their first fields are changed,
+after a check of their positions.
 """
 
 import ctypes
@@ -15,8 +16,10 @@ import numpy as np
 
 from pipelines.errors import UnavailableError, WorkError
 
-ROOM = 256  # 32-bit words; the structures are less than half of it
-CONTEXT_DEFAULTS = [512, 2048, 512, 1]  # n_ctx, n_batch, n_ubatch, n_seq_max: how llama_context_params begins
+# Size of the buffers in 32-bit words, more than twice that of the structures.
+ROOM = 256
+# The first fields of llama_context_params: n_ctx, n_batch, n_ubatch, n_seq_max.
+CONTEXT_DEFAULTS = [512, 2048, 512, 1]
 
 
 class _Parameters(ctypes.Structure):
@@ -63,23 +66,25 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_quantize_chunk": (ctypes.c_size_t, [_INT, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER]),
     "ggml_row_size": (ctypes.c_size_t, [_INT, _SIZE]),
 }
-ERROR = 4  # ggml_log_level
-_said: list[str] = []
+# The error level of ggml_log_level.
+ERROR = 4
+_errors: list[str] = []
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _POINTER)
 def _listen(level: int, text: bytes, _data: Any) -> None:
-    """Keeps what llama.cpp says of errors and drops the rest."""
+    """Keep llama.cpp's error messages and drop the others."""
     if level == ERROR:
-        _said.append(text.decode(errors="replace").strip())
+        _errors.append(text.decode(errors="replace").strip())
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library, its functions typed and its log kept from the terminal.
+    """The library with typed functions, and without log output to the terminal.
 
     Raises:
-        UnavailableError: it lacks a function, or begins its parameters otherwise than the version we know.
+        UnavailableError: it lacks a function, or its parameter structure is not that of the known
+            version.
     """
     import xllamacpp.xllamacpp as xllamacpp
 
@@ -91,8 +96,8 @@ def library() -> ctypes.CDLL:
             raise UnavailableError(_other_version(f"it has no function {name}")) from None
         function.restype, function.argtypes = result, arguments
     loaded.llama_log_set(ctypes.cast(_listen, _POINTER), None)
-    if (found := list(loaded.llama_context_default_params().words[:4])) != CONTEXT_DEFAULTS:
-        raise UnavailableError(_other_version(f"its context parameters begin {found}, not {CONTEXT_DEFAULTS}"))
+    if (defaults := list(loaded.llama_context_default_params().words[:4])) != CONTEXT_DEFAULTS:
+        raise UnavailableError(_other_version(f"its context parameters start with {defaults}, not {CONTEXT_DEFAULTS}"))
     return loaded
 
 
@@ -101,8 +106,11 @@ def _other_version(why: str) -> str:
 
 
 def quantize_rows(rows: np.ndarray, ggml_type: int) -> np.ndarray:
-    """`rows` (rows × width, float32) in the blocks of a GGML type, as bytes (rows × bytes of a row), by llama.cpp's own
-    `ggml_quantize_chunk` without an importance matrix. `width` must be a multiple of the type's block."""
+    """Quantize `rows` (rows × width, float32) to a GGML type, as bytes (rows × bytes per row).
+
+    This calls llama.cpp's `ggml_quantize_chunk` without an importance matrix. `width` must be a
+    multiple of the type's block size.
+    """
     lib = library()
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     count, width = rows.shape
@@ -114,10 +122,10 @@ def quantize_rows(rows: np.ndarray, ggml_type: int) -> np.ndarray:
 
 
 class LlamaCpp:
-    """A GGUF file loaded in this process, one text at a time. Used as a context manager."""
+    """A GGUF file loaded in this process, for one text at a time. Use it as a context manager."""
 
     def __init__(self, gguf: Path, *, context: int, threads: int) -> None:
-        """`context`: the most tokens of one text.
+        """`context` is the maximum number of tokens of one text.
 
         Raises:
             WorkError: llama.cpp refuses the file.
@@ -125,9 +133,10 @@ class LlamaCpp:
         self._lib, self.context = library(), context
         self._model = self._lib.llama_model_load_from_file(str(gguf).encode(), self._lib.llama_model_default_params())
         if not self._model:
-            raise WorkError(f"llama.cpp cannot load {gguf}: {' | '.join(_said[-3:])}")
+            raise WorkError(f"llama.cpp cannot load {gguf}: {' | '.join(_errors[-3:])}")
         parameters = self._lib.llama_context_default_params()
-        parameters.words[:2] = [context, context]  # a text is one batch, so that all its logits are there at once
+        # A text is one batch, so that all its logits are available at once.
+        parameters.words[:2] = [context, context]
         self._context = self._lib.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise WorkError(f"llama.cpp cannot make a context of {context} tokens for {gguf}")
@@ -145,7 +154,10 @@ class LlamaCpp:
         self._lib.llama_model_free(self._model)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Token ids of `text`, special tokens read as such; `add_special`: with those that the file says belong around a text."""
+        """Token ids of `text`, with special tokens parsed as such.
+
+        `add_special` adds the tokens that the file puts around a text.
+        """
         raw = text.encode()
         room = (_INT * (len(raw) + 8))()
         count = self._lib.llama_tokenize(self._vocab, raw, len(raw), room, len(room), add_special, True)
@@ -160,7 +172,7 @@ class LlamaCpp:
         return logits[np.arange(len(ids) - 1), list(ids[1:])] - sums
 
     def greedy(self, prompt: Sequence[int], *, limit: int, stops: Sequence[int]) -> list[int]:
-        """The likeliest token again and again, at most `limit`; a stop token ends it and belongs to it."""
+        """The greedy continuation, at most `limit` tokens, including the stop token that ends it."""
         self._start()
         logits, produced = self._decode(prompt, 0), []
         while True:
@@ -173,7 +185,10 @@ class LlamaCpp:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def _decode(self, ids: Sequence[int], start: int, *, every: bool = False) -> np.ndarray:
-        """Logits (positions × words) after the last id, or after each; valid until the next call."""
+        """Logits (positions × vocabulary) after the last id, or with `every` after each id.
+
+        They are valid until the next call.
+        """
         if start + len(ids) > self.context:
             raise WorkError(f"a text of {start + len(ids)} tokens does not fit a context of {self.context}")
         batch, last = self._batch, len(ids) - 1

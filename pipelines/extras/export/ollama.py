@@ -1,7 +1,9 @@
-"""A Modelfile for Ollama beside a GGUF file: the prompt that the model was trained with, in Go's template language.
+"""A Modelfile for Ollama beside a GGUF file: the prompt format of training in Go's template
+language.
 
-How a conversation reads is found by showing the model's own prompt format questions and answers that stand for themselves. What
-comes out is rendered for every evaluation record and compared with the trained prompt, as text and as llama.cpp's tokens.
+The shape of a conversation is found by applying the model's prompt format to placeholder turns. The
+resulting template is rendered for every evaluation record and compared with the trained prompt, as
+llama.cpp's tokens.
 """
 
 import json
@@ -21,154 +23,158 @@ from pipelines.train.trainer.templates import DAY, Unshown
 
 SYSTEM, QUESTIONS, ANSWERS = "SYSTEM7F3A", ("QUESTION7F3A", "SECOND7F3A", "THIRD7F3A"), ("ANSWER7F3A", "AGAIN7F3A")
 Render = Callable[[Sequence[Message]], str]
-INSTEAD = "--gguf alone writes the file; send it whole prompts then (`raw: true` of Ollama's API)"
+ALTERNATIVE = "--gguf alone writes the file; send it whole prompts then (`raw: true` of Ollama's API)"
 
 
 def write_modelfile(
     form: PromptFormat, gguf: Path, path: Path, *, records: Sequence[Mapping[str, Any]], system: str | None
 ) -> Modelfile:
-    """Write to `path` how Ollama asks the model in `gguf` as it was trained. `records` are what that is checked on; `system` is the
-    system prompt that every training record had.
+    """Write a Modelfile to `path`, so that Ollama prompts the model in `gguf` as in training.
+
+    The template is checked on `records`. `system` is the common system prompt of the training
+    records.
 
     Raises:
-        UnavailableError: Ollama's templates cannot say this prompt, or llama.cpp would make other tokens of it.
+        UnavailableError: Ollama's templates cannot express this prompt, or llama.cpp tokenizes it
+            differently.
     """
     shape = shape_of(form)
-    asked = [record for record in records if _can_be_sent(form, record)]
+    sendable = [record for record in records if _can_be_sent(form, record)]
     with LlamaCpp(gguf, context=32, threads=1) as llama:
-        template = _with_its_beginning(form, shape, llama).to_go()
-        for record in asked:
+        template = _with_bos(form, shape, llama).to_go()
+        for record in sendable:
             require_alike(form, template, record, llama)
     stops = [stop for token in sorted(form.ends) if is_sayable(stop := form.tokenizer.decode([token]))]
     sayable = system if system and is_sayable(system) else None
     notes = list(_notes(form, records, system=system, sayable=sayable))
-    made = Modelfile(gguf.name, template, stops, sayable, notes)
-    write_text(path, made.text())
-    return made
+    modelfile = Modelfile(gguf.name, template, stops, sayable, notes)
+    write_text(path, modelfile.text())
+    return modelfile
 
 
 def shape_of(form: PromptFormat) -> Shape:
-    """How the model's conversations read.
+    """The shape of the model's conversations.
 
     Raises:
-        UnavailableError: not as a Shape can say it.
+        UnavailableError: a Shape cannot express them.
     """
     if form.tells_the_day:
         raise UnavailableError(
-            f"its prompt holds the day it is sent on, which a Modelfile cannot say in the same words: train with "
-            f'models.<model>.template: {{{DAY}: "2025-07-08"}}, or leave --ollama out; {INSTEAD}.'
+            f"its prompt contains the current date, which a Modelfile cannot write in the same format: train with "
+            f'models.<model>.template: {{{DAY}: "2025-07-08"}}, or leave --ollama out; {ALTERNATIVE}.'
         )
     try:
         return shape_of_text(lambda messages: form.prompt_text(_record(messages)))
     except Unshown as error:
-        raise UnavailableError(f"Ollama's templates cannot say this prompt: {error}; {INSTEAD}.") from None
+        raise UnavailableError(f"Ollama's templates cannot express this prompt: {error}; {ALTERNATIVE}.") from None
 
 
 def shape_of_text(text_of: Render) -> Shape:
-    """The shape of what `text_of` makes of messages that end in a question.
+    """The shape of the texts that `text_of` makes of messages ending in a question.
 
     Raises:
-        Unshown: it writes a turn otherwise at another place of a conversation.
+        Unshown: the format of a turn depends on its place in the conversation.
     """
     first, second, third = QUESTIONS
     one = _pieces(text_of, [first])
     two = _pieces(text_of, [first, ANSWERS[0], second])
     three = _pieces(text_of, [first, ANSWERS[0], second, ANSWERS[1], third])
-    told = _pieces(text_of, [first], system=SYSTEM)
+    with_system = _pieces(text_of, [first], system=SYSTEM)
     long = _pieces(text_of, [first, ANSWERS[0], second], system=SYSTEM)
-    shape = Shape(one[0], told[0], told[1], one[1], two[1], two[2])
+    shape = Shape(one[0], with_system[0], with_system[1], one[1], two[1], two[2])
     expected = {
         "with a second question": (two, [shape.opening, shape.answer, shape.question, shape.ask]),
         "with a third question": (
             three,
             [shape.opening, shape.answer, shape.question, shape.answer, shape.question, shape.ask],
         ),
-        "with a system prompt": (told, [shape.before_system, shape.after_system, shape.ask]),
+        "with a system prompt": (with_system, [shape.before_system, shape.after_system, shape.ask]),
         "with a system prompt and a second question": (
             long,
             [shape.before_system, shape.after_system, shape.answer, shape.question, shape.ask],
         ),
     }
-    for where, (found, wanted) in expected.items():
-        if found != wanted:
-            raise Unshown(f"{where} it writes a turn otherwise than where that stands alone")
+    for where, (actual, pieces) in expected.items():
+        if actual != pieces:
+            raise Unshown(f"{where} it formats a turn differently than alone")
     return shape
 
 
 def _pieces(text_of: Render, turns: Sequence[str], system: str = "") -> list[str]:
-    """What stands before, between and behind the turns."""
+    """The text before, between and after the turns."""
     roles = ("user", "assistant")
     messages: list[Message] = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
     if system:
         messages = [{"role": "system", "content": system}, *messages]
     text, pieces = text_of(messages), []
     for message in messages:
-        before, found, text = text.partition(message["content"])
-        if not found or message["content"] in text:
+        before, separator, text = text.partition(message["content"])
+        if not separator or message["content"] in text:
             raise Unshown(f"it does not write every turn once, and in their order ({message['role']})")
         pieces.append(before)
     return [*pieces, text]
 
 
 def _record(messages: Sequence[Message]) -> dict[str, Any]:
-    """A record that asks so; its own answer is never looked at."""
+    """A record with these messages; its answer is a placeholder that is never used."""
     turns = [*messages, {"role": "assistant", "content": "a"}]
     return {"example_id": "shape", "messages": json.dumps(turns)}
 
 
-def _with_its_beginning(form: PromptFormat, shape: Shape, llama: LlamaCpp) -> Shape:
-    """The shape with or without the token that begins a text, as llama.cpp puts one there by itself or not.
+def _with_bos(form: PromptFormat, shape: Shape, llama: LlamaCpp) -> Shape:
+    """The shape with or without a BOS token, depending on whether llama.cpp adds one itself.
 
     Raises:
-        UnavailableError: neither makes the trained tokens.
+        UnavailableError: neither gives the trained tokens.
     """
     record = _record([{"role": "user", "content": "Hello there"}])
-    wanted, begins = form.prompt(record), form.tokenizer.decode(form.prefix) if form.prefix else ""
+    expected, beginning = form.prompt(record), form.tokenizer.decode(form.prefix) if form.prefix else ""
     changes: list[Callable[[str], str]] = [
         lambda text: text,
-        lambda text: text.removeprefix(begins),
-        lambda text: begins + text,
+        lambda text: text.removeprefix(beginning),
+        lambda text: beginning + text,
     ]
     for change in changes:
         changed = replace(shape, opening=change(shape.opening), before_system=change(shape.before_system))
-        if llama.tokenize(render(changed.to_go(), _asked(record)), add_special=True) == wanted:
+        if llama.tokenize(render(changed.to_go(), _prompt_messages(record)), add_special=True) == expected:
             return changed
-    sent = llama.tokenize(render(shape.to_go(), _asked(record)), add_special=True)
+    sent = llama.tokenize(render(shape.to_go(), _prompt_messages(record)), add_special=True)
     raise UnavailableError(
-        f"llama.cpp would begin its prompt with the tokens {sent[:3]}, and the model was trained with {wanted[:3]}: {INSTEAD}."
+        f"llama.cpp would start its prompt with the tokens {sent[:3]}, but the model was trained with "
+        f"{expected[:3]}: {ALTERNATIVE}."
     )
 
 
 def require_alike(form: PromptFormat, template: str, record: Mapping[str, Any], llama: LlamaCpp) -> None:
-    """Raises UnavailableError where Ollama would send other tokens for the record than training and evaluation did."""
-    sent = render(template, _asked(record))
+    """Raise UnavailableError if Ollama's tokens for the record differ from those of training."""
+    sent = render(template, _prompt_messages(record))
     if llama.tokenize(sent, add_special=True) != form.prompt(record):
         trained = form.prompt_text(record)
         same = next(
             (i for i, (a, b) in enumerate(zip(sent, trained, strict=False)) if a != b), min(len(sent), len(trained))
         )
         raise UnavailableError(
-            f"Ollama would send record {record['example_id']} otherwise than it was trained: {sent[same : same + 40]!r} for "
-            f"{trained[same : same + 40]!r}; {INSTEAD}."
+            f"Ollama would send record {record['example_id']} differently than in training: {sent[same : same + 40]!r} "
+            f"instead of {trained[same : same + 40]!r}; {ALTERNATIVE}."
         )
 
 
-def _asked(record: Mapping[str, Any]) -> list[dict[str, str]]:
+def _prompt_messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The record's messages up to its last answer."""
     return [{"role": message["role"], "content": message["content"]} for message in conversation(record)[:-1]]
 
 
 def _can_be_sent(form: PromptFormat, record: Mapping[str, Any]) -> bool:
-    """Whether the record is messages alone: no tools, and no block of its own for an input."""
+    """Whether the record consists only of messages: no tools, and no separate block for an input."""
     if tools_of(record) or calls_tools(conversation(record)):
         return False
     return form.style == "chat" or bool(record.get("messages")) or not record["input"].strip()
 
 
 def common_system(records: Iterable[Mapping[str, Any]]) -> str | None:
-    """The system prompt that all records begin with; None where they have none, or several."""
-    found = {_system(record) for record in records}
-    return found.pop() if len(found) == 1 else None
+    """The common system prompt of all records; None if they have none or several."""
+    prompts = {_system(record) for record in records}
+    return prompts.pop() if len(prompts) == 1 else None
 
 
 def _system(record: Mapping[str, Any]) -> str | None:
@@ -181,8 +187,8 @@ def _notes(
 ) -> Iterable[str]:
     yield OURS
     if "tools" in str(form.tokenizer.chat_template or ""):
-        yield "Tools are left out. Where Ollama takes the file's own chat template for them, OLLAMA_GO_TEMPLATE=1 keeps to this."
+        yield "Tools are left out. If Ollama uses the file's chat template for them, OLLAMA_GO_TEMPLATE=1 selects this template."
     if form.style != "chat" and any((record.get("input") or "").strip() for record in records):
-        yield "In training an input had a block of its own, which a message cannot have: write it behind the question."
+        yield "In training an input had a separate block, which a message cannot have: write it after the question."
     if system and not sayable:
-        yield "The system prompt of the training records holds what a Modelfile cannot: send it with each conversation."
+        yield "A Modelfile cannot hold the system prompt of the training records: send it with each conversation."

@@ -1,7 +1,8 @@
-"""An export uploaded to the hub, through huggingface_hub's public functions: first what would be done, then, told so, doing it.
+"""Upload of an export to the hub through huggingface_hub's public functions: first the plan, then
+with `--yes` the upload.
 
-One commit holds all files, so that nobody ever sees half of them. What a broken upload has sent already the hub keeps, and the
-same command again sends the rest.
+One commit holds all files, so that a partial upload is never visible. The hub keeps the data of an
+interrupted upload; the same command then sends the rest.
 """
 
 import re
@@ -16,14 +17,15 @@ from pipelines.records.foreign_text import one_line
 from pipelines.weights import hub
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
-TOKEN = "no token: set HF_TOKEN to one that may write, or log in with `.venv/bin/hf auth login`"
-PATIENCE = 120.0  # seconds without a byte, of a hub that may be putting a large file away
+TOKEN = "no token: set HF_TOKEN to one with write access, or log in with `.venv/bin/hf auth login`"
+# Seconds to wait without a byte, since the hub may be storing a large file.
+PATIENCE = 120.0
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Upload:
-    """`name`: OWNER/NAME; `files`: what goes there, by the path in the repository."""
+    """`name` is OWNER/NAME; `files` are the local files by their path in the repository."""
 
     name: str
     files: Mapping[str, Path]
@@ -36,7 +38,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub has under a name: the commit, whether it is private, and its files."""
+    """A repository of the hub: its commit, whether it is private, and its files."""
 
     commit: str | None
     private: bool
@@ -44,11 +46,11 @@ class Remote:
 
 
 def require_ready(name: str, *, yes: bool) -> None:
-    """What can be known before anything is exported.
+    """Check the preconditions of an upload before the export.
 
     Raises:
-        UsageError: it is no repository's name, or there is no token to upload with.
-        WorkError: the hub is not to be asked, or its settings cannot be used.
+        UsageError: the name is invalid, or there is no token for the upload.
+        WorkError: the hub is offline by configuration, or its settings are invalid.
     """
     if not NAME.match(name):
         raise UsageError(f"--push: got {name!r}; expected OWNER/NAME, such as my-name/my-model")
@@ -59,11 +61,11 @@ def require_ready(name: str, *, yes: bool) -> None:
 
 
 def run(upload: Upload, *, yes: bool, say: Say) -> None:
-    """Say what would be uploaded, and with `yes` do it.
+    """Print the plan of the upload, and with `yes` perform it.
 
     Raises:
-        UsageError: there is no token, or the repository is public and that was not asked for.
-        WorkError: the hub cannot be reached, or refuses.
+        UsageError: there is no token, or the repository is public without `upload.public`.
+        WorkError: the hub cannot be reached or refuses the request.
     """
     require_ready(upload.name, yes=yes)
     remote = look(upload.name)
@@ -71,10 +73,10 @@ def run(upload: Upload, *, yes: bool, say: Say) -> None:
         say(line)
     if remote and not remote.private and not upload.public:
         raise UsageError(
-            f"{upload.name} is public: anyone would see this. --public says that it may be so, or name another one."
+            f"{upload.name} is public: anyone could see the upload. Confirm with --public, or name another repository."
         )
     if not yes:
-        say("nothing was uploaded: --yes does it" + ("" if _token() else f"; {TOKEN}"))
+        say("nothing was uploaded: --yes uploads it" + ("" if _token() else f"; {TOKEN}"))
         return
     say(f"uploaded: {send(upload, remote)}")
 
@@ -86,11 +88,11 @@ def _token() -> str | None:
 
 
 def look(name: str) -> Remote | None:
-    """What the hub has under the name; None where it shows nothing: there is none, or nobody with our token may see it."""
+    """The repository of that name; None if it does not exist or our token has no access."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    with _in_our_words(name):
+    with _translated_errors(name):
         try:
             info = HfApi().model_info(name, timeout=hub.SILENCE)
         except RepositoryNotFoundError:
@@ -99,15 +101,15 @@ def look(name: str) -> Remote | None:
 
 
 def plan(upload: Upload, remote: Remote | None) -> Iterator[str]:
-    """What an upload would do, line by line."""
+    """The plan of an upload, line by line."""
     if remote is None:
         kind = "public" if upload.public else "private"
-        yield f"{upload.name}: the hub shows no such repository; it would be made, {kind}"
+        yield f"{upload.name}: the hub shows no such repository; a {kind} one would be created"
     else:
-        stays = " and stays so (its page on the hub changes that)" if remote.private and upload.public else ""
-        yield f"{upload.name}: is there, {'private' if remote.private else 'public'}{stays}"
+        stays = " and stays private (this can be changed on its page)" if remote.private and upload.public else ""
+        yield f"{upload.name}: exists, {'private' if remote.private else 'public'}{stays}"
     for name, path in upload.files.items():
-        there = ", in the place of the one there" if remote and name in remote.files else ""
+        there = ", replaces the existing file" if remote and name in remote.files else ""
         yield f"  {path.stat().st_size / 1e6:10.2f} MB  {name}{there}"
     yield f"  {upload.bytes / 1e6:10.2f} MB  in {len(upload.files)} files, as one commit"
     if remote and (others := sorted(remote.files - set(upload.files) - {".gitattributes"})):
@@ -115,36 +117,41 @@ def plan(upload: Upload, remote: Remote | None) -> Iterator[str]:
 
 
 def send(upload: Upload, remote: Remote | None) -> str:
-    """Upload everything as one commit, on top of what `look` saw; the address of the repository.
+    """Upload everything as one commit on top of the commit in `remote`; returns the repository's
+    address.
 
     Raises:
-        WorkError: the hub cannot be reached, or refuses.
+        WorkError: the hub cannot be reached or refuses the request.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    with _in_our_words(upload.name, then="Nothing of this upload is shown there; the same again sends what is missing"):
+    with _translated_errors(
+        upload.name, then="Nothing of this upload is visible there; the same command sends the rest"
+    ):
         if remote is None:
             api.create_repo(upload.name, private=not upload.public, exist_ok=False)
         added = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
-        made = api.create_commit(
+        commit = api.create_commit(
             upload.name,
             added,
             commit_message="Export by Featherweight",
             parent_commit=remote.commit if remote else None,
         )
-    return str(made.repo_url)
+    return str(commit.repo_url)
 
 
 @contextmanager
-def _in_our_words(name: str, *, then: str = "") -> Iterator[None]:
-    """Raises WorkError for whatever the hub's client raises, with `then` behind it. No token stands in it."""
+def _translated_errors(name: str, *, then: str = "") -> Iterator[None]:
+    """Turn any error of the hub's client into a WorkError without a token, followed by `then`."""
     from huggingface_hub.utils import get_session
 
     client = get_session()
-    before, client.timeout = client.timeout, PATIENCE  # it would wait for ever
+    # By default the client would wait forever.
+    before, client.timeout = client.timeout, PATIENCE
     try:
-        with nullcontext() if sys.stderr.isatty() else hub.silence():  # its bars show how far an upload is
+        # On a terminal the client's progress bars stay visible.
+        with nullcontext() if sys.stderr.isatty() else hub.silence():
             yield
     except Exception as error:
         raise WorkError(". ".join(filter(None, (_why(error, name), then)))) from None
@@ -153,19 +160,20 @@ def _in_our_words(name: str, *, then: str = "") -> Iterator[None]:
 
 
 def _why(error: BaseException, name: str) -> str:
-    """The error in words, or that which it came from. What a server says may hold anything, a token too."""
+    """A message for the error or its cause. Server texts are scrubbed, since they may contain a
+    token."""
     if "Invalid metadata" in str(error):
-        return f"the hub does not take the head of README.md: {scrubbed(str(error))}"
+        return f"the hub rejects the front matter of README.md: {scrubbed(str(error))}"
     one: BaseException | None = error
     while one is not None:
-        if because := hub.in_words(one, name, writes=True):
-            return scrubbed(str(because), limit=600)
+        if message := hub.in_words(one, name, writes=True):
+            return scrubbed(str(message), limit=600)
         one = one.__cause__
     return f"the client of the hub failed for {name} ({type(error).__name__}: {scrubbed(str(error))})"
 
 
 def scrubbed(text: str, *, limit: int = 300) -> str:
-    """What a library says, on one line and without a token."""
+    """A library's message on one line, without tokens."""
     if token := _token():
         text = text.replace(token, "…")
     return one_line(re.sub(r"hf_\w+", "…", " ".join(text.split())), limit)

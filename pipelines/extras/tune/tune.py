@@ -1,8 +1,12 @@
-"""A cell's learning rate by Optuna: log-uniform, TPE, median pruning; each trial a child process under the cell's own budget and
-time limit, judged on a slice of train. The study lies in data/lake/tune/ and is gone on with after any interruption.
+"""Search of a cell's learning rate by Optuna: log-uniform, TPE, median pruning.
 
-A study belongs to its range. Another range is another study, which takes over the finished trials that lie within it. Trials with
-other data, another recipe, code, machine or seed lie in another folder and are never mixed in."""
+Each trial is a child process under the cell's budget and time limit, measured on a slice of train.
+The study is stored in data/lake/tune/ and continues after any interruption.
+
+A study belongs to its range. Another range is another study, which takes over the finished trials
+within it. Trials with other data, another recipe, code, machine or seed are in another folder and
+are never mixed in.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +27,18 @@ from pipelines.train.studies import LOCK, study_folder, without_rate
 from pipelines.weights import store
 
 CHILD = "pipelines.extras.tune.child"
-REACH = 10.0  # the range is the configured rate divided and multiplied by it
-NEAR_EDGE = 1.15  # of the range's ends, as a factor
-STARTUP_TRIALS = 3  # before pruning and TPE begin
+# The range is the configured rate divided and multiplied by this factor.
+RANGE_FACTOR = 10.0
+# A rate within this factor of an end of the range is at the edge.
+NEAR_EDGE = 1.15
+# Number of trials before pruning and TPE start.
+STARTUP_TRIALS = 3
+# A step that is never reached: no evaluation or checkpoint at a fixed interval.
 NO_STEP = 10**9
-RATE = "learning_rate"  # the study's one parameter
-TAKEN = "taken_over"  # attribute of a trial of another range: whose
+# The only parameter of the study.
+RATE = "learning_rate"
+# Attribute of a trial taken over from another range: its study and number.
+TAKEN_OVER = "taken_over"
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Range:
 
     @property
     def study(self) -> str:
-        """The name of the study of this range, and of the folder of its trials."""
+        """The name of this range's study and of its trial folder."""
         return f"log-{self.low!r}-{self.high!r}"
 
     def holds(self, rate: float) -> bool:
@@ -49,8 +59,9 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """The best rate of all trials within the range so far, its loss, and whether it lies at the end of the range."""
+class TuningResult:
+    """The best rate of all trials within the range, its loss, and whether it is at the range's
+    edge."""
 
     key: CellKey
     rate: float
@@ -59,7 +70,7 @@ class Tuned:
     at_edge: bool
 
     def yaml(self) -> str:
-        """What to put into experiments.yaml."""
+        """The entry for experiments.yaml."""
         return (
             f"models:\n  {self.key.model}:\n    overrides:\n"
             f"      {self.key.method}: {{learning_rate: {self.rate:.2e}, learning_rate_source: tune}}"
@@ -67,16 +78,19 @@ class Tuned:
 
 
 def tune(
-    resolved: Resolved, key: CellKey, *, trials: int, asked: Range | None = None, hooks: RunHooks | None = None,
+    resolved: Resolved, key: CellKey, *, trials: int, bounds: Range | None = None, hooks: RunHooks | None = None,
     tell: Callable[[str], None] = announce,
-) -> Tuned:  # fmt: skip
-    """Bring the study of the cell and range to `trials` trials, a line to `tell` for each, and return its best. Trials of other
-    ranges that lie within this one count, and `tell` says how many.
+) -> TuningResult:  # fmt: skip
+    """Extend the study of the cell and range to `trials` trials, and return the best.
+
+    `tell` gets one line per trial. Trials of other ranges within this one count, and `tell` gets
+    their number.
 
     Raises:
-        UnavailableError: Optuna is not installed, or the weights cannot be had.
-        UsageError: a method that trains nothing, or nothing to train on.
-        WorkError: a trial ended as the others would, too (out of memory, out of time, killed), or all diverged.
+        UnavailableError: Optuna is not installed, or the weights are not available.
+        UsageError: the method trains nothing, or there is nothing to train on.
+        WorkError: a trial failed for a reason that would stop the others too (out of memory, out of
+            time, killed), or all diverged.
     """
     if find_spec("optuna") is None:
         raise UnavailableError("tune needs Optuna: run `make extras E=tune`")
@@ -87,14 +101,14 @@ def tune(
     store.fetch(resolved.data, resolved.experiments, key.model)
     resolved.weights_now(key.model)
     recipe, folder = resolved.plan(key).recipe, study_folder(resolved, key)
-    given = recipe["learning_rate"]
+    configured = recipe["learning_rate"]
     start = recipe.get("learning_rate_default") or (
-        sorted(given)[len(given) // 2] if isinstance(given, list) else given
+        sorted(configured)[len(configured) // 2] if isinstance(configured, list) else configured
     )
     if not folder.exists() and any(folder.parent.glob("*/journal.log")):
         tell(f"{key}: earlier trials had other data, another recipe, code, machine or seed, and do not count")
     with locked(folder / LOCK, f"tune {key}"):
-        span = asked or Range(start / REACH, start * REACH)
+        span = bounds or Range(start / RANGE_FACTOR, start * RANGE_FACTOR)
         study = _Study(resolved, key, folder, without_rate(recipe), span, hooks or RunHooks(), tell)
         study.run(trials, first=start)
         return study.best()
@@ -116,54 +130,58 @@ class _Study:
         self._study = optuna.create_study(study_name=span.study, storage=storage, load_if_exists=True)
         others = [one for one in optuna.get_all_study_names(storage) if one != span.study]
         self._take_over([optuna.load_study(study_name=one, storage=storage) for one in others])
-        # a study that goes on must not draw the same numbers again
+        # A continued study must not draw the same numbers again.
         seed = key.seed + 1000 * len(self._study.trials)
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         self._study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
 
     def _take_over(self, others: Sequence[Any]) -> None:
-        """Count what other ranges' studies found out within this range. What was pruned there was so by that range's median, so
-        it counts only where the range was this one."""
+        """Add the trials of other ranges' studies that are within this range.
+
+        A pruned trial was pruned by the median of its own range, so it counts only if its range
+        equals this one.
+        """
         from optuna.distributions import FloatDistribution
         from optuna.trial import create_trial
 
         space: dict[str, Any] = {RATE: FloatDistribution(self._span.low, self._span.high, log=True)}
-        known = {trial.user_attrs.get(TAKEN) for trial in self._study.trials}
-        taken = outside = 0
+        known = {trial.user_attrs.get(TAKEN_OVER) for trial in self._study.trials}
+        inside = outside = 0
         for other in others:
             for trial in other.get_trials(states=(self._states.COMPLETE, self._states.PRUNED)):
-                if TAKEN in trial.user_attrs or (name := f"{other.study_name}/{trial.number}") in known:
+                if TAKEN_OVER in trial.user_attrs or (name := f"{other.study_name}/{trial.number}") in known:
                     continue
                 if not self._span.holds(trial.params[RATE]):
                     outside += 1
                 elif trial.state == self._states.COMPLETE or trial.distributions == space:
-                    taken += 1
+                    inside += 1
                     self._study.add_trial(
                         create_trial(
                             state=trial.state, value=trial.value, params=trial.params, distributions=space,
-                            user_attrs={TAKEN: name}, intermediate_values=trial.intermediate_values,
+                            user_attrs={TAKEN_OVER: name}, intermediate_values=trial.intermediate_values,
                         )
                     )  # fmt: skip
-        if taken or outside:
+        if inside or outside:
             self._tell(
-                f"learning rates from {self._span.low:.2e} to {self._span.high:.2e}: of the trials of other ranges {taken} lie "
-                f"within and count, {outside} lie outside and do not"
+                f"learning rates from {self._span.low:.2e} to {self._span.high:.2e}: {inside} trials of other ranges are "
+                f"within and count, {outside} are outside and do not"
             )
 
     def run(self, trials: int, *, first: float) -> None:
-        for trial in self._study.get_trials(states=(self._states.RUNNING,)):  # of a call that was ended
+        # Requeue trials of an interrupted call.
+        for trial in self._study.get_trials(states=(self._states.RUNNING,)):
             self._study.tell(trial.number, state=self._states.FAIL)
             self._study.enqueue_trial(trial.params)
         tried = {trial.params.get(RATE) for trial in self._study.trials}
         if (
-            all(TAKEN in trial.user_attrs for trial in self._study.trials)
+            all(TAKEN_OVER in trial.user_attrs for trial in self._study.trials)
             and self._span.holds(first)
             and first not in tried
         ):
             self._study.enqueue_trial({RATE: first})
         if (done := len(self._finished())) >= trials:
             self._tell(
-                f"{done} trials are done within this range, so none is run; --trials {done + 1} or more runs more"
+                f"{done} trials within this range are done, so none is run; use --trials {done + 1} or more to continue"
             )
         while (done := len(self._finished())) < trials:
             trial = self._study.ask()
@@ -184,19 +202,19 @@ class _Study:
         best = min(self._good(), key=lambda trial: trial.value)
         return f"; best so far {best.params[RATE]:.2e} ({best.value:.4f})"
 
-    def best(self) -> Tuned:
+    def best(self) -> TuningResult:
         if not self._good():
             raise WorkError(f"{self._key}: every trial diverged; lower the range (--low, --high)")
         best = min(self._good(), key=lambda trial: (trial.value, trial.params[RATE]))
         rate = best.params[RATE]
-        return Tuned(self._key, rate, best.value, len(self._finished()), self._span.at_edge(rate))
+        return TuningResult(self._key, rate, best.value, len(self._finished()), self._span.at_edge(rate))
 
     def _outcome(self, trial: Any, rate: float) -> str:
-        """Run the trial, tell the study, and say how it went."""
+        """Run the trial, report it to the study, and return a summary."""
         folder = self._folder / self._span.study / f"trial-{trial.number:04}"
         queue(folder, self._spec(rate))
-        told = {0}
-        run = Run(folder, CHILD, on_tick=lambda: _report(trial, folder, told))
+        reported = {0}
+        run = Run(folder, CHILD, on_tick=lambda: _report(trial, folder, reported))
         result = run.to_result(self._resolved.project.site(self._watch).here())
         if result.reason == "given_up":
             self._study.tell(trial, state=self._states.PRUNED)
@@ -206,9 +224,9 @@ class _Study:
             return "diverged"
         if not result.ok:
             self._study.tell(trial, state=self._states.FAIL)
-            said = f"a trial of {self._key} is {result.status}: {result.status_detail} ({folder / 'log.txt'})"
-            raise WorkError(said)
-        loss = _judged(folder)[-1]["eval_loss"]
+            message = f"a trial of {self._key} is {result.status}: {result.status_detail} ({folder / 'log.txt'})"
+            raise WorkError(message)
+        loss = _evaluated_points(folder)[-1]["eval_loss"]
         self._study.tell(trial, loss)
         return f"loss {loss:.4f}"
 
@@ -228,20 +246,21 @@ class _Study:
         )  # fmt: skip
 
 
-def _report(trial: Any, folder: Path, told: set[int]) -> None:
-    """Tell the trial's new points but for the last, which is its result; `told` are the steps known already.
+def _report(trial: Any, folder: Path, reported: set[int]) -> None:
+    """Report the trial's new points except the last one, which is its result. `reported` are known
+    steps.
 
     Raises:
-        GivenUpError: what it shows so far is not worth going on.
+        GivenUpError: the trial is pruned.
     """
-    for point in _judged(folder):
-        if point["step"] in told or point["step"] == point["steps"]:
+    for point in _evaluated_points(folder):
+        if point["step"] in reported or point["step"] == point["steps"]:
             continue
-        told.add(point["step"])
+        reported.add(point["step"])
         trial.report(point["eval_loss"], point["step"])
         if trial.should_prune():
             raise GivenUpError(f"pruned after step {point['step']} of {point['steps']} (loss {point['eval_loss']:.4f})")
 
 
-def _judged(folder: Path) -> list[dict[str, Any]]:
+def _evaluated_points(folder: Path) -> list[dict[str, Any]]:
     return [point for point in read_jsonl(folder / "curve.jsonl") if point["eval_loss"] is not None]
