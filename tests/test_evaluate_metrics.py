@@ -508,6 +508,6 @@ def test_a_profile_without_metrics_is_measured_as_before(tmp_path: Path) -> None
     resolved = lake.configured(profiles={"local": {"evaluation": {"metrics": METRICS}}}).resolved()
     by = evaluated_by(resolved)
     assert by.measured[1] == settings and list(by.measured[1]) == list(settings)
-    assert by.asked == stable_hash(list(evaluated_by(lake.resolved()).measured))
+    assert by.content_fingerprint == stable_hash(list(evaluated_by(lake.resolved()).measured))
     attempt = lake.trained("base")
     assert spec_of(resolved, attempt).more["settings"] == settings

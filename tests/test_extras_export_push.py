@@ -64,7 +64,7 @@ def test_without_yes_it_says_what_it_would_do_and_does_nothing(online: Uploads, 
     assert [line.split()[-1] for line in lines[1:5]] == list(files)
     assert lines[5].split()[:4] == ["0.02", "MB", "in", "4"] and lines[-1] == "nothing was uploaded: --yes uploads it"
     assert online.repos == {} and not [path for path in online.requested if path.startswith("POST")]
-    assert "would be made, public" in pushed(files, yes=False, public=True)[0]
+    assert "a public one would be created" in pushed(files, yes=False, public=True)[0]
 
 
 @pytest.mark.parametrize("public", [False, True])
