@@ -187,7 +187,7 @@ def test_the_location_is_loaded_anew_after_a_change_once_and_not_while_a_device_
     project.experiments.write_text("models: {", encoding="utf-8")
     following.look()
     following.look()
-    assert len(reloads) == 2 and capsys.readouterr().err.count("stays with what it has loaded") == 1
+    assert len(reloads) == 2 and capsys.readouterr().err.count("keeps its loaded configuration") == 1
 
 
 def test_where_nobody_answers_the_location_is_asked_for_again(

@@ -234,7 +234,7 @@ def test_a_publication_that_fails_is_tried_once_more_and_then_waits_for_a_change
         assert not daemon.publish(request) and not daemon.tick(60), "not at once"
         (request,) = daemon.tick(1200)
         assert not daemon.publish(request)
-        assert daemon.ticks(60) == [] and "could not be published, 2 times" in daemon.skip_reason
+        assert daemon.ticks(60) == [] and "the publication failed 2 times" in daemon.skip_reason
     daemon.lake.cell("qlora-r8")
     # The first change has waited long enough.
     (request,) = daemon.tick()

@@ -141,7 +141,7 @@ def test_the_project_is_the_checkout_around_it_or_the_archive(
     monkeypatch.chdir(tmp_path)
     namespace["ARCHIVE"] = str(tmp_path / "featherweight.zip")
     (tmp_path / "featherweight.zip").write_bytes(b"PK\x03\x04 half of it")
-    with pytest.raises(FileNotFoundError, match="uploaded whole"):
+    with pytest.raises(FileNotFoundError, match="a complete zip file"):
         namespace["project_folder"]()
     with zipfile.ZipFile(tmp_path / "featherweight.zip", "w") as archive:
         archive.write(install.__file__, f"{inside}notebooks/install.py")

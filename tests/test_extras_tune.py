@@ -82,7 +82,7 @@ def test_it_goes_on_after_an_interruption_and_says_what_to_write_down(project: T
 
 def test_the_edge_of_the_range_is_said_and_another_range_is_kept_to(project: TinyProject) -> None:
     launcher = Invented()
-    outcome, _ = run(clean_for(project), launcher, 4, asked=Range(2e-3, 8e-3))
+    outcome, _ = run(clean_for(project), launcher, 4, bounds=Range(2e-3, 8e-3))
     assert all(2e-3 <= rate <= 8e-3 for rate in launcher.rates)
     assert outcome.at_edge is (outcome.rate < 2.3e-3)
     assert Range(1e-4, 1e-2).at_edge(1.1e-4) and not Range(1e-4, 1e-2).at_edge(1e-3)
@@ -90,11 +90,11 @@ def test_the_edge_of_the_range_is_said_and_another_range_is_kept_to(project: Tin
 
 def test_another_range_is_another_search_that_takes_over_what_lies_within(project: TinyProject) -> None:
     first, wide = Invented(), Range(1e-3, 1e-1)
-    assert run(clean_for(project), first, 4, asked=wide)[0].trials == 4
+    assert run(clean_for(project), first, 4, bounds=wide)[0].trials == 4
 
     # one that shares nothing: every trial is its own, and so is the best
     below = Invented()
-    outcome, lines = run(project, below, 4, asked=Range(1e-6, 1e-5))
+    outcome, lines = run(project, below, 4, bounds=Range(1e-6, 1e-5))
     assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [outcome.rate, *below.rates])
     assert "0 trials of other ranges are within and count, 4 are outside" in lines[0] and outcome.trials == 4
 
@@ -102,18 +102,18 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     inside = sorted(first.rates)[1:]
     narrow = Range(inside[0], 1e-1)
     more = Invented()
-    outcome, lines = run(project, more, 5, asked=narrow)
+    outcome, lines = run(project, more, 5, bounds=narrow)
     assert len(more.rates) == 2 and outcome.trials == 5 and "3 trials of other ranges are within and count" in lines[0]
     assert outcome.rate == min(inside + more.rates) > min(first.rates)
 
     # and back: nothing is lost, nothing is counted twice, new ones are taken over
     again = Invented()
-    outcome, lines = run(project, again, 6, asked=wide)
+    outcome, lines = run(project, again, 6, bounds=wide)
     # All trials except those that the other range's median pruned.
     taken = int(lines[0].split("other ranges ")[1].split(" lie")[0])
     assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and outcome.trials == 6
     assert outcome.rate == min(first.rates + more.rates)
-    fewer, lines = run(project, Invented(), 2, asked=wide)
+    fewer, lines = run(project, Invented(), 2, bounds=wide)
     assert fewer == outcome and "6 trials within this range are done, so none is run" in lines[-1]
 
 
@@ -159,4 +159,6 @@ def test_prune_keeps_the_search_that_a_cell_goes_on_with_and_clears_the_others(p
     run(project, Invented(), 1)
     assert [leftover.path for leftover in leftovers(project.now())] == [study]
     assert [why for _, why in remove(leftovers(project.now()))] == [None]
-    assert run(project, Invented(), 1)[1][0].startswith("1 trials are done"), "the newer search is whole"
+    assert run(project, Invented(), 1)[1][0].startswith("1 trials within this range are done"), (
+        "the newer search is whole"
+    )

@@ -119,7 +119,7 @@ def test_a_model_whose_tokenizer_does_not_load_fails_alone(
     attempt, _, _ = measured(two, "other")
     assert attempt.status == "failed"
     assert result_of(measured(two, MODEL)[1])["eval_records"] == 4
-    assert "other: its tokenizer cannot be used" in capsys.readouterr().out
+    assert "other: its tokenizer fails" in capsys.readouterr().out
 
 
 def test_a_template_that_rewrites_earlier_turns_is_learned_answer_by_answer(two: TinyProject, tmp_path: Path) -> None:
