@@ -1,4 +1,5 @@
-"""What tests of generation share: a data root with a small grid, a configuration that asks the fake provider, what came of it."""
+"""What tests of generation share: a data root with a small grid, a configuration that asks the fake
+provider, and readers of the outcome."""
 
 import multiprocessing
 import os
@@ -55,7 +56,8 @@ GRID: dict[str, Any] = {
 
 
 def ready(server: FakeProvider, monkeypatch: pytest.MonkeyPatch, behavior: Behavior) -> FakeProvider:
-    """The server as if nobody had asked it anything yet, with this behavior, and keys for it in the environment."""
+    """Reset the server as if it had received no request, set this behavior, and put its keys into
+    the environment."""
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
     server.behavior = behavior
@@ -89,7 +91,7 @@ class Asking:
         return generate(self.data, self.experiments, batch=batch, **more)
 
     def finish(self) -> GenerationResult:
-        """Collect until nothing lies in a batch any more."""
+        """Collect until no batch holds a request."""
         deadline = time.monotonic() + 600
         while True:
             result = self.generate("collect")
@@ -102,7 +104,7 @@ class Asking:
         return self.server.ledger.of(wire)
 
     def rows(self, sql: str = "SELECT * FROM requests ORDER BY key") -> list[dict[str, Any]]:
-        """Rows of the journal as another process sees them."""
+        """Rows of the journal as another process reads them."""
         with sqlite3.connect(f"file:{self.data.journal}?mode=ro", uri=True) as db:
             db.row_factory = sqlite3.Row
             rows = [dict(row) for row in db.execute(sql)]
@@ -119,7 +121,7 @@ class Asking:
         return sum((row["cost_usd"] or 0) + row["reserved_usd"] for row in self.rows())
 
     def leaks(self, *texts: str) -> list[str]:
-        """Where the planted key stands: files under the data root, or texts."""
+        """Every place that holds the planted key: files under the data root, or texts."""
         files = [path for path in self.data.root.rglob("*") if path.is_file()]
         leaks = [str(path) for path in files if KEY.encode() in path.read_bytes()]
         return leaks + [text for text in texts if KEY in text]
@@ -127,7 +129,8 @@ class Asking:
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """A folder in memory where there is such a file system: a journal flushes every answer to its disk."""
+    """A folder in memory where such a file system exists, since a journal flushes every answer to
+    disk."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         yield Path(folder)
@@ -143,7 +146,8 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def asking(root: Path, server: FakeProvider, *wires: Wire, **sections: Any) -> Asking:
-    """Ask `server` for six records over each of `wires` (none given: both), as `sections` have it."""
+    """A configuration for six records over each of `wires` (none: both) from `server`, with
+    `sections` merged in."""
     root.mkdir(parents=True, exist_ok=True)
     providers: dict[str, Any] = {
         "claude": {"kind": "anthropic", "model": "claude-test", "base_url": server.anthropic_url},
@@ -172,7 +176,7 @@ def _step(root: str, path: str, batch: Any, environment: dict[str, str]) -> None
 
 
 def child(ask: Asking, batch: Literal["submit", "collect"] | None = None) -> multiprocessing.Process:
-    """A process of its own, not started yet, that generates once."""
+    """A process that generates once; it is not started yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.asking", "pipelines.generate.batch_clients"])
     made: Any = context.Process(target=_step, args=(str(ask.data.root), str(ask.path), batch, KEYS))
@@ -180,7 +184,7 @@ def child(ask: Asking, batch: Literal["submit", "collect"] | None = None) -> mul
 
 
 def kill(process: multiprocessing.Process) -> None:
-    """kill -9, and wait until it is gone."""
+    """Kill -9, and wait until the process is gone."""
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     # The process may be gone once its parent has collected its status.
@@ -190,7 +194,8 @@ def kill(process: multiprocessing.Process) -> None:
 
 
 def started(ask: Asking, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """The console script generating, in a process of its own with keys and little else in its environment."""
+    """Start the console script's `generate` in a process with the keys and little else in its
+    environment."""
     command = [sys.executable, "-m", "pipelines.cli", "generate", *arguments]
     variables = {"FEATHERWEIGHT_DATA": str(ask.data.root), "FEATHERWEIGHT_EXPERIMENTS": str(ask.path), **KEYS}
     variables |= {"PATH": "/usr/bin:/bin", "HOME": str(ask.data.root), **environment}

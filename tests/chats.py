@@ -1,4 +1,7 @@
-"""A planted lake whose cells can really answer: a tiny model, adapters of it with random weights, and a fully trained one."""
+"""A planted lake whose cells can really answer: a tiny model, adapters of it, and a full model.
+
+The adapters have random weights; the full model is trained.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ METHODS = {
 
 
 def lake(root: Path, model: Path) -> Lake:
-    """No cells yet; the model `tiny` lies in the folder `model`."""
+    """A lake without cells, whose model `tiny` lies in the folder `model`."""
     root.mkdir(parents=True, exist_ok=True)
     made = planted.lake(root, methods=METHODS)
     path = root / "experiments.yaml"
@@ -33,7 +36,7 @@ def lake(root: Path, model: Path) -> Lake:
 
 
 def with_adapter(attempt: Attempt, *, seed: int) -> Attempt:
-    """The attempt, with an adapter of random weights as what it has trained."""
+    """The attempt, with an adapter of random weights as its result."""
     import torch
 
     from pipelines.train.trainer import loading
@@ -49,7 +52,7 @@ def with_adapter(attempt: Attempt, *, seed: int) -> Attempt:
 
 
 def with_model(attempt: Attempt, *, seed: int) -> Attempt:
-    """The attempt, with a whole model of other random weights as what it has trained."""
+    """The attempt, with a whole model of other random weights as its result."""
     import torch
 
     save_tiny(attempt.model_folder)

@@ -74,6 +74,6 @@ def _reasons(source: str) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    problems = of_files(files())
-    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    lines = of_files(files())
+    print(*lines, sep="\n", end="\n" if problems else "", file=sys.stderr)
     sys.exit(bool(problems))

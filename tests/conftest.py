@@ -42,7 +42,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment with transformers 4.57, whose own dependencies conflict with ours; PyTorch is ours."""
+    """The interpreter of an environment with transformers 4.57, which conflicts with our packages.
+
+    PyTorch is ours.
+    """
     folder = tmp_path_factory.mktemp("transformers-4")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
@@ -57,7 +60,7 @@ def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
-    """A project of its own, which every command started from this test sees too."""
+    """A separate project, which every command started from this test sees, too."""
     made = make_project(tmp_path / "project", tiny_folder)
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(made.data.root))
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(made.experiments))
@@ -70,7 +73,7 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator["FakeProvider"]:
-    """A server that speaks the providers' protocols; `asking.ready` makes it as new for a test."""
+    """A server that speaks the providers' protocols; `asking.ready` resets it for a test."""
     from tests.fakes.provider import fake_provider
 
     with fake_provider() as server:
@@ -83,7 +86,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End here: at the interpreter's own end DuckDB's bindings print pages about leaked functions after our last line."""
+    """End here: otherwise DuckDB's bindings print pages about leaked functions after our last
+    line."""
     if ENDED in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()

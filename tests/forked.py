@@ -1,4 +1,7 @@
-"""Ranks of one cell without torchrun: forked from a server that has imported what they need, so that a pair starts in no time."""
+"""Ranks of one cell without torchrun.
+
+They are forked from a server that has imported their modules, so that a pair starts at once.
+"""
 
 import multiprocessing
 import os
@@ -18,8 +21,11 @@ NEEDED = ["torch.distributed", "transformers.models.llama", "peft", "pipelines.t
 
 
 def work(folder: Path, place: tuple[int, int, str], stop_at: int | None, poor_at: int | None) -> None:
-    """The process of rank `place[0]` of `place[1]`, which find one another by `place[2]`. After step `stop_at` the last is asked to
-    stop, as by a SIGTERM that reaches no other; after step `poor_at` it finds no memory."""
+    """The process of rank `place[0]` of `place[1]`; the ranks meet at `place[2]`.
+
+    After step `stop_at` the last rank is asked to stop, like by a SIGTERM that reaches no
+    other; after step `poor_at` it runs out of memory.
+    """
     rank, count, meeting = place
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), RENDEZVOUS: meeting}
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -59,7 +65,7 @@ class ForkedCommand(RunningCommand):
 
 @dataclass(frozen=True)
 class Forked:
-    """A launcher of as many ranks as the command has devices."""
+    """A launcher that starts one rank per device of the command."""
 
     stop_at: int | None = None
     poor_at: int | None = None

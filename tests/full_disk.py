@@ -1,8 +1,10 @@
-"""Commands on a disk with so many bytes left: `unshare -rm python -m tests.full_disk PRISTINE MOUNT BYTES,… COMMAND…`.
+"""Commands on a disk with few bytes left: `unshare -rm python -m tests.full_disk PRISTINE MOUNT
+BYTES,… COMMAND…`.
 
-A tmpfs is mounted at MOUNT where only this process sees it; before each command it holds a copy of PRISTINE/data and is filled up.
-One line of JSON a case: how the command ended, what it said, how the cells stand afterwards, and how the same command ends once
-there is room again. Children run in this process: importing torch once is enough.
+A tmpfs is mounted at MOUNT where only this process sees it. Before each command it holds a copy of
+PRISTINE/data and is filled up. Each case prints one line of JSON: how the command ended, its
+messages, the status of the cells afterwards, and how the same command ends once there is room
+again. Children run in this process, so that torch is imported only once.
 """
 
 import io
@@ -63,7 +65,7 @@ def case(pristine: Path, mount: Path, level: int, command: str) -> dict[str, Any
 
 
 def fill(mount: Path, free: int) -> Path:
-    """Leave `free` bytes; returns the file that takes the others."""
+    """Leave `free` bytes; returns the file that takes the rest."""
     filler, there = mount / "filler", os.statvfs(mount)
     with filler.open("wb") as out:
         out.write(b"\1" * (there.f_bavail * there.f_frsize - free))
@@ -71,7 +73,7 @@ def fill(mount: Path, free: int) -> Path:
 
 
 def call(command: str) -> tuple[Any, str]:
-    """How the command ends, as its exit code or as `traceback`, and what it says on stderr."""
+    """The command's exit code, or `traceback`, and its stderr."""
     from pipelines import cli
 
     errors = io.StringIO()
@@ -85,7 +87,8 @@ def call(command: str) -> tuple[Any, str]:
 
 
 def statuses(data: Path) -> dict[str, list[Any]]:
-    """Of each cell its newest attempt: status, id, whether its model is there, how its evaluations ended."""
+    """The newest attempt of each cell: status, id, whether its model exists, and how its
+    evaluations ended."""
     from pipelines.lake.paths import DataRoot
     from pipelines.runs import cells
 
@@ -102,7 +105,7 @@ def statuses(data: Path) -> dict[str, list[Any]]:
 
 
 def published(data: Path) -> int:
-    """Rows of the comparison, as anyone reads it."""
+    """Rows of the comparison, as any client reads them."""
     from pipelines.compare.compare import published_rows
     from pipelines.lake.paths import DataRoot
 

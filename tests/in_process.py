@@ -1,4 +1,5 @@
-"""A cell's child without a process of its own: seconds less a test, and it can be ended at a chosen moment."""
+"""A cell's child without a separate process: it saves seconds per test, and a test can end it at a
+chosen moment."""
 
 import signal
 from collections.abc import Callable
@@ -29,12 +30,12 @@ WORK = {
 
 
 class KilledError(BaseException):
-    """Ends the child's work where it stands, as SIGKILL would: no handler of it runs to an end."""
+    """Ends the child's work at once, as SIGKILL would: none of its handlers finishes."""
 
 
 @dataclass
 class Ended(RunningCommand):
-    """A command that has run already."""
+    """A command that has already run."""
 
     exit_code: int
 
@@ -46,7 +47,7 @@ class Ended(RunningCommand):
 
 
 class WatchedWorker(Worker):
-    """A worker that does `at_point` with each new point of the curve."""
+    """A worker that calls `at_point` with each new point of the curve."""
 
     at_point: Callable[["WatchedWorker", dict[str, Any]], None]
 
@@ -60,7 +61,8 @@ class WatchedWorker(Worker):
 
 
 class InProcess:
-    """A launcher that runs the child here, training or evaluating; `at_point(worker, row)` may raise KilledError or stop it."""
+    """A launcher that runs the child here; `at_point(worker, row)` may raise KilledError or stop
+    it."""
 
     def __init__(self, at_point: Callable[[WatchedWorker, dict[str, Any]], None] = lambda _worker, _row: None) -> None:
         self._at_point = at_point
@@ -79,7 +81,7 @@ class InProcess:
 
 
 def kill_at(step: int) -> InProcess:
-    """The child is killed when the point of `step` is on the curve."""
+    """Kill the child when the point of `step` is on the curve."""
 
     def at_point(_worker: WatchedWorker, row: dict[str, Any]) -> None:
         if row["step"] == step:
@@ -89,7 +91,7 @@ def kill_at(step: int) -> InProcess:
 
 
 def stop_at(step: int) -> InProcess:
-    """The child gets SIGTERM when the point of `step` is on the curve."""
+    """Send the child SIGTERM when the point of `step` is on the curve."""
 
     def at_point(worker: WatchedWorker, row: dict[str, Any]) -> None:
         if row["step"] == step:
@@ -99,7 +101,7 @@ def stop_at(step: int) -> InProcess:
 
 
 def trained(project: TinyProject, method: str, launcher: InProcess | None = None) -> Attempt:
-    """The cell's newest attempt, trained here whatever was there before."""
+    """The cell's newest attempt, trained here even if the cell was current."""
     hooks = RunHooks(say=lambda _message: None, launcher=launcher or InProcess())
     return train(project.resolved(), project.key(method), force=True, hooks=hooks)[0]
 

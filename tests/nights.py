@@ -1,4 +1,5 @@
-"""Nights in one process: the schedule and the sensors decide, the runs they ask for are executed here, with tiny models."""
+"""Nights in one process: schedule and sensors decide, and their runs are executed here with tiny
+models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,11 @@ FIRST = datetime(2026, 11, 23, 2)
 
 @dataclass
 class Nights:
-    """`launcher` runs the cells' children; `ran` are the jobs and partitions of the last night, in order. The sensor that follows
-    the lake takes it to be `later`."""
+    """A project and its nights.
+
+    `launcher` runs the cells' children; `ran` lists the jobs and partitions of the last night,
+    in order. For the sensor that follows the lake, the time is `later`.
+    """
 
     project: TinyProject
     instance: dg.DagsterInstance
@@ -36,7 +40,7 @@ class Nights:
     cursors: dict[str, str | None] = field(default_factory=dict)
 
     def night(self) -> list[str]:
-        """One whole night; returns what ran: `data`, `METHOD` for each cell, `publish`."""
+        """Run one whole night; returns what ran: `data`, `METHOD` for each cell, `publish`."""
         self.number += 1
         self.ran = []
         self.execute(self.begin())
@@ -44,7 +48,7 @@ class Nights:
         return self.ran
 
     def begin(self) -> Sequence[dg.RunRequest]:
-        """What the schedule's tick of this night asks for."""
+        """The requests of the schedule's tick for this night."""
         with self._repository() as repository:
             moment = FIRST + timedelta(days=self.number)
             context = dg.build_schedule_context(
@@ -53,7 +57,7 @@ class Nights:
             return defs.resolve_schedule_def("nightly").evaluate_tick(context).run_requests or []
 
     def carry_on(self) -> None:
-        """The sensor's ticks, each followed by what it asks for, until the night has ended."""
+        """Tick the sensor and execute its requests until the night has ended."""
         for _ in range(10):
             requests = self.tick("night_goes_on")
             if not requests:
@@ -90,12 +94,12 @@ class Nights:
                 self.after_run = None
 
     def record(self) -> dict[str, Any]:
-        """What the newest night wrote of itself."""
+        """The newest night's record."""
         newest = max((self.project.data.lake / "nights").glob("*.json"))
         return read_json(newest) or {}
 
     def cell(self, method: str, *, model: str = MODEL, **config: Any) -> dg.ExecuteInProcessResult:
-        """Materialize one cell, as by a click, with the launchpad's `config`."""
+        """Materialize one cell, like a click, with the launchpad's `config`."""
         op_config = {"config": config}
         return defs.resolve_job_def("training").execute_in_process(
             instance=self.instance,

@@ -1,9 +1,12 @@
-"""The most memory that a process has held: of its own program alone. getrusage counts what its parent held before it began, too."""
+"""The peak memory of a process, counted only for its own program.
+
+getrusage also counts its parent's memory from before the start.
+"""
 
 from pathlib import Path
 
 
 def own_peak_bytes() -> int:
-    """Of the calling process, since its program began (VmHWM of proc(5))."""
+    """The peak of the calling process since its program began (VmHWM of proc(5))."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

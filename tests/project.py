@@ -1,4 +1,5 @@
-"""A whole project in a temporary folder: the shipped experiments.yaml with a tiny model behind the packaged one's name."""
+"""A whole project in a temporary folder: the shipped experiments.yaml, with a tiny model under the
+packaged one's name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class TinyProject:
         self.experiments.write_text(yaml.safe_dump(current), encoding="utf-8")
 
     def out_of_reach(self) -> None:
-        """Have the model come from the hub, which no test reaches."""
+        """Let the model come from the hub, which no test reaches."""
         self.change(models={MODEL: {"source": None}})
         self.change(models={MODEL: {"source": {"hub": "openai-community/gpt2-large"}}})
 
@@ -34,7 +35,7 @@ class TinyProject:
         return Project(self.data, configuration.load(self.experiments), "local")
 
     def resolved(self) -> Resolved:
-        """As it is now, with its examples."""
+        """The project as it is now, with its examples."""
         return self.now().resolve()
 
     def key(self, method: str) -> CellKey:

@@ -1,6 +1,8 @@
-"""A Ray cluster on loopback, in processes of its own: a head without processors and nodes that a test may kill.
+"""A Ray cluster on loopback in separate processes: a head without processors, and nodes that a test
+may kill.
 
-`python -m tests.ray_cluster PORT NODES CPUS MEMORY_GB` obeys lines of its standard input; when that ends, all of it ends.
+`python -m tests.ray_cluster PORT NODES CPUS MEMORY_GB` obeys lines on its standard input. At the
+end of the input the whole cluster ends.
 """
 
 import json
@@ -37,7 +39,7 @@ def free_port() -> int:
 
 
 class RayCluster:
-    """The cluster's process, seen from a test."""
+    """The cluster's process, as a test uses it."""
 
     def __init__(self, process: subprocess.Popen[str], port: int, log: Path) -> None:
         self._process = process
@@ -45,7 +47,7 @@ class RayCluster:
         self.address = f"http://127.0.0.1:{port}"
 
     def tell(self, *words: Any) -> Any:
-        """Have it do something; returns what it answers, once it is done."""
+        """Send it a command; returns its answer, once it is done."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(words) + "\n")
         self._process.stdin.flush()
@@ -60,7 +62,7 @@ class RayCluster:
 def ray_cluster(
     *, nodes: int = 2, cpus: int = 1, memory_gb: float = 4, env: Mapping[str, str] | None = None
 ) -> Iterator[RayCluster]:
-    """A running cluster; whatever happens, all of its processes are gone afterwards."""
+    """A running cluster; all of its processes are gone afterwards, however the block ends."""
     # Sockets need a short path.
     port, folder = free_port(), tempfile.mkdtemp(prefix="fw-ray-", dir="/tmp")
     log = Path(folder) / "stderr.txt"
@@ -97,7 +99,7 @@ def ray_cluster(
 
 
 def _using(folder: str) -> list[psutil.Process]:
-    """Processes that were started with the cluster's folder in their environment: also those that nobody is the parent of."""
+    """Processes with the cluster's folder in their environment, also those without a parent."""
     processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -153,7 +155,7 @@ def serve(port: int, count: int, cpus: int, memory_gb: float) -> None:
 
 
 def wait_for(what: Any, *, seconds: float = 600) -> Any:
-    """The first true answer of `what()`."""
+    """The first true result of `what()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := what():

@@ -1,4 +1,5 @@
-"""A report of many invented rows: models × methods of every outcome, some with curves, intervals and a sweep of ranks."""
+"""A report of many invented rows: models × methods of every outcome, some with curves, intervals
+and a sweep of ranks."""
 
 import random
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ BUDGET = 24.0
 
 
 def rows_of(models: Sequence[str], methods: Sequence[str]) -> list[Row]:
-    """Invented rows, the same on every call: what does not fit in 24 GB ran out of memory, and a few ended otherwise."""
+    """Invented rows, equal on every call: cells above 24 GB ran out of memory, and a few ended
+    otherwise."""
     luck = random.Random(7)
     rows = [_row(model, method, luck) for model in models for method in methods]
     for one in rows:
@@ -65,7 +67,8 @@ def _row(model: str, method: str, luck: random.Random) -> Row:
 
 
 def write_grid(folder: Path, models: int, methods: int, *, curves: int = 2) -> DataRoot:
-    """Write the report of the first `models` × `methods`; the first `curves` models have curves. Three days old."""
+    """Write the report of the first `models` × `methods`, three days old; the first `curves` models
+    have curves."""
     names = list(SIZES)[:models]
     lake = planted.lake(
         folder,

@@ -1,4 +1,4 @@
-"""`make ui` as a process, and its own interface asked from a test."""
+"""`make ui` as a process, and queries of its interface from a test."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 3600) -> Non
 
 
 def graphql_answer(address: str, query: str, **variables: Any) -> Any:
-    """The answer of the UI's own interface; None while nobody listens."""
+    """The UI's answer to a query; None while nothing listens."""
     body = json.dumps({"query": query, "variables": variables}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
     try:

@@ -1,7 +1,8 @@
-"""`make screenshots`: README's first screen from the data of this checkout: its table of numbers, and
-docs/images/{graph,cell,report}.png; `python -m tests.screenshots table report` makes those alone, without a UI.
+"""`make screenshots`: README's first screen from the data of this checkout.
 
-It needs Debian's Chromium. The pictures are 1,400 pixels wide and small enough to be tracked.
+It makes README's table of numbers and docs/images/{graph,cell,report}.png. `python -m
+tests.screenshots table report` makes those two alone, without a UI. It needs Debian's Chromium. The
+pictures are 1,400 pixels wide and small enough to be tracked.
 """
 
 import math
@@ -38,7 +39,7 @@ SETTLE_MS = 6000
 
 
 def newest_cell() -> Attempt:
-    """The trained cell that the picture shows."""
+    """The newest trained cell, which the picture shows."""
     attempts = [a for a in cells.all_attempts(data_root()) if a.status == "ok" and a.curve()]
     if not attempts:
         sys.exit("featherweight: nothing was trained yet, so there is nothing to show: `make run` first")
@@ -46,7 +47,7 @@ def newest_cell() -> Attempt:
 
 
 def graph(page: Page) -> None:
-    """Every group open, from left to right, without the lists beside it."""
+    """The graph with every group open, from left to right, without the lists beside it."""
     page.set_viewport_size({"width": 1400, "height": 720})
     page.goto("/asset-groups")
     page.get_by_text("Hide navigation").click()
@@ -56,7 +57,7 @@ def graph(page: Page) -> None:
 
 
 def cell(page: Page) -> None:
-    """The newest trained cell, from its curve on: what stands above it are the paths of the folder that it was made in."""
+    """The newest trained cell, from its curve on; above it are only the paths of its folder."""
     page.set_viewport_size({"width": 1400, "height": 860})
     key = newest_cell().key
     page.goto(f"/assets/trained_model?view=partitions&partition={quote(f'{key.method}|{key.model}')}")
@@ -64,7 +65,7 @@ def cell(page: Page) -> None:
 
 
 def report(page: Page) -> None:
-    """From its head to the end of the table."""
+    """The report from its head to the end of the table."""
     page.set_viewport_size({"width": 1400, "height": 860})
     page.goto(data_root().report.as_uri())
     end = page.locator(".scroll.comparison").evaluate("box => box.getBoundingClientRect().bottom + scrollY")
@@ -72,14 +73,14 @@ def report(page: Page) -> None:
 
 
 def table() -> None:
-    """Put the published rows in the place of the first table of README, in both languages."""
+    """Replace the first table of README by the published rows, in both languages."""
     rows = published_rows(data_root())
     for page in READMES:
         page.write_text(with_table(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 def with_table(page: str, rows: Sequence[Row]) -> str:
-    """`page` with the rows in the place of its first Markdown table."""
+    """`page` with its first Markdown table replaced by the rows."""
     shown = tabulate(rows, README_COLUMNS, [], "markdown").split("\n\n")[0]
     return re.sub(r"(?:^\|.*\n)+", lambda _: shown + "\n", page, count=1, flags=re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Records to clean: made of the corpus's own words, unlike each other, and what became of them."""
+"""Records to clean, made of the corpus's own words and unlike each other, and their outcomes."""
 
 import random
 import unicodedata
@@ -21,18 +21,18 @@ GOOD = {
 
 @cache
 def vocabulary(language: str) -> list[str]:
-    """The words of the corpus's answers, each as often as it stands there."""
+    """The words of the corpus's answers, each as often as it occurs there."""
     corpus = read_corpus(PROJECT / "data" / "corpus.json")
     return [word for record in corpus if record["language"] == language for word in record["output"].split()]
 
 
 def words(rng: random.Random, count: int, *, korean: bool = False) -> str:
-    """Words by chance; two such texts share few shingles."""
+    """Random words; two such texts share few shingles."""
     return " ".join(rng.choices(vocabulary("ko" if korean else "en"), k=count))
 
 
 def prose(length: int, *, korean: bool = False, seed: int = 1) -> str:
-    """Text of exactly so many characters, white space neither first nor last."""
+    """Text of exactly this many characters, with white space at neither end."""
     text = words(random.Random(seed), length, korean=korean)[: length - 1]
     return text + ("요" if korean else "y")
 
@@ -44,12 +44,12 @@ def story(number: int, *, korean: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def stories(count: int, *, source: str = CORPUS, first: int = 0) -> list[RawRecord]:
-    """So many records, half of them Korean, unlike each other."""
+    """This many records, half of them Korean, unlike each other."""
     return [RawRecord(source=source, value=story(i, korean=i % 2 == 1)) for i in range(first, first + count)]
 
 
 def verdicts(data: DataRoot, *values: Any, settings: Cleaning = SETTINGS) -> list[str]:
-    """What became of each value among thirty good records: `accepted` or the reason."""
+    """The outcome of each value among thirty good records: `accepted` or the reason."""
     own = [RawRecord(source=f"value {i}", value=value) for i, value in enumerate(values)]
     result = clean(data, stories(30) + own, settings)
     fate = {row["source"]: row["reason"] for row in rejects(result)} | {
@@ -78,6 +78,6 @@ def jaccard(one: str, other: str) -> float:
 
 
 def compared(record: dict[str, str]) -> str:
-    """The text of a record as near-duplicates are judged by."""
+    """The text of a record that near-duplicates are compared by."""
     text = "\n".join((record["instruction"], record["input"], record["output"]))
     return " ".join(unicodedata.normalize("NFC", text).lower().split())

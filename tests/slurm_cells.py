@@ -1,4 +1,4 @@
-"""What must be true of cells on Slurm, whether its commands are the fake ones or a real node's."""
+"""Tests of cells on Slurm that hold both for the fake commands and for a real node."""
 
 import multiprocessing
 import os
@@ -30,14 +30,15 @@ SAME = ("train_loss", "train_examples", "trained_tokens", "trainable_params", "s
 
 
 def on_slurm(project: TinyProject, *, training: dict[str, Any] | None = None, **settings: Any) -> TinyProject:
-    """The project with its cells on Slurm; arguments are settings of `slurm:` and, as `training`, of the profile's."""
+    """The project with its cells on Slurm; arguments are settings of `slurm:` and, as `training`,
+    of the profile."""
     profile = {"launcher": "slurm", "slurm": {"gpus": 0, **settings}, "training": training or {}}
     project.change(profiles={"local": profile})
     return clean_for(project)
 
 
 class Recorder:
-    """A watch that keeps what is said and does `act` at each tick with the attempt."""
+    """Hooks that record messages and call `act` with the attempt at each tick."""
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
         self.lines: list[str] = []
@@ -45,7 +46,7 @@ class Recorder:
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
-    """The first true answer of `what()`; fails after far longer than it may take."""
+    """The first true result of `what()`; fails long after it is due."""
     deadline = time.monotonic() + 600
     while not (value := what()):
         assert time.monotonic() < deadline, "waited for ten minutes"
@@ -67,7 +68,7 @@ def job_of(attempt: Attempt) -> slurm.Job | None:
 
 
 def is_gone(folder: Path) -> bool:
-    """No process works in the folder any more."""
+    """Whether no process works in the folder any more."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid != os.getpid() and str(folder) in " ".join(process.cmdline()):
@@ -131,7 +132,7 @@ def a_waiting_job_says_why_and_a_cancel_ends_it(project: TinyProject, why: str) 
 
 
 def drive(project: TinyProject, method: str) -> None:
-    """A driver, in a process of its own."""
+    """Start a driver in a separate process."""
     train(project.resolved(), project.key(method), hooks=Recorder().hooks)
 
 
@@ -161,5 +162,5 @@ def a_python_that_is_not_there_is_a_row_that_says_so(project: TinyProject) -> No
 
 
 def venv_path() -> str:
-    """PATH with this interpreter's folder first: what starts as `python3` there starts at once."""
+    """PATH with this interpreter's folder first, so that `python3` starts at once."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

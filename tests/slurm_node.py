@@ -36,7 +36,7 @@ class SlurmNode:
 
 
 def missing() -> str:
-    """What is not installed, in words; empty where everything is."""
+    """The missing programs, in words; empty where everything is installed."""
     names = [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
     return f"{', '.join(names)} not installed: apt-get install --no-install-recommends {PACKAGES}" if names else ""
 
@@ -73,7 +73,7 @@ def slurm_node(folder: Path, *, memory_mb: int = 4000) -> Iterator[SlurmNode]:
 
 
 def settings(folder: Path, short: Path, host: str, controller: int, node: int) -> dict[str, str]:
-    """slurm.conf, but for its nodes and partitions."""
+    """slurm.conf without its nodes and partitions."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     return {
         "ClusterName": "test", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmctldPort": str(controller), "SlurmdPort": str(node),
@@ -142,7 +142,8 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def kill_strays(folder: Path, conf: Path) -> None:
-    """Jobs outlive slurmd: kill what has our SLURM_CONF and a job's id, and slurmstepd in our folder."""
+    """Kill jobs that outlive slurmd: processes with our SLURM_CONF and a job's id, and slurmstepd
+    in our folder."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             variables = (process / "environ").read_text(errors="replace").split("\0")

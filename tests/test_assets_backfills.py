@@ -1,4 +1,7 @@
-"""Backfills in a real UI with a real daemon: what was picked is run or says why not, and none of it makes a backfill fail."""
+"""Backfills in a real UI with a real daemon.
+
+Each picked cell is run or says why not, and no cell makes a backfill fail.
+"""
 
 from collections.abc import Iterator
 
@@ -24,7 +27,8 @@ CELL = ("cell_inputs", "trained_model", "evaluation")
 
 @pytest.fixture
 def ui(project: TinyProject) -> Iterator[str]:
-    """`make ui` on cleaned data: `base` fits, `full` does not, `lora-r8` was added by hand and no profile names it."""
+    """`make ui` on cleaned data: `base` fits, `full` does not, and `lora-r8` was added by hand
+    outside every profile."""
     project.change(
         profiles={"local": {"methods": ["base", "full"]}},
         models={MODEL: {"overrides": {"full": {"memory_budget_gb": 0.2}}}},
@@ -35,7 +39,7 @@ def ui(project: TinyProject) -> Iterator[str]:
 
 
 def backfilled(address: str, *methods: str) -> str:
-    """How a backfill of these methods' cells has ended."""
+    """The final status of a backfill of these methods' cells."""
     chosen = [f"{method}|{MODEL}" for method in methods]
     launched = graphql_answer(address, BACKFILL, assets=[{"path": [name]} for name in CELL], cells=chosen)
     made = launched["data"]["launchPartitionBackfill"].get("backfillId")

@@ -1,4 +1,5 @@
-"""The UI in a real browser: `make ui` serves the graph, a cell is materialized by a click, and everything ends together."""
+"""The UI in a real browser: `make ui` serves the graph, a click materializes a cell, and all
+processes end together."""
 
 import os
 import shutil
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is n
 
 @pytest.fixture
 def ui(project: TinyProject) -> Iterator[str]:
-    """The address of a running UI on a project with cleaned data; ended as Ctrl-C ends it, and checked to be gone."""
+    """The address of a UI on a project with cleaned data; Ctrl-C ends it, and its processes are
+    checked to be gone."""
     prepare_home()
     with dg.DagsterInstance.get() as instance:
         assert dg.materialize(
@@ -66,14 +68,15 @@ def wait(condition, what: str, seconds: float = 600) -> None:
 
 
 def shows(page: Page, address: str, text: str) -> bool:
-    """Whether the page, loaded anew, comes to show `text`: it does not follow a run that ends while it is open."""
+    """Whether the page shows `text` after reloads: it does not follow a run that ends while it is
+    open."""
     page.goto(address)
     page.wait_for_timeout(4000)
     return page.get_by_text(text).first.is_visible()
 
 
 def _dialog_is_open(page: Page) -> bool:
-    """Click until the page, which first loads the asset's definition, answers with its dialog."""
+    """Click until the page, which first loads the asset's definition, shows its dialog."""
     page.get_by_role("button", name="Materialize").first.click()
     page.wait_for_timeout(2000)
     return page.get_by_role("button", name="Launch 1 run").is_visible()

@@ -1,7 +1,8 @@
-"""Cells in Dagster: which are partitions, which of those that somebody picks are run, and what each one's own check says.
+"""Cells in Dagster: which are partitions, which picked cells are run, and the result of each cell's
+own check.
 
-Partitioned checks are a preview of Dagster, and what a backfill holds is read from names that are not public: both were tried on
-the version below.
+Partitioned checks are a preview of Dagster, and a backfill's content is read from names that are
+not public. Both were tried on the version below.
 """
 
 import ast
@@ -86,7 +87,8 @@ def test_the_version_is_the_one_that_private_calls_were_tried_on() -> None:
 
 
 def private_imports() -> set[tuple[str, str]]:
-    """(file, name) of all that assets/ imports from Dagster's private modules, at the top or within a function."""
+    """(file, name) of every import of assets/ from Dagster's private modules, at the top or within
+    a function."""
     return {
         (path.name, alias.name)
         for path in (PROJECT / "assets").glob("*.py")
@@ -97,7 +99,8 @@ def private_imports() -> set[tuple[str, str]]:
 
 
 def private_attributes() -> set[tuple[str, str]]:
-    """(file, name) of every attribute with an underscore that assets/ reads, and that no class of that file sets."""
+    """(file, name) of every attribute with an underscore that assets/ reads and no class of that
+    file sets."""
     accesses = set()
     for path in (PROJECT / "assets").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -174,7 +177,7 @@ def test_every_owner_that_the_settings_take_is_one_that_dagster_takes(project: T
 
 
 class Run:
-    """What a step's context says of its run."""
+    """The run of a step's context."""
 
     def __init__(self, instance: dg.DagsterInstance, method: str, *, model: str = MODEL, **tags: str) -> None:
         self.instance, self.partition_key, self.asset_key = instance, partition_of(model, method), TRAINED
@@ -237,7 +240,7 @@ def test_a_check_has_numbers_also_where_it_has_passed(lake: Lake) -> None:
 
 
 def _state(instance: dg.DagsterInstance, key: AssetCheckKey = CELL_CHECK) -> dict[str, Status]:
-    """The status of each partition's check, as the UI's grid has it."""
+    """The status of each partition's check, as in the UI's grid."""
     state = bulk_update_asset_check_state(instance, [(key, CELLS)], {key: AssetCheckState.empty()})[key]
     return {
         partition: status

@@ -1,4 +1,5 @@
-"""The cleaning page of a run: what was dropped and why at a glance, and checks that stop what would train wrongly."""
+"""The cleaning page of a run: rejected records and reasons at a glance, and checks that stop
+harmful training data."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The generation assets in Dagster, against the fake provider server: metadata that answers questions, warnings, and no key."""
+"""The generation assets in Dagster, against the fake provider server: useful metadata, warnings,
+and no key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def instance(project: TinyProject, tmp_path: Path) -> Iterator[dg.DagsterInstanc
 
 @pytest.fixture
 def asking_project(project: TinyProject, server: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
-    """A project with both APIs enabled, at the fake server, and a judge."""
+    """A project with both APIs enabled at the fake server, and a judge."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     project.change(

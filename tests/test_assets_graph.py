@@ -1,4 +1,5 @@
-"""The graph in Dagster: what it shows, that it reuses what is current, and that an outcome is data, not a failure."""
+"""The graph in Dagster: its definitions, its reuse of current results, and outcomes as data instead
+of failures."""
 
 import hashlib
 import importlib
@@ -247,7 +248,8 @@ def test_hostile_text_in_metadata_is_text(project: TinyProject, instance: dg.Dag
 
 @pytest.mark.parametrize(("pid", "expected"), [(None, "RUNNING"), (2**22 + 1, "FAILED"), (1, "FAILED")])
 def test_a_run_whose_process_is_gone_is_noticed(instance: dg.DagsterInstance, pid: int | None, expected: str) -> None:
-    """A process of that number which began long before the run, such as 1, is another one: the machine was rebooted."""
+    """A process with that id which started long before the run, such as 1, is another one: the
+    machine was rebooted."""
     run = instance.create_run_for_job(defs.resolve_job_def("data"))
     # Without a pid, the event's process and time are those of this one.
     moment = time.time() if pid else psutil.Process().create_time()
@@ -313,7 +315,8 @@ def test_settings_that_somebody_edited_stay_and_what_they_lack_is_said(
 
 
 def test_what_was_shipped_before_is_known_as_ours() -> None:
-    """Homes of earlier versions have no note of what was written; those versions are in the project's history."""
+    """Homes of earlier versions have no record of the written file; those versions are in the
+    project's history."""
     assert len(set(SHIPPED_BEFORE)) == len(SHIPPED_BEFORE)
     assert hashlib.sha256((PROJECT / "dagster.yaml").read_bytes()).hexdigest() not in SHIPPED_BEFORE
 
@@ -332,7 +335,7 @@ def test_a_run_whose_process_is_gone_gives_its_place_back(instance: dg.DagsterIn
 
 
 def test_every_schedule_that_experiments_yaml_may_name_is_one_that_dagster_loads() -> None:
-    """Else the check passes and the code location does not load."""
+    """Otherwise the check passes and the code location does not load."""
     items = [
         "*",
         "*",

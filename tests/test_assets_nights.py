@@ -1,4 +1,5 @@
-"""Nights through Dagster: the schedule, the sensors, the runs; each night does what is due, once, and nothing else."""
+"""Nights through Dagster: schedule, sensors and runs; each night runs the due cells once, and
+nothing else."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def attempts(week: Nights) -> int:
 
 
 def out_of_memory() -> InProcess:
-    """Every training child is refused memory at its first step."""
+    """Every training child fails to allocate memory at its first step."""
 
     def at_point(_worker: object, row: dict[str, Any]) -> None:
         if row["step"]:
@@ -51,11 +52,12 @@ def out_of_memory() -> InProcess:
 
 
 class Rebooted(BaseException):
-    """The machine is gone in the middle of a cell."""
+    """The machine goes down in the middle of a cell."""
 
 
 class Rebooting(InProcess):
-    """The first child is cut off with everything around it: no result is written, and its parent is gone."""
+    """The first child ends with everything around it: it writes no result, and its parent is
+    gone."""
 
     def __init__(self, week: Nights) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ def test_the_first_night_does_everything_and_an_unchanged_one_only_looks(week: N
 
 
 def is_stale_in_dagster(week: Nights, method: str) -> bool:
-    """What the UI shows of the cell: its model or its evaluation is stale."""
+    """Whether the UI shows the cell's model or evaluation as stale."""
     context = LoadingContextForTest(week.instance)
     resolver = CachingStaleStatusResolver(week.instance, defs.resolve_asset_graph(), context)
     keys = [dg.AssetKey(name) for name in ("trained_model", "evaluation")]
@@ -117,7 +119,7 @@ def is_stale_in_dagster(week: Nights, method: str) -> bool:
 
 
 def stale(week: Nights) -> set[str]:
-    """The methods that our table calls stale. Dagster, once it has looked, must call the same ones stale."""
+    """The stale methods of our table. Dagster must call the same ones stale once it has looked."""
     note_inputs(week.instance, week.project.resolved())
     rows = comparison_rows(week.project.resolved())
     ours = {row["method"] for row in rows if row["is_stale"]}

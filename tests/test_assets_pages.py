@@ -1,4 +1,5 @@
-"""What Dagster's pages show: descriptions, owners, tags, columns, the grid, the numbers that are plotted; and what `dg` does."""
+"""The content of Dagster's pages: descriptions, owners, tags, columns, the grid, plotted numbers;
+and the `dg` commands."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""The sensor that follows the lake: a burst makes one publication, none disturbs a cell, and the last change is never lost."""
+"""The sensor that follows the lake.
+
+A burst makes one publication, none disturbs a cell, and the last change is never lost.
+"""
 
 import json
 import signal
@@ -34,7 +37,7 @@ DEAD = 2**22 + 1
 
 @dataclass
 class Daemon:
-    """The sensor's ticks, at times of our own."""
+    """The sensor's ticks at times that a test sets."""
 
     lake: Lake
     instance: dg.DagsterInstance
@@ -53,7 +56,7 @@ class Daemon:
         return list(decided.run_requests or [])
 
     def ticks(self, minutes: float) -> list[dg.RunRequest]:
-        """Two ticks in so many minutes: the daemon's other ones would say the same."""
+        """Two ticks within this many minutes; the daemon's other ticks would decide the same."""
         return [request for _ in range(2) for request in self.tick(30 * minutes)]
 
     def due(self) -> list[dg.RunRequest]:
@@ -61,7 +64,7 @@ class Daemon:
         return [*self.tick(), *self.tick(QUIET.total_seconds())]
 
     def publish(self, request: dg.RunRequest | None = None) -> bool:
-        """The run that was asked for, or one by hand; returns whether it went well."""
+        """Execute the requested run, or one by hand; returns whether it succeeded."""
         tags = {k: v for k, v in request.tags.items() if not k.startswith("dagster/")} if request else {}
         done = defs.resolve_job_def("publish").execute_in_process(
             instance=self.instance, run_config=request.run_config if request else None, tags=tags, raise_on_error=False
@@ -69,7 +72,7 @@ class Daemon:
         return done.success
 
     def note_published(self) -> None:
-        """As if it had been published as it is now."""
+        """Record a publication of the current lake."""
         metadata = {LAKE: lake_version(self.lake.data), PROFILE: "local"}
         self.instance.report_runless_asset_event(dg.AssetMaterialization(comparison.key, metadata=metadata))
 
@@ -79,7 +82,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    """A lake with two cells, published; with a device that nobody uses."""
+    """A published lake with two cells, on an idle device."""
     lake = planted.lake(tmp_path)
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path))
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / "experiments.yaml"))

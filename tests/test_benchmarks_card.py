@@ -1,5 +1,8 @@
-"""The program for a card (benchmarks/card): a check that hangs or dies is reported and costs nothing but itself, verdicts say what
-was seen, and a dry run of the whole goes through."""
+"""The program for a card (benchmarks/card).
+
+A check that hangs or dies is reported and costs only itself, verdicts name the measured values, and
+a dry run of the whole program succeeds.
+"""
 
 import json
 import time
@@ -193,7 +196,7 @@ def test_names_are_checked_and_listed(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_checks_fit_into_the_run() -> None:
-    """Only the last one may have to be cut short."""
+    """Only the last check may be cut short."""
     seconds = [check.seconds for check in CHECKS]
     assert sum(seconds[:-1]) + command.AT_LEAST * seconds[-1] + command.LAST <= command.SECONDS
 

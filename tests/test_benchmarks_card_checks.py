@@ -1,4 +1,5 @@
-"""The checks for a card, each by its own numbers: dry on a CPU, and its branches for a card on a CPU that answers like one."""
+"""The checks for a card: dry on a CPU, and their branches for a card on a CPU that answers like
+one."""
 
 import json
 import sys
@@ -72,7 +73,7 @@ def test_the_driver_s_word_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def _noting(ask: Callable[[], float | None], sampled: Event) -> Callable[[], float | None]:
-    """`ask`, which says when it has been asked twice: then the first answer was noted."""
+    """`ask` with a signal at its second call, by which time the first answer was noted."""
     answers: list[float | None] = []
 
     def answer_noted() -> float | None:
@@ -184,7 +185,8 @@ def test_a_cell_s_row_is_read_from_its_folder(tmp_path: Path) -> None:
 
 
 class AsOnCard(Bench):
-    """A card's branches on a CPU, in tiny shapes; what PyTorch asks of a card is answered by `as_on_card`."""
+    """A card's branches on a CPU, in tiny shapes; `as_on_card` answers PyTorch's questions about
+    the card."""
 
     @property
     def device(self) -> torch.device:

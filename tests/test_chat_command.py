@@ -1,4 +1,5 @@
-"""`featherweight chat`: who is named, what a terminal and a pipe show, whose turn the device is, and the process that answers."""
+"""`featherweight chat`: names of members, output on a terminal and in a pipe, turns on the device,
+and the answering process."""
 
 import io
 import json
@@ -135,7 +136,7 @@ def test_two_models_of_one_name_differ_in_what_they_are_shown_later() -> None:
 
 
 class Scripted(Engine):
-    """Says what the test wants, as the real one would."""
+    """An engine that gives the test's answers."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.events, self.prompts, self.is_closed = events, [], False

@@ -1,4 +1,5 @@
-"""What a cell says in a chat is token for token what evaluation gives, also where several answer with one model in memory."""
+"""A cell's words in a chat equal those of its evaluation token for token, also where several cells
+share one model in memory."""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def description(lake: Lake, method: str) -> Json:
 
 
 def alone(lake: Lake, method: str) -> list[list[int]]:
-    """As evaluation answers what is `ASKED`, with a model loaded for this cell alone."""
+    """Answers to `ASKED` as evaluation gives them, with a model loaded for this cell alone."""
     one = member(lake, method)
     recipe = dict(one.recipe)
     form = PromptFormat.of(one.folder, recipe)
@@ -64,7 +65,7 @@ def ask(loaded_models: LoadedModels, one: Json, *turns: str, limit: int = LIMIT,
 
 
 def answer_as_alone(lake: Lake, held: LoadedModels, order: Sequence[str]) -> None:
-    """Every answer of the cells in `order`, which come again and again, is the one of a process of its own."""
+    """Cells that answer repeatedly in `order` give the answers that separate processes give."""
     members = {method: description(lake, method) for method in order}
     expected = {method: alone(lake, method) for method in members}
     for method in order:

@@ -1,4 +1,5 @@
-"""The chat page in a real browser, its answers scripted: what a model wrote stays text, votes are kept, strangers are refused."""
+"""The chat page in a real browser with scripted answers: model output stays text, votes are stored,
+strangers are refused."""
 
 import http.client
 import json
@@ -36,7 +37,8 @@ KOREAN = "한국어로 소설 한 권을 추천해 주세요. "
 
 @dataclass
 class Scripted(Engine):
-    """Answers in pieces, and holds each answer back until `go` is set; notes what was stopped."""
+    """Answers in pieces, and holds each answer back until `go` is set; records which were
+    stopped."""
 
     go: threading.Event = field(default_factory=threading.Event)
     stopped: list[str] = field(default_factory=list)
@@ -75,7 +77,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}/"
 
     def post(self, path: str, payload: Any, **headers: str) -> tuple[int, Any]:
-        """As a page of ours would, but for `headers` (one that is "" is left out)."""
+        """A request like the page's own, with `headers` on top; one that is "" is left out."""
         own = {"Host": f"127.0.0.1:{self.port}", "Origin": self.address[:-1], "Content-Type": "application/json"}
         sent = {name: value for name, value in {**own, **headers}.items() if value}
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
@@ -126,7 +128,7 @@ def browser() -> Iterator[Browser]:
 
 
 def opened(browser: Browser, served: Served, width: int = 1024, scheme: str = "light") -> tuple[Page, list[str]]:
-    """The page, and what it complained about."""
+    """The page, and its error messages."""
     page = browser.new_page(viewport={"width": width, "height": 760}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
     page.set_default_timeout(600_000)
     complaints: list[str] = []

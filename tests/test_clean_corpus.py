@@ -1,4 +1,5 @@
-"""The corpus that ships: half Korean, half English, every record its own, and cleaning keeps it."""
+"""The shipped corpus: half Korean, half English, no record twice, and all of it accepted by
+cleaning."""
 
 import json
 import re

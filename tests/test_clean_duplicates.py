@@ -1,4 +1,5 @@
-"""Duplicates and leaks: what is alike is found, the best of it stays, and nobody trains on what is close to an eval record."""
+"""Duplicates and leaks: similar records are found, the best one stays, and no training record is
+close to an eval record."""
 
 import random
 import unicodedata
@@ -192,7 +193,7 @@ def test_the_longest_of_a_cluster_stays_and_what_hangs_on_it_through_others_goes
 
 
 def on_side(data: DataRoot, side: str) -> dict[str, Any]:
-    """A record that its hash puts on this side."""
+    """A record whose hash puts it on this side."""
     for number in range(5000, 5100):
         value = story(number)
         result = clean(data, [*stories(30), RawRecord("probe", value)], SETTINGS)
@@ -261,7 +262,7 @@ def test_no_kept_train_record_is_close_to_a_kept_eval_record(data: DataRoot) -> 
 
 
 def changed_a_little(rng: random.Random, text: str, *, korean: bool) -> str:
-    """`text` with a stretch of it replaced, dropped or doubled."""
+    """`text` with one stretch replaced, removed or doubled."""
     start = rng.randrange(len(text))
     end = start + rng.randint(1, max(2, len(text) // 6))
     kind = rng.choice(["replace", "drop", "double"])
@@ -271,7 +272,8 @@ def changed_a_little(rng: random.Random, text: str, *, korean: bool) -> str:
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[list[str], Pairs]:
-    """Texts of 20 to 400 characters, half Korean, most of them changed copies of earlier ones; the exact Jaccard of all pairs."""
+    """Texts of 20 to 400 characters, half Korean, mostly changed copies of earlier ones, and the
+    exact Jaccard of all pairs."""
     rng = random.Random(11)
     texts: dict[bool, list[str]] = {False: [], True: []}
     for i in range(200):

@@ -1,4 +1,5 @@
-"""Whatever file somebody brings: a clear message or a reject with its reason, and the last good result untouched."""
+"""Any input file: a clear message or a reject with its reason, and the last good result
+untouched."""
 
 import json
 import os
@@ -48,7 +49,7 @@ def cleaned(data: DataRoot, *paths: Path, encoding: Any = "utf-8", settings: Cle
 
 
 def among_good(data: DataRoot, folder: Path, *lines: bytes) -> dict[str, int]:
-    """The reasons of these lines' rejects, in a file with forty good ones."""
+    """The reject reasons of these lines in a file with forty good ones."""
     path = saved(folder, "mine.jsonl", "\n".join(GOOD_LINES).encode() + b"\n" + b"\n".join(lines) + b"\n")
     result = cleaned(data, path)
     assert result.read == 40 + len(lines) and result.accepted == result.read - sum(result.reasons.values())

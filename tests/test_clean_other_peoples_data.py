@@ -1,4 +1,5 @@
-"""Other people's files, kind by kind: what of each is kept, what is dropped and why, and what is said of the rest."""
+"""Other people's files, kind by kind: accepted records, rejected ones with their reasons, and the
+messages about both."""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Every reason of one record alone: a record just inside the threshold is kept, one just outside is dropped for that reason."""
+"""Every reason that concerns a single record.
+
+A record just inside the threshold is accepted; one just outside is rejected for that reason.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,12 @@ def answer(text: str) -> dict[str, str]:
 
 
 def good_with(extra: str) -> dict[str, str]:
-    """A good record that says `extra` too."""
+    """A good record whose output also contains `extra`."""
     return answer(f"{GOOD['output']} {extra}")
 
 
 def hangul_and_cyrillic(hangul: int, cyrillic: int) -> str:
-    """A text of so many letters of each script."""
+    """A text with this many letters of each script."""
     russian = (
         "Книга рассказывает о человеке который возвращается домой после долгого путешествия и находит там старого друга"
     )
@@ -45,7 +48,7 @@ def hangul_and_cyrillic(hangul: int, cyrillic: int) -> str:
 
 
 def _letters(text: str, count: int) -> str:
-    """The beginning of `text` that has so many letters."""
+    """The beginning of `text` with this many letters."""
     return next(text[:end] for end in range(len(text)) if sum(map(str.isalpha, text[:end])) == count)
 
 

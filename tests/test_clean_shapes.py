@@ -1,4 +1,5 @@
-"""The shapes that instruction data comes in: every one is mapped onto instruction, input, output and messages, and says so."""
+"""The shapes of instruction data: each is mapped onto instruction, input, output and messages, and
+reported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Cleaning: every record is accepted or rejected for a named reason, and nothing hangs on order or on who else is there."""
+"""Cleaning: every record is accepted or rejected for a named reason, whatever the order and the
+other records."""
 
 import json
 import random
@@ -253,7 +254,7 @@ def test_a_huge_text_is_too_long_and_nothing_worse(data: DataRoot) -> None:
 
 
 def cleaned_deeper(frames: int, data: DataRoot, records: list[RawRecord]) -> CleaningResult:
-    """Clean with less of the stack left than there was for reading."""
+    """Clean with less stack left than reading had."""
     return cleaned_deeper(frames - 1, data, records) if frames else clean(data, records, SETTINGS)
 
 

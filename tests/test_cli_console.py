@@ -1,4 +1,4 @@
-"""The console script: what it prints, where errors go, and its exit codes, as somebody at a terminal meets them."""
+"""The console script at a terminal: its output, its errors and its exit codes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command line says that is refused as bad usage."""
+    """The error message of a command line that is refused as bad usage."""
     try:
         code = main(arguments)
     except SystemExit as ended:
@@ -213,7 +213,8 @@ def test_a_wrong_value_is_said_with_what_was_expected_and_no_name_of_our_code(
 
 
 def completions(line: str) -> list[str]:
-    """What the shell would offer at the end of `line`, and that no heavy library was loaded to say so."""
+    """The shell's completions at the end of `line`; checks that no heavy library was loaded for
+    them."""
     variables = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     with tempfile.NamedTemporaryFile() as answers:
         code = "import sys; from pipelines.cli import main; main()"

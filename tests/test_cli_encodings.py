@@ -1,4 +1,7 @@
-"""Terminals of another encoding than UTF-8: what they cannot show is printed escaped; no command ends by it, and no cell."""
+"""Terminals with an encoding other than UTF-8.
+
+Characters that they cannot show are printed escaped; no command and no cell ends because of them.
+"""
 
 import json
 import os
@@ -51,7 +54,7 @@ os.write(1, b"ENDED " + json.dumps(ended).encode())
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A published lake that speaks Korean, with a row of each kind."""
+    """A published lake with Korean texts and a row of each kind."""
     made = planted.lake(tmp_path_factory.mktemp("encodings"), models={"tiny": {"note": NOTE}})
     for method in ("base", "lora-r8"):
         made.cell(method)

@@ -1,4 +1,4 @@
-"""The report's part on benchmarks: what it shows of rows as they are published."""
+"""The report's section on benchmarks, from published rows."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The registry of columns: what it says is what is measured, published and documented."""
+"""The registry of columns agrees with the measured, published and documented columns."""
 
 import ast
 import re
@@ -53,10 +53,11 @@ each_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.na
 
 
 class Reports(ast.NodeVisitor):
-    """The names that a room's modules give to `worker.measure(…)`: keywords, and the keys of what is spread into it.
+    """The names that a room's modules pass to `worker.measure(…)`: keywords, and the keys of spread
+    values.
 
-    A call that is spread stands for the dictionaries in the functions of that name, a variable besides for those of the function
-    that spreads it.
+    A spread call stands for the dictionaries in the functions of that name. A spread variable
+    also stands for those of the function that spreads it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +109,8 @@ class Reports(ast.NodeVisitor):
 
 
 def _keys(node: ast.AST) -> Iterator[str]:
-    """The text keys of a dictionary; the fixed ends of one that is put together stand around an ellipsis."""
+    """The text keys of a dictionary; a key that is built at run time keeps its fixed ends around an
+    ellipsis."""
     for key in node.keys if isinstance(node, ast.Dict) else ():
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
             yield key.value
@@ -220,7 +222,7 @@ def test_the_registry_loads_no_heavy_library() -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> planted.Lake:
-    """A lake with answers, losses and a curve, published by the code that publishes."""
+    """A lake with answers, losses and a curve, published by the real code."""
     lake = planted.lake(tmp_path_factory.mktemp("published"))
     losses = {"train_loss": 1.0, "eval_loss": 1.0}
     curve = [{"step": n, "steps": 2, "examples": n, "elapsed_seconds": n, **losses, "newer": 1} for n in (1, 2)]

@@ -1,4 +1,5 @@
-"""What to use within limits of memory, time and lost quality, and what to run next where nothing measured is sure."""
+"""The method to use within limits of memory, time and lost quality, and the cell to run next where
+no measured one is sure."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def ask(lake: Lake, predicted: dict[str, float] | None = None, changed: Row | None = None, **limits: Any) -> Decision:
-    """`changed`: columns of every row that are put over its own."""
+    """The decision; `changed` overrides columns of every row."""
     result = comparison(lake.resolved())
     for row in result.rows:
         row |= changed or {}
@@ -119,7 +120,8 @@ def test_a_verdict_says_how_many_runs_and_whose_rates_it_rests_on(lake: Lake) ->
 
 @pytest.mark.parametrize("method", ["full", "lora-r8"])
 def test_no_cell_is_sure_where_a_rate_lies_at_the_edge_of_those_tried(lake: Lake, method: str) -> None:
-    """Of the best or of the chosen one; without a limit of loss, quality decides nothing."""
+    """The rate of the best or of the chosen cell; without a limit of loss, quality decides
+    nothing."""
     measured: Row = {"full": {"bits": 0.8, "peak_memory_gb": 4.0}, "lora-r8": {"bits": 0.81, "peak_memory_gb": 2.0}}
     lake.cell(method, **measured[method], train_seconds=600.0, learning_rate=2e-3, learning_rate_at_edge=True)
     decision = ask(lake, memory_gb=3, max_loss=0.02)
@@ -135,7 +137,7 @@ def test_an_edge_of_a_cell_that_is_clearly_worse_does_not_matter(lake: Lake) -> 
 
 
 def test_a_time_that_others_disturbed_decides_no_cost(lake: Lake) -> None:
-    """QLoRA is smallest by memory × time; without its time LoRA is of those that were timed."""
+    """QLoRA is cheapest by memory × time; without its time, LoRA is the cheapest timed one."""
     lake.cell("qlora-r8", bits=0.9, peak_memory_gb=1.0, train_seconds=360.0, other_cpu_pct=70.0)
     decision = ask(lake, memory_gb=3)
     assert (decision.verdict, decision.method) == ("use", "lora-r8")
@@ -158,7 +160,8 @@ def test_a_time_over_the_limit_that_others_disturbed_is_measured_again(lake: Lak
 
 
 def test_more_runs_are_next_where_runs_differ_more_than_records(lake: Lake) -> None:
-    """With the minutes that they take: three more of LoRA and of full, each its training and its evaluation."""
+    """The advice names the minutes of three more runs of LoRA and of full, each with training and
+    evaluation."""
     for seed, bits in ((2, 0.813), (3, 0.807)):
         lake.cell("lora-r8", bits=bits, seed=seed, noise=0.001)
     parts: Row = {"noise": 0.001, "load_seconds": 0.0}

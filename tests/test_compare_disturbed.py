@@ -1,4 +1,4 @@
-"""A speed measured beside other programs is marked wherever it is shown, and nothing is decided by it."""
+"""A speed measured beside other programs is marked wherever it is shown, and decides nothing."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ SAID = "other programs used 70 % of the processors while full was measured"
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """full (4 GB, 100 s) and LoRA (2 GB, 50 s), of equal quality, measured on a quiet machine."""
+    """full (4 GB, 100 s) and LoRA (2 GB, 50 s) of equal quality, measured on a quiet machine."""
     made = planted.lake(tmp_path, profiles={"local": {"price_per_hour": 36.0}})
     for method in ("full", "lora-r8"):
         measure(made, method, QUIET)

@@ -1,5 +1,5 @@
-"""Columns that exist because a setting names a metric or a benchmark: which there are, where they stand, and which names are
-refused."""
+"""Columns for the metrics and benchmarks of the settings: their names, their places, and the
+refused names."""
 
 import csv
 import io
@@ -53,7 +53,8 @@ def test_the_columns_of_each_stand_behind_all_fixed_ones() -> None:
 
 
 def test_endings_and_columns_agree() -> None:
-    """The settings refuse clashes by the endings; a column that they do not know could clash unseen."""
+    """The settings refuse clashes by these endings; a column with an unknown ending could clash
+    unseen."""
     assert tuple(one.name.removeprefix("metric_x") for one in metric_columns("x")) == METRIC_ENDINGS
     assert tuple(one.name.removeprefix("benchmark_x") for one in benchmark_columns("x")) == BENCHMARK_ENDINGS
 

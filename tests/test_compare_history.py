@@ -1,4 +1,5 @@
-"""How a cell did from night to night: on shared records only, with its interval, and what is worse beyond the noise."""
+"""A cell from night to night: on shared records only, with its interval, and a warning for losses
+beyond the noise."""
 
 from pathlib import Path
 from typing import Any, cast

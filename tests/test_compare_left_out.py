@@ -1,4 +1,5 @@
-"""Records that do not fit are counted everywhere; of too many no pick is made, and of nearly all the cell fails."""
+"""Records that do not fit are counted everywhere; too many rule out a pick, and nearly all fail the
+cell."""
 
 import math
 import sys
@@ -32,7 +33,7 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 
 def lengths(folder: Path, records: Any) -> list[int]:
-    """Tokens of the records, the shortest first."""
+    """The number of tokens of each record, shortest first."""
     return sorted(tokenizing.tokenize(PromptFormat.of(folder, ASKED), records, sys.maxsize).lengths)
 
 
@@ -86,7 +87,7 @@ def test_a_cell_that_left_out_some_says_how_many_of_how_many(
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """LoRA is best and cheapest, but learned from one of every two records."""
+    """LoRA is best and cheapest, but learned from only half of the records."""
     made = planted.lake(tmp_path)
     made.cell("base", bits=1.0)
     made.cell("full", bits=0.85, peak_memory_gb=4.0, train_records=40, train_records_left_out=2)

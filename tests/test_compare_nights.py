@@ -1,4 +1,4 @@
-"""The table of nights: files of any age, whole or not, and how they are shown."""
+"""The table of nights: files of any age, complete or not, and how they are shown."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A cell that somebody ran by hand and that the profile does not name: a row, marked, and never picked."""
+"""A cell that was run by hand outside the profile: a marked row that is never picked."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The report's part on win rates: shown where something was measured, with what limits it, and without markup from outside."""
+"""The report's section on win rates: shown where some were measured, with their limits, and without
+foreign markup."""
 
 from typing import Any
 

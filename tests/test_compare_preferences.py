@@ -1,4 +1,4 @@
-"""People's votes: kept whole or not at all, read whatever a kill left, and what they add up to."""
+"""People's votes: stored whole or not at all, readable after a kill, and summed correctly."""
 
 import json
 import resource

@@ -1,4 +1,5 @@
-"""Providers beside one another: the same cells, what cleaning made of each answer, Wilson's intervals, and no number made up."""
+"""Providers side by side: the same cells, the cleaning of each answer, Wilson's intervals, and no
+invented number."""
 
 import json
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def rows(ask: Asking) -> dict[str, dict[str, Any]]:
 
 
 def write(ask: Asking, **of_gpt: Any) -> None:
-    """Ask both, so that no two of their records are alike."""
+    """Ask both providers, so that no two of their records are alike."""
     ask.server.behavior = PLAIN
     ask.generate(only=["claude"])
     ask.server.behavior = replace(PLAIN, seed=1, **of_gpt)
@@ -58,7 +59,7 @@ def write(ask: Asking, **of_gpt: Any) -> None:
 
 
 def cleaned(ask: Asking) -> None:
-    """Clean what was generated, beside the corpus, which alone is evaluated on."""
+    """Clean the generated records beside the corpus, which alone is evaluated on."""
     ask.configure(sources={"corpus": True}, cleaning={"languages": None})
     clean(ask.data, raw_records(ask.data, ask.experiments), ask.experiments.cleaning)
 
@@ -78,7 +79,8 @@ OTHERS = (
 
 
 def planted(nth: int, prompt: str) -> str:
-    """Two that are the same, one that is nearly so, four of their own, and three that are no record."""
+    """Two equal records, one near duplicate, four unique ones, and three answers that are no
+    record."""
     if nth < 7:
         output = (TEXT, TEXT, TEXT.replace("evening boat", "morning boat"), *OTHERS)[nth]
         record = {"instruction": "Which book for a quiet weekend?", "input": "", "output": output}

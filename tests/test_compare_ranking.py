@@ -1,4 +1,5 @@
-"""Intervals, the Pareto front and the picks, on planted cells whose answer is known, and against independent computations."""
+"""Intervals, the Pareto front and the picks, on planted cells with known answers and against
+independent computations."""
 
 import math
 import random
@@ -32,7 +33,8 @@ def known(values: list[Row]) -> Quality:
 
 
 def test_the_interval_is_that_of_a_loop_over_resamples() -> None:
-    """Drawn, summed and sorted one by one: bits per byte of records of unequal size, and of a paired difference."""
+    """Resampled, summed and sorted one by one: bits per byte of records of unequal size, and of a
+    paired difference."""
     luck = random.Random(3)
     sizes = np.array([luck.randint(40, 400) for _ in range(9)], dtype=float)
     one, other = ([luck.uniform(0.5, 1.5) * size for size in sizes] for _ in range(2))
@@ -60,7 +62,8 @@ def test_small_samples_get_wider_intervals_by_the_tables_of_t() -> None:
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Ten records, many times: 95 % of the intervals hold the mean they were drawn around."""
+    """Ten records, many times: 95 % of the intervals contain the mean that the records were drawn
+    around."""
     luck, held = np.random.default_rng(5), 0
     nats = [luck.normal(1.0, 0.3, (1, 10)) * math.log(2) for _ in range(400)]
     for interval in intervals(nats, np.ones(10)):

@@ -1,4 +1,5 @@
-"""Verdicts know how learning rates were chosen: nobody wins against an arm at the edge, and shared rates are said once."""
+"""Verdicts consider how learning rates were chosen: no win against an arm at the edge, and one note
+on shared rates."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ METHODS = ("full", "lora-r8", "qlora-r8")
 
 
 def arm(method: str, how: str | None, rate: float = 2e-4, **values: Any) -> Row:
-    """A row whose rate was `tuned`, is at the `edge`, or was given at a level of experiments.yaml."""
+    """A row whose rate was `tuned`, lies at the `edge`, or came from a level of
+    experiments.yaml."""
     source = "search" if how in ("tuned", "edge") else how
     edge = {"tuned": False, "edge": True}.get(how or "")
     adapter = {"rank": None if method == "full" else 8}
@@ -118,7 +120,8 @@ SHARED: Row = {"learning_rate": 2e-4, "learning_rate_source": "default", "learni
 
 
 def grid(**changed: Row) -> tuple[list[Row], Qualities]:
-    """Three tuned rows, each a little worse than the one before and twice as cheap; `changed` by their first letters."""
+    """Three tuned rows, each a little worse than the one before and half as expensive; `changed` by
+    their first letters."""
     rows = []
     for method in METHODS:
         numbers = {

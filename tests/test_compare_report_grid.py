@@ -1,4 +1,5 @@
-"""The report of many cells in a real browser: filters, chosen columns, figures of each model, what the pointer reads, print."""
+"""The report of many cells in a real browser: filters, chosen columns, figures of each model, hover
+texts, print."""
 
 import itertools
 import shutil
@@ -44,7 +45,7 @@ def rows_shown(page: Page) -> int:
 
 
 def choose(page: Page, name: str, value: str) -> None:
-    """Tick or untick a value, its list open."""
+    """Tick or untick a value in its open list."""
     box = page.locator(f'#choose input[name="{name}"][value="{value}"]')
     if not box.is_visible():
         page.locator("#choose summary", has_text=name).click()
@@ -52,7 +53,7 @@ def choose(page: Page, name: str, value: str) -> None:
 
 
 def overlapping(page: Page) -> list[tuple[str, str]]:
-    """Texts of a picture that lie over one another by more than a pixel."""
+    """Texts of a picture that overlap by more than a pixel."""
     page.eval_on_selector_all("details.group", "all => all.forEach(one => one.open = true)")
     pairs = []
     for texts in page.evaluate(BOXES):

@@ -1,4 +1,7 @@
-"""The report in a real browser: it fits phones, passes axe-core in light and dark, sorts by keyboard, runs its own script alone."""
+"""The report in a real browser.
+
+It fits phones, passes axe-core in light and dark, sorts by keyboard, and runs only its own script.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -71,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 
 def opened(browser: Browser, address: str, width: int, scheme: str) -> tuple[Page, list[str]]:
-    """The page, and what it complained about or asked the network for while it was loaded."""
+    """The page, and its error messages and network requests while it was loaded."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
     page.set_default_timeout(600_000)
     messages: list[str] = []

@@ -1,4 +1,5 @@
-"""The comparison's rows, from cells planted on disk: what is known, what is NULL and why, what is stale because of what."""
+"""The comparison's rows from cells planted on disk: known values, NULLs with their reasons, and
+staleness with its cause."""
 
 import os
 import re
@@ -60,7 +61,7 @@ def rows(lake: Lake) -> dict[str, Row]:
 
 
 def stale(lake: Lake) -> dict[str, str | None]:
-    """What is stale, and because of what, by method."""
+    """The cause of staleness of each stale method."""
     by_method = rows(lake)
     assert all(bool(r["is_stale"]) == (r["stale_because"] is not None) for r in by_method.values())
     return {method: r["stale_because"] for method, r in by_method.items() if r["is_stale"]}

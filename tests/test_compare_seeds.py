@@ -1,4 +1,5 @@
-"""What training runs add to an interval, against simulated truth; what a verdict says of them; and what a seed changes."""
+"""What training runs add to an interval, against simulated truth; their part in verdicts; and the
+effect of a seed."""
 
 import math
 from pathlib import Path
@@ -44,7 +45,7 @@ BITS = math.log(2)
 
 
 def off(repeats: int) -> float:
-    """Three standard errors of a share of 95 % over so many repeats."""
+    """Three standard errors of a share of 95 % over this many repeats."""
     return 3 * math.sqrt(0.95 * 0.05 / repeats)
 
 
@@ -81,7 +82,7 @@ def test_intervals_hold_the_truth_at_every_spread(shape: Any, runs: int, records
 
 
 def cell(nats_per_byte: Any, *, seeds: tuple[int, ...] = (), trained: bool = True) -> Quality:
-    """A cell with these nats per byte, (runs, records), on records of unequal size."""
+    """A cell with these nats per byte, shape (runs, records), on records of unequal size."""
     nats = np.atleast_2d(np.asarray(nats_per_byte, dtype=float))
     sizes = np.linspace(40, 400, nats.shape[1])
     return Quality(tuple(f"e{number:02}" for number in range(nats.shape[1])), nats * sizes, sizes, seeds, trained)
@@ -118,7 +119,7 @@ def test_runs_that_agree_leave_the_interval_of_one() -> None:
 
 
 def test_one_run_has_the_interval_that_it_always_had() -> None:
-    """As computed before several runs were more than resampled; published numbers rest on it."""
+    """The value from before several runs were more than resampled; published numbers rest on it."""
     interval = cell(luck(12)).interval()
     assert interval is not None
     assert (interval.value, interval.low, interval.high) == pytest.approx(ONE_RUN, rel=1e-12)
@@ -128,7 +129,8 @@ ONE_RUN = (1.4422965529764395, 1.3055819665374813, 1.627520614059904)
 
 
 def test_three_runs_far_apart_have_the_interval_of_t_over_runs() -> None:
-    """Where the choice of records adds nothing, it is that of three numbers: t of 2 degrees of freedom."""
+    """Where the choice of records adds nothing, the interval is that of three numbers: t with 2
+    degrees of freedom."""
     runs = np.array([0.9, 1.0, 1.2])
     (interval,) = intervals([np.outer(runs, np.full(8, 100.0))], np.full(8, 100.0))
     half = 4.302653 * runs.std(ddof=1) / math.sqrt(3) / BITS
@@ -137,7 +139,7 @@ def test_three_runs_far_apart_have_the_interval_of_t_over_runs() -> None:
 
 
 def test_components_are_those_of_the_two_way_layout() -> None:
-    """Equal sizes, so that mean squares can be had from the table of residuals."""
+    """Equal sizes, so that the table of residuals gives the mean squares."""
     nats = luck(4, 9) + luck(4, 1, spread=0.3, seed=5)
     rows, columns, mean = nats.mean(axis=1), nats.mean(axis=0), nats.mean()
     between = 9 * ((rows - mean) ** 2).sum() / 3
@@ -161,7 +163,7 @@ def test_runs_that_differ_by_less_than_single_records_explain_add_nothing() -> N
 
 
 def test_equal_seeds_are_compared_seed_by_seed() -> None:
-    """What the order of the data does to both cancels out; of other seeds it cannot."""
+    """The effect of the data's order on both cancels out, which it cannot for different seeds."""
     order = np.array([[0.0], [0.05], [-0.05]])
     each, other = luck(12, spread=0.01) + order, luck(12, spread=0.01, seed=4) + order
     alike, rows = of(cell(each, seeds=(1, 2, 3)), cell(other, seeds=(1, 2, 3)))
@@ -172,7 +174,7 @@ def test_equal_seeds_are_compared_seed_by_seed() -> None:
 
 
 def test_the_untouched_model_has_no_runs() -> None:
-    """However often it is evaluated; a cell's own runs still count against it."""
+    """This holds however often it is evaluated; a cell's own runs still count against it."""
     base = cell(np.repeat(luck(1, 12), 3, axis=0), seeds=(1, 2, 3), trained=False)
     tuned = cell(luck(12, seed=4) + np.array([[0.0], [0.2], [-0.2]]), seeds=(1, 2, 3))
     known, rows = of(tuned, base)
@@ -267,7 +269,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def with_runs(lake: Lake, *, spread: float = 0.02) -> Lake:
-    """base, full and LoRA once, and two more runs of LoRA that the profile does not ask for."""
+    """base, full and LoRA once, and two more runs of LoRA that the profile does not name."""
     lake.cell("base", bits=1.0)
     lake.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0)
     lake.cell("lora-r8", bits=0.81, peak_memory_gb=2.0, train_seconds=300.0)
@@ -363,7 +365,8 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 @pytest.mark.slow
 def test_a_seed_changes_the_order_of_the_data(cleaned: TinyProject) -> None:
-    """With all examples in one step there is no order, and a model without dropout ends the same to the bit."""
+    """With all examples in one step there is no order, and a model without dropout ends equal to
+    the last bit."""
     assert same(final_weights(cleaned, "full", 1)[1], final_weights(cleaned, "full", 2)[1])
     ordered = with_steps_of(cleaned, 1)
     assert not same(final_weights(ordered, "full", 1)[1], final_weights(ordered, "full", 2)[1])
@@ -376,7 +379,7 @@ def test_a_seed_changes_dropout(cleaned: TinyProject, tmp_path: Path) -> None:
 
 
 def test_a_seed_changes_the_first_weights_of_an_adapter(cleaned: TinyProject) -> None:
-    """At a rate of next to nothing an adapter is saved as it began; its A is drawn, its B is zero."""
+    """At a rate near zero an adapter is saved as it started; its A is random, its B is zero."""
     slow = with_steps_of(cleaned, 4, learning_rate=1e-30)
     one, first = final_weights(slow, "lora-r8", 1)
     other, second = final_weights(slow, "lora-r8", 2)

@@ -1,4 +1,5 @@
-"""What a model wrote is shown as text everywhere people look: terminal, Markdown, report, Dagster; and numbers survive."""
+"""Model output is shown as text everywhere: terminal, Markdown, report, Dagster; and numbers
+survive."""
 
 import csv
 import io
@@ -52,7 +53,8 @@ hostile = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 
 
 class Page(HTMLParser):
-    """What a browser sees in some HTML: elements with their attributes, and the text of each cell and list item."""
+    """A browser's view of some HTML: elements with their attributes, and the text of each cell and
+    list item."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -101,7 +103,7 @@ def markdown(text: str) -> Page:
 
 
 def columns(line: str) -> int:
-    """How many columns of a terminal the line takes."""
+    """The number of terminal columns of the line."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
 
 

@@ -1,4 +1,4 @@
-"""What stands at the head of the report: when it was published and from what."""
+"""The head of the report: its time of publication and its sources."""
 
 import os
 import time

@@ -1,6 +1,8 @@
-"""Every block of code in README and docs is run, or read by what would read it, or stands below with the reason why not.
+"""Every block of code in README and docs is run, or parsed by its own reader, or listed below with
+a reason.
 
-The shell is one where nothing is activated: a command of the project is called by its path. `duckdb` alone is the reader's own.
+The shell has nothing activated: a command of the project is called by its path. Only `duckdb` is
+the reader's own.
 """
 
 import os
@@ -89,7 +91,7 @@ def each(*languages: str) -> pytest.MarkDecorator:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command, without its comment and the variables that it sets."""
+    """The words of each command, without its comment and its variables."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for is_pipe, part in groupby(words, lambda word: word == "|"):
@@ -101,7 +103,8 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def arguments_are_known(words: list[str], capsys: pytest.CaptureFixture[str], *, whole: bool) -> None:
-    """As the command itself reads them; a mention in prose may leave out values and what is required."""
+    """Check arguments with the command's own parser; a mention in prose may leave out values and
+    required arguments."""
     try:
         parser().parse_args(words)
     except SystemExit:
@@ -158,7 +161,7 @@ def test_commands_in_prose_take_these_arguments(page: str, command: str, capsys:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project's folder with a published table in `data`, which has the columns that the pages show."""
+    """A project's folder with a published table in `data` that has the columns of the pages."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "data").mkdir()
     lake = planted.lake(folder / "data", profiles={"local": {"evaluation": {"metrics": ["exact_match"]}}})
@@ -175,7 +178,7 @@ def _fill(lake: Lake) -> None:
 
 
 def run(folder: Path, *command: str) -> str:
-    """In a shell where nothing is activated, but for a `duckdb` of the reader's own."""
+    """Run in a shell without activation, with only a `duckdb` of the reader's own."""
     own = folder / "own-programs"
     own.mkdir(exist_ok=True)
     if not (own / "duckdb").exists():

@@ -1,4 +1,4 @@
-"""What README and docs count, list and promise is what the code has."""
+"""Counts, lists and promises in README and docs match the code."""
 
 import argparse
 import json

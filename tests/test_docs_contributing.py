@@ -1,4 +1,5 @@
-"""CONTRIBUTING.md stays true: its tree has every package, and its recipes can be followed on the files as they are."""
+"""CONTRIBUTING.md stays true: its tree has every package, and its recipes apply to the current
+files."""
 
 import json
 import re
@@ -20,15 +21,18 @@ BLOCK = re.compile(r"^   ```(\w+)\n(.*?)^   ```$", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True)
 class Step:
-    """One file of a recipe: whether it is new, and its content, or the lines that change in it."""
+    """One file of a recipe: whether it is new, and its content or its changed lines."""
 
     path: str
     is_new: bool
     example: str
 
     def applied_to(self, text: str) -> str:
-        """The file after this step. Each part of the example, lines of a diff, must be found in it exactly once; … at the end of a
-        part stands for the rest of that line."""
+        """The file after this step.
+
+        Each part of the example, lines of a diff, must occur in it exactly once. … at the
+        end of a part stands for the rest of that line.
+        """
         if self.is_new:
             return self.example
         for part in self.example.split("@@\n"):
@@ -60,7 +64,7 @@ each_recipe = pytest.mark.parametrize("name", RECIPES)
 
 
 def follow(name: str, project: Path) -> list[str]:
-    """Follow a recipe in a checkout, and return the files that it touches."""
+    """Follow a recipe in a checkout, and return the changed files."""
     for step in RECIPES[name]:
         file = project / step.path
         file.write_text(step.applied_to("" if step.is_new else file.read_text(encoding="utf-8")), encoding="utf-8")

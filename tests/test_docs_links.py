@@ -1,4 +1,4 @@
-"""Every page's links and paths lead somewhere, and the pages on the design are all in their index."""
+"""All links and paths on every page resolve, and the index lists every design page."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken_links(page: Path, text: str) -> list[str]:
-    """The relative links in `text`, the content of `page`, whose file or heading does not exist."""
+    """The relative links in `text`, the content of `page`, without an existing file or heading."""
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
         target, _, heading = link.partition("#")
@@ -38,7 +38,10 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 
 def missing_paths(text: str) -> list[str]:
-    """The paths in backticks, from the project's root, that do not exist; NAME stands for any name. `PATH` (new) is to be made."""
+    """The paths in backticks, from the project's root, that do not exist.
+
+    NAME stands for any name. `PATH` (new) is still to be made.
+    """
     text = re.sub(r"`[^`\n]+` \(new\)", "", text)
     named = re.findall(rf"`((?:{FOLDERS})/[^`\s]*)`", without_code(text))
     named += re.findall(r"`([\w.-]+/[\w./-]+\.py)`", without_code(text))

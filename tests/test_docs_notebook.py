@@ -1,5 +1,8 @@
-"""notebooks/colab.ipynb: what it runs exists, it holds no output and no secret, and run whole it ends in a table and a report. Its
-installer links a torch that is there, and nothing else of that interpreter."""
+"""notebooks/colab.ipynb: its commands exist, it stores no output and no secret, and a full run ends
+in a table and a report.
+
+Its installer links an existing torch, and nothing else of that interpreter.
+"""
 
 import ast
 import json
@@ -63,7 +66,7 @@ def is_constant(node: ast.stmt) -> bool:
 
 
 def functions(notebook: Any, cell: str = "profile") -> dict[str, Any]:
-    """What a cell defines, without the lines that act."""
+    """The definitions of a cell, without its statements that act."""
     tree = ast.parse(source_of(notebook, cell))
     nodes = [node for node in tree.body if isinstance(node, DEFINITIONS) or is_constant(node)]
     namespace = {**settings(notebook), "Path": Path, "PROJECT": PROJECT, "os": __import__("os")}
@@ -180,7 +183,7 @@ def distribution(site: Path, name: str, version: str, files: list[str], requires
 
 
 def locked_torch() -> str:
-    """The lock's version of torch, which pyproject.toml must accept."""
+    """The torch version of the lock, which pyproject.toml must accept."""
     (line,) = (one for one in install.locked(with_torch=True) if one.startswith("torch=="))
     requirement = install.requirement()
     version = line.removeprefix("torch==")
@@ -190,7 +193,8 @@ def locked_torch() -> str:
 
 @pytest.fixture
 def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An interpreter's packages as Colab's: a torch with its libraries, and others that must not be seen."""
+    """An interpreter with packages like Colab's: a torch with its libraries, and others that must
+    stay hidden."""
     site = tmp_path / "dist-packages"
     wants = ("nvidia-cublas-cu12==12.8 ; platform_system == 'Linux'", "triton>=3", "sympy>=1.13", "nvidia-gone")
     distribution(site, "torch", f"{locked_torch()}+cu128", ["torch/__init__.py", "torchgen/__init__.py"], wants)
@@ -273,7 +277,8 @@ def test_on_a_t4_the_cells_take_no_longer_than_it_says(
 
 
 def tokens_in_turn(evaluation: dict[str, int]) -> int:
-    """The most tokens that an evaluation generates one after another; the sample is answered in two batches."""
+    """The most tokens that an evaluation generates one after another; two batches answer the
+    sample."""
     limit, served, warm_up = evaluation["max_new_tokens"], evaluation["serving_tokens"], 2
     alone_and_batch = warm_up + (serving.ALONE + 1) * served
     sample, one_by_one = 2 * limit, warm_up + evaluation["latency_answers"] * limit
@@ -285,7 +290,8 @@ def tokens_in_turn(evaluation: dict[str, int]) -> int:
 def test_run_whole_without_hub_or_card_it_shows_table_and_report(
     notebook: Any, project: TinyProject, tmp_path: Path
 ) -> None:
-    """The model of the form is not to be had, so the packaged one takes its place; here a tiny one has its name."""
+    """The form's model is unavailable, so the packaged one takes its place; here a tiny one has its
+    name."""
     mine: Any = nbformat.from_dict(notebook)
     place = next(i for i, cell in enumerate(mine.cells) if cell.id == "settings")
     mine.cells.insert(place + 1, nbformat.v4.new_code_cell(FEW.format(str(tmp_path / "saved"))))
@@ -319,7 +325,8 @@ def test_run_whole_without_hub_or_card_it_shows_table_and_report(
 
 
 def headings_that_sort(shown: str) -> int:
-    """How many headings the report's own script made buttons of, in the frame that a notebook's output is."""
+    """The number of headings that the report's own script made into buttons, in the notebook's
+    output frame."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page()

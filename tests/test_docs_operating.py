@@ -1,4 +1,5 @@
-"""What docs/operating.md promises: its tests exist, its settings are the code's; alerts, keys, and faults under a real daemon."""
+"""The promises of docs/operating.md: its tests exist, its settings are the code's, and alerts, keys
+and faults under a real daemon."""
 
 import json
 import os
@@ -44,7 +45,7 @@ def test_the_launchpads_fields_are_documented_there_and_in_the_code() -> None:
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """What a real webhook on this machine was sent."""
+    """The messages that a real webhook on this machine received."""
     received: list[dict[str, Any]] = []
     DOWN.clear()
 
@@ -240,7 +241,8 @@ mutation Backfill($chosen: [PartitionsByAssetSelector!]!) {
 
 @pytest.mark.slow
 def test_a_backfill_evaluates_the_untouched_model_before_its_cells(project: TinyProject, ui: str) -> None:
-    """`base_evaluation` is divided by model, cells by method and model: one backfill holds both."""
+    """`base_evaluation` has partitions by model, cells by method and model: one backfill holds
+    both."""
     cell = f"lora-r8|{MODEL}"
     partition_of = {"base_evaluation": MODEL, "cell_inputs": cell, "trained_model": cell, "evaluation": cell}
     chosen = [

@@ -1,4 +1,5 @@
-"""README stays true, short, and the same in both languages: the table was measured, every status is explained."""
+"""README stays true, short, and the same in both languages: its table was measured, and it explains
+every status."""
 
 import re
 
@@ -28,7 +29,8 @@ def test_it_is_short() -> None:
 
 
 def test_both_languages_show_the_same() -> None:
-    """What must not differ: headings, code without its comments, numbers of tables, what stands in backticks, links, pictures."""
+    """Compares headings, code without comments, numbers of tables, backticks, links and
+    pictures."""
     assert facts(README) == facts(KOREAN)
     assert "[한국어](README.ko.md)" in README and "[English](README.md)" in KOREAN
 

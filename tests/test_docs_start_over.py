@@ -1,4 +1,4 @@
-"""The commands that docs/operating.md gives for starting over, run as they stand there."""
+"""The commands for starting over in docs/operating.md, run verbatim."""
 
 import re
 import subprocess

@@ -1,4 +1,5 @@
-"""The prediction of an adapter's memory: what its rehearsal counts is what real tensors take, whatever PEFT computes with."""
+"""The prediction of an adapter's memory: its rehearsal counts what real tensors take, whatever PEFT
+computes with."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,5 @@
-"""The prediction of memory for cards: each computes in a format of its own, by kernels of its own, and not by a CPU's paths."""
+"""The prediction of memory for cards: each computes in its own format and with its own kernels, not
+by a CPU's paths."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -91,7 +92,7 @@ def test_where_the_driver_says_no_capability_the_name_counts(
 
 
 def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, autocasts: bool) -> Live:
-    """The account of the step on tensors that have bytes, put together and computed as on a card."""
+    """The account of the step on tensors with real bytes, assembled and computed as on a card."""
     model = tiny_model(architecture).to(dtype)
     if recipe["kind"] == "lora":
         model = loading.add_adapter(model, recipe, for_card=dtype)
@@ -233,7 +234,7 @@ def test_the_table_says_where_the_other_choice_of_checkpointing_decides() -> Non
 
 
 def trained_gb(model: str, method: str, device: rehearsal.Device) -> float:
-    """By few layers, few learned tokens and one micro-batch: what differs between methods is in them."""
+    """Few layers, few learned tokens and one micro-batch show what differs between methods."""
     fields = dict(shipped.named(model))
     recipe = recipe_of(configuration.load(PROJECT / "experiments.yaml"), "gpu", model, method)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)

@@ -1,4 +1,8 @@
-"""The prediction of memory: its counts against real tensors, its formulas against what libraries keep, its verdicts, its places."""
+"""The prediction of memory.
+
+Its counts against real tensors, its formulas against the libraries, its verdicts, and the places
+that show it.
+"""
 
 import csv
 import io
@@ -58,7 +62,7 @@ def llama(layers: int = 2) -> Any:
 
 
 def account_of(model: Any) -> Live:
-    """An account of what a step of `model` will keep, its weights and buffers left out."""
+    """The memory that a step of `model` will keep, without its weights and buffers."""
     trained = [p for p in model.parameters() if p.requires_grad]
     live = Live(len(trained))
     for tensor in (*model.parameters(), *model.buffers()):
@@ -70,7 +74,7 @@ def account_of(model: Any) -> Live:
 
 
 def really_counted(model: Any) -> Live:
-    """The same account of the same step, on tensors that have bytes."""
+    """The same account of the same step, on tensors with real bytes."""
     live = account_of(model)
     with head_on_positions(model) as positions, Counting(live):
         live.begin("forward 1")

@@ -1,5 +1,5 @@
-"""Benchmarks in cells as a whole: settings, what stands in the tables, what a killed evaluation keeps, and what is said where
-lm-evaluation-harness is not here."""
+"""Benchmarks in whole cells: settings, tables, killed evaluations, and messages where lm-
+evaluation-harness is missing."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ doc_to_target: answer
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> TinyProject:
-    """A tiny project with two trained cells, not evaluated; tests work on copies."""
+    """A tiny project with two trained cells without evaluation; tests work on copies."""
     root = tmp_path_factory.mktemp("benchmarks")
     project = make_project(root / "project", tiny_folder)
     small = {"answers": 0, "general_texts": 0, "serving_batch": 0, "benchmarks": TASKS}
@@ -69,7 +69,7 @@ def rows_of(project: TinyProject) -> list[dict[str, Any]]:
 
 
 def select(project: TinyProject, sql: str) -> list[tuple[Any, ...]]:
-    """Of the table benchmark_answers as it would be published."""
+    """Rows of the table benchmark_answers as it would be published."""
     stage = project.now()
     tables = all_tables(stage.data, stage.experiments, rows_of(project), evaluation=stage.settings.evaluation)
     with duckdb.connect() as db:

@@ -1,4 +1,7 @@
-"""Tasks of lm-evaluation-harness on a loaded model. Where the extra `benchmarks` is installed the harness itself is asked."""
+"""Tasks of lm-evaluation-harness on a loaded model.
+
+Where the extra `benchmarks` is installed, the harness itself runs.
+"""
 
 import json
 from importlib.util import find_spec

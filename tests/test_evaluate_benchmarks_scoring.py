@@ -1,4 +1,5 @@
-"""Benchmarks that ship: what is asked, how it is scored, and that the model that is asked is the one that was trained."""
+"""The shipped benchmarks: their questions and scoring, and that the trained model is the one that
+answers."""
 
 import json
 from collections import Counter
@@ -83,8 +84,11 @@ def test_the_choice_with_the_most_nats_for_a_byte_is_picked() -> None:
 
 
 def plainly(model: Any, tokenizer: Any, prompt: str, choice: str, *, first: int = 0) -> float:
-    """What anybody would compute: question and choice read together, the choice's log-probabilities added up. `first`: so many
-    tokens of an adapter's own stand before them."""
+    """The plain computation: read question and choice together, and sum the choice's log-
+    probabilities.
+
+    `first` tokens of an adapter's own stand before them.
+    """
     front, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, first:]
@@ -188,7 +192,7 @@ def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused()
 
 
 def taught(model: Any, tokenizer: Any) -> Any:
-    """A PEFT model whose adapter has learned to say the right answers."""
+    """A PEFT model whose adapter has learned the right answers."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)

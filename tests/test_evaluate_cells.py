@@ -1,4 +1,5 @@
-"""Cells evaluated as a whole: what stands in the tables afterwards, the judge's word on kept answers, teachers beside them."""
+"""Whole evaluated cells: the tables afterwards, the judge's scores of stored answers, and teachers
+beside them."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
-"""Metrics of one's own task: what each calls a pass, what the settings refuse, and that neither a pattern nor a schema of a user
-can hold up or falsify a publication."""
+"""Metrics of the user's own task: what passes each one, and which settings are refused.
+
+Neither a pattern nor a schema of a user can delay or falsify a publication.
+"""
 
 import json
 import socket
@@ -110,12 +112,12 @@ def load(folder: Path, metrics: Any) -> EvaluationSettings:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less patience with a pattern without end."""
+    """Wait less for a pattern that never ends."""
     monkeypatch.setattr("pipelines.evaluate.metrics.SECONDS", 0.2)
 
 
 def scored(folder: Path, metrics: Any, answers: list[str]) -> dict[str, list[bool | None]]:
-    """What each metric says of the answers, by column."""
+    """The value of each metric for the answers, by column."""
     rows = Scores(load(folder, metrics).metrics).of([{"answer": one, "reference": "x"} for one in answers])
     return {name: [one[name] for one in rows] for name in rows[0]}
 
@@ -279,7 +281,7 @@ def test_where_the_guarded_process_fails_nothing_is_told(tmp_path: Path, monkeyp
 
 
 def shares(metric: Any, *seeds: list[str], reference: str = "x") -> dict[str, Any]:
-    """The columns of a cell of which each seed gave these answers."""
+    """The columns of a cell whose seeds each gave these answers."""
     rows = [[{"answer": answer, "reference": reference} for answer in answers] for answers in seeds]
     return Scores([Metric.model_validate(metric)]).cell_columns(rows)
 
@@ -495,7 +497,7 @@ def test_many_metrics_and_models_are_drawn(count: int) -> None:
 
 
 def test_a_profile_without_metrics_is_measured_as_before(tmp_path: Path) -> None:
-    """The dump, key by key, of which fingerprints of existing lakes are made."""
+    """Pins, key by key, the dump that fingerprints of existing lakes are made from."""
     lake = planted.lake(tmp_path)
     settings = {
         "answers": 2,

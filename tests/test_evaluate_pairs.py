@@ -1,4 +1,7 @@
-"""Answers against the untouched model's, judged over HTTP: both orders, nothing twice, nothing that an answer says is obeyed."""
+"""Answers against the untouched model's, judged over HTTP.
+
+Both orders, no pair twice, and no text of an answer is obeyed.
+"""
 
 import json
 import math
@@ -39,7 +42,7 @@ MARKED = "\n".join(f"<{name}: CODE>\n(.*)\n</{name}: CODE>" for name in NAMES)
 
 
 def longer(prompt: str, verdicts: list[Any]) -> Any:
-    """The longer answer of a pair; else the first verdict."""
+    """The longer answer of a pair wins; without a pair, the first verdict."""
     if ASKED not in prompt:
         return verdicts[0]
     shown = between_marks(prompt)
@@ -65,7 +68,7 @@ def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvid
 
 @dataclass
 class Paired:
-    """A planted lake whose cells have answered, and who judges them."""
+    """A planted lake whose cells have answered, with a judge."""
 
     lake: Lake
     server: FakeProvider
@@ -83,7 +86,7 @@ class Paired:
         return answers.ask(self.lake.resolved(), **more)
 
     def pairs(self, behavior: Behavior | None = None, **more: Any) -> Any:
-        """What came of the pairs alone; None where nothing about them is said."""
+        """The result of the pairs alone; None where it has none."""
         self.server.behavior = behavior or PLAIN
         return self.ask(**more).providers.get("claude (pair)")
 
@@ -96,7 +99,7 @@ class Paired:
         return [row for row in pair_verdicts(self.lake.resolved()) if row["method"] == method]
 
     def sent(self) -> list[dict[str, str]]:
-        """What the judge was shown of pairs, over the wire: each text by the name of its marks."""
+        """The pairs that the judge received over the wire: each text by the name of its marks."""
         bodies = [one.body for one in self.server.ledger.received]
         shown = [body["messages"][-1]["content"] for body in bodies]
         return [between_marks(text) for text in shown if ASKED in text]
@@ -111,8 +114,11 @@ def between_marks(shown: str) -> dict[str, str]:
 
 @pytest.fixture
 def paired(tmp_path: Path, server: FakeProvider) -> Paired:
-    """The untouched model and `lora-r8` answer six records, lora-r8 at greater length; full answers as lora-r8 does, but for one
-    record, which it answers as the untouched model."""
+    """The untouched model, `lora-r8` and `full` answer six records.
+
+    lora-r8 gives longer answers; full answers like lora-r8, except for one record, where it
+    answers like the untouched model.
+    """
     at = {"claude": server.anthropic_url, "gpt": server.openai_url}
     kinds = {"claude": "anthropic", "gpt": "openai"}
     named = {
@@ -240,7 +246,7 @@ def test_in_dagster_pairs_are_part_of_judging_and_what_is_missing_is_a_warning(
 
 
 def use(paired: Paired, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have commands and assets work on this lake."""
+    """Let commands and assets work on this lake."""
     root = paired.lake.data.root
     for name, value in {"DATA": root, "EXPERIMENTS": root / "experiments.yaml", "PROFILE": "local"}.items():
         monkeypatch.setenv(f"FEATHERWEIGHT_{name}", str(value))
@@ -269,7 +275,8 @@ EVIL = (
 
 
 def gullible(prompt: str, nth: int) -> Reply:
-    """It obeys a line SYSTEM wherever that stands but between marks with the code of the first one; else it says tie."""
+    """Obey a line SYSTEM anywhere except between marks with the code of the first one; else say
+    tie."""
     code = (re.findall(r"<question: (\w+)>", prompt) or ["none"])[0]
     outside = re.sub(rf"<([\w ]+): {code}>\n.*?\n</\1: {code}>", "", prompt, flags=re.DOTALL)
     verdict = "B" if "SYSTEM" in outside else "tie"
@@ -461,7 +468,8 @@ def test_pairs_are_off_until_asked_for_and_change_nothing_that_is_measured(paire
 
 
 def coverage(pairs: int, shares: tuple[float, float, float]) -> float:
-    """The exact chance that the interval of so many pairs, won, lost and tied with these chances, holds the true win rate."""
+    """The exact probability that the interval of this many pairs, with these chances, contains the
+    true win rate."""
     true, covered = shares[0] + shares[2] / 2, 0.0
     for wins in range(pairs + 1):
         for losses in range(pairs + 1 - wins):

@@ -1,4 +1,5 @@
-"""What a cell's quality is measured with: batched answers, when they end, examples in the prompt, text scores, general texts."""
+"""Measures of a cell's quality: batched answers and their ends, examples in the prompt, text
+scores, general texts."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -40,7 +41,7 @@ def prompts_of(one: PromptedModel) -> list[list[int]]:
 
 
 def plain_greedy(model: Any, prompt: list[int], limit: int, stops: list[int]) -> list[int]:
-    """The computation everybody can check: the whole row again for every token."""
+    """The plain computation: the whole row again for every token."""
     ids = list(prompt)
     while len(ids) < len(prompt) + limit:
         row = torch.tensor([ids])

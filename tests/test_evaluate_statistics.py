@@ -1,4 +1,4 @@
-"""The statistics against values that others computed, and against their own definitions."""
+"""The statistics against published values, and against their own definitions."""
 
 import math
 from statistics import NormalDist
@@ -97,7 +97,7 @@ def test_the_interval_of_a_win_rate_is_near_the_binomials_where_all_scores_are_w
 
 @pytest.mark.parametrize("counts", [(8, 0, 0), (0, 8, 0), (0, 0, 8), (1, 0, 7), (5, 2, 3), (0, 2, 0), (30, 4, 6)])
 def test_a_win_rates_ends_are_where_the_score_test_just_rejects(counts: tuple[int, int, int]) -> None:
-    """The likeliest three shares under each end are looked for on a grid, not by the formula."""
+    """A grid search finds the likeliest three shares under each end, not the formula."""
     wins, losses, ties = counts
     total = wins + losses + ties
     interval = win_rate_interval(*counts)
@@ -113,7 +113,8 @@ def test_a_win_rates_ends_are_where_the_score_test_just_rejects(counts: tuple[in
 
 
 def _likeliest_variance(counts: tuple[int, int, int], difference: float) -> float:
-    """Of one score, 1, -1 or 0, by the shares that fit `counts` best where wins less losses are `difference`."""
+    """The variance of one score, 1, -1 or 0, under the shares that fit `counts` best with this
+    `difference` of wins and losses."""
     least, most = max(0.0, -difference), (1 - difference) / 2
     shares = np.linspace(least, most, 20_001)[:-1]
     all_three = (shares + difference, shares, 1 - 2 * shares - difference)

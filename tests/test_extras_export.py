@@ -1,4 +1,5 @@
-"""Results taken out: GGUF files that llama.cpp answers from as transformers does, merged weights, and what bit widths cost."""
+"""Exports: GGUF files that llama.cpp answers from as transformers does, merged weights, and the
+cost of bit widths."""
 
 import json
 import urllib.request
@@ -73,7 +74,8 @@ def test_llama_cpp_reads_tokens_and_answers_as_transformers_does(architecture: s
 
 @pytest.mark.parametrize("architecture", ["llama", pytest.param("gemma", marks=pytest.mark.slow)])
 def test_a_sentencepiece_model_is_written_from_its_own_file(architecture: str, tmp_path: Path) -> None:
-    """Of such a tokenizer llama.cpp wants tokenizer.model, which transformers reads and no longer writes."""
+    """For such a tokenizer llama.cpp needs tokenizer.model, which transformers reads and no longer
+    writes."""
     model, held = tiny_model(architecture), BytesIO()
     corpus = read_corpus(PROJECT / "data" / "corpus.json")
     texts = [record["output"] for record in corpus if record["output"].isascii()]
@@ -266,7 +268,7 @@ def test_a_card_says_the_licence_and_what_was_trained_on() -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """One model that was loaded: `alive` models were in memory already; `on_device` where there is a card."""
+    """One loaded model: `alive` models were in memory before; `on_device` where there is a card."""
 
     format: str | None
     on_device: bool
@@ -341,7 +343,8 @@ TIED = ["llama-tied", *(pytest.param(name, marks=pytest.mark.slow) for name in (
 
 
 def adapter_on_head(folder: Path, architecture: str, **options: Any) -> tuple[Path, Path, dict[str, Any]]:
-    """A model whose head shares the embedding's weights, an adapter on that head that is far from zero, and their recipe."""
+    """A model whose head shares the embedding's weights, an adapter on that head far from zero, and
+    their recipe."""
     base = save_tiny(folder / "base", architecture)
     recipe = {**HEAD_RECIPE, "model": architecture, **options}
     model = loading.add_adapter(loading.load_model(base, recipe), recipe)
@@ -424,7 +427,7 @@ def test_a_head_of_its_own_is_in_a_gguf_file(architecture: str, tmp_path: Path) 
     ("tied", "head", "refused"), [(False, False, True), (False, True, False), (True, False, False)]
 )
 def test_a_file_without_the_heads_own_weights_is_refused(tied: bool, head: bool, refused: bool, tmp_path: Path) -> None:
-    """As llama.cpp's converter writes Gemma, whose head it leaves out."""
+    """llama.cpp's converter writes Gemma like this, without its head."""
     write_json(tmp_path / "config.json", {"tie_word_embeddings": tied})
     writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gemma")
     for name in ["token_embd.weight", *(["output.weight"] if head else [])]:

@@ -1,4 +1,5 @@
-"""An adapter taken out alone: what PEFT loads, with a card that names the base as others know it, and nothing of this machine."""
+"""An exported adapter: PEFT loads it, and its card names the base as others know it, without a
+trace of this machine."""
 
 import argparse
 import json
@@ -39,7 +40,7 @@ NOTE = "A <b>note</b> with `code`, a [link](https://example.org) and | a bar.\n#
 
 @pytest.fixture
 def from_hub(project: TinyProject) -> TinyProject:
-    """The project with its model as a fetch from the hub would have left it."""
+    """The project with its model as a fetch from the hub leaves it."""
     weights = Path(str(project.now().experiments.model(MODEL).source.path))
     folder = project.data.root / "models" / MODEL
     shutil.copytree(weights, folder)

@@ -1,4 +1,4 @@
-"""What merging takes of the machine's memory is foretold, and held to."""
+"""The memory of merging is predicted, and stays within the prediction."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_machine_with_less_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 def save_small(folder: Path) -> Path:
-    """A model of some 70 million weights, so that it shows beside the libraries."""
+    """A model of some 70 million weights, large enough to show beside the libraries."""
     shape = {
         **ARCHITECTURES["llama"],
         "vocab_size": 24_000,

@@ -1,4 +1,4 @@
-"""A Modelfile says the very prompt that the model was trained with, or is not written."""
+"""A Modelfile holds the exact prompt of the training, or is not written."""
 
 import json
 import os
@@ -68,7 +68,7 @@ FORMS = {
 
 
 def cases(form: PromptFormat) -> list[tuple[str, list[dict[str, str]], str]]:
-    """The template of a form, what it is shown, and what the form itself makes of that."""
+    """The template of a form, its messages, and the form's own prompt for them."""
     template = ollama.shape_of(form).to_go()
     conversations = {**CONVERSATIONS, **THREE}.values()
     return [(template, messages[:-1], form.prompt_text(record(messages))) for messages in conversations]
@@ -105,7 +105,7 @@ func main() {
 
 
 def test_go_renders_the_templates_as_we_do(tmp_path: Path) -> None:
-    """What Ollama does with a template that names .Messages, by the language's own library."""
+    """Ollama's use of a template that names .Messages, by Go's own library."""
     if not (go := shutil.which("go")):
         pytest.skip("Go is not installed")
     inputs, expected = [], []
@@ -162,7 +162,7 @@ def test_an_action_that_is_not_ours_is_refused() -> None:
 
 
 def read_modelfile(text: str) -> dict[str, list[str]]:
-    """As Ollama reads the few instructions that we write."""
+    """Parse the few instructions that we write, as Ollama does."""
     instructions: dict[str, list[str]] = {}
     for name, long, quoted, bare in re.findall(
         r'^(FROM|TEMPLATE|SYSTEM|PARAMETER stop) (?:"""(.*?)"""|"(.*?)"|(\S+))$', text, re.DOTALL | re.MULTILINE
@@ -173,7 +173,10 @@ def read_modelfile(text: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny model's folder. llama.cpp's place is taken by its own tokenizer, with which it agrees: other tests hold it to that."""
+    """A tiny model's folder.
+
+    Its own tokenizer replaces llama.cpp's; other tests hold the two equal.
+    """
     tokenizer: Any = load_tokenizer(tiny_folder)
     reads = SimpleNamespace(tokenize=lambda text, *, add_special: tokenizer(text, add_special_tokens=False).input_ids)
     monkeypatch.setattr(ollama, "LlamaCpp", lambda *_args, **_options: nullcontext(reads))
@@ -201,7 +204,7 @@ def test_a_modelfile_says_prompt_stop_and_system(tiny: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("writes", [True, False])
 def test_the_token_that_begins_a_text_is_sent_once_or_the_export_refused(tmp_path: Path, writes: bool) -> None:
-    """llama.cpp puts <s> there itself; a template that does not write it was trained without."""
+    """llama.cpp adds <s> itself; a template that does not write it was trained without it."""
     folder, gguf = save_tiny(tmp_path / "tiny"), tmp_path / "tiny.gguf"
     tokenizer = tiny_tokenizer(bos=True)
     tokenizer.chat_template = ("<s>" if writes else "") + tokenizer.chat_template

@@ -1,4 +1,5 @@
-"""An export goes to the hub when somebody says so, and whole; every refusal has a name, and no token is shown."""
+"""An export goes to the hub complete, and only on request; every refusal names its reason, and no
+token is shown."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ CARD = b"---\nlibrary_name: peft\n---\n# Tiny\n"
 
 @pytest.fixture
 def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploads]:
-    """A hub that this process asks, and that knows the token."""
+    """A hub that this process uses, and that knows the token."""
     for name in ("HF_HUB_OFFLINE", *hub.PROXIES, *(name for names in hub.PROXIES.values() for name in names)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -1,4 +1,5 @@
-"""Tuning a learning rate: trials on a slice of train, gone on with after an interruption, and what to write down."""
+"""Tuning a learning rate: trials on a slice of train that continue after an interruption, and the
+lines to write down."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests.project import TinyProject
 
 
 class Invented:
-    """A launcher whose trials end at once, with a loss that is least at 1e-3; `ends` does that to the nth."""
+    """A launcher whose trials end at once, with the least loss at 1e-3; `ends` makes the nth trial
+    end otherwise."""
 
     def __init__(self, ends: dict[int, Any] | None = None) -> None:
         self.rates: list[float] = []

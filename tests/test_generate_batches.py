@@ -1,4 +1,7 @@
-"""Batch mode over HTTP, with both SDKs: two resumable steps at half price, nothing doubled, nothing lost, whatever is killed."""
+"""Batch mode over HTTP, with both SDKs.
+
+Two resumable steps at half price; nothing is doubled or lost, whatever is killed.
+"""
 
 import json
 import random
@@ -43,7 +46,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    """A server that was asked nothing yet, whose batches end at once, and keys for it."""
+    """A server without any requests, whose batches end at once, and keys for it."""
     return ready(running, monkeypatch, QUICK)
 
 
@@ -59,24 +62,25 @@ def ask(tmp_path: Path, server: FakeProvider, wire: Wire) -> Asking:
 
 
 def at(call: str, *faults: Fault | None) -> Script:
-    """These faults at the first askings of `call` (a call of the API, or a prompt), one after the other, none afterwards."""
+    """These faults at the first requests with `call` (a call of the API, or a prompt), one after
+    the other, then none."""
     return lambda wire, name, nth: faults[nth - 1] if name == call and nth <= len(faults) else None
 
 
 def made(server: FakeProvider, wire: Wire) -> list[Batch]:
-    """The batches that the server has."""
+    """The server's batches."""
     return list((server._batches.anthropic if wire == "anthropic" else server._batches.openai).values())
 
 
 def end(server: FakeProvider, wire: Wire) -> None:
-    """End every batch now, while the server has nothing else to do."""
+    """End every batch now, while the server is idle."""
     for batch in made(server, wire):
         if not batch.ended:
             server._batches._end(wire, batch)
 
 
 def requests(ask: Asking) -> list[Request]:
-    """What the one enabled provider is asked now."""
+    """The current requests of the one enabled provider."""
     experiments = ask.experiments
     (name,) = [name for name, provider in experiments.providers.items() if provider.enabled]
     with request_source(ask.data, experiments) as reading:
@@ -352,7 +356,8 @@ def test_what_somebody_cancelled_half_way_is_kept_and_the_rest_asked_again(ask: 
 
 
 def killed_at(ask: Asking, step: Any, call: str, *, before: bool = False) -> None:
-    """Kill a process that runs `step` when the server hears of `call`: before it has done it, or once it has."""
+    """Kill a process that runs `step` when the server receives `call`: before the server acts, or
+    afterwards."""
     process, heard = child(ask, step), threading.Event()
 
     def script(_: Wire, name: str, __: int) -> Fault | None:

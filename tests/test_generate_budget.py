@@ -1,4 +1,5 @@
-"""Never more than the caps: sums to the last bit, many senders at once, stops and interrupts while the money is waited for."""
+"""Spending never exceeds the caps: sums to the last bit, many senders at once, stops and interrupts
+during a wait for money."""
 
 import math
 import random
@@ -33,7 +34,7 @@ def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvid
 
 
 def worst_of_one(ask: Asking, name: str) -> float:
-    """Dollars that the dearest request of a provider can cost."""
+    """The cost in dollars of a provider's dearest request."""
     with request_source(ask.data, ask.experiments) as reading:
         costs = costs_of(ask.experiments.provider(name))
         return max(worst_cost(costs, request) or 0.0 for request in reading.requests(name))

@@ -1,4 +1,5 @@
-"""What comes over the wire, in our words: fates of errors, limits of headers, bodies as the SDKs send them, and no key anywhere."""
+"""The wire format in our terms: fates of errors, limits from headers, bodies as the SDKs send them,
+and no key anywhere."""
 
 import asyncio
 import json

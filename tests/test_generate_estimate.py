@@ -1,4 +1,5 @@
-"""What a run would cost, before anything is sent: the worst case, the likely one, and nothing called free that is unknown."""
+"""The cost of a run before anything is sent: the worst case, the likely one, and no unknown price
+taken as zero."""
 
 import json
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def test_the_likely_cost_goes_by_past_answers_of_the_same_model_and_kind(ask: As
 
 
 def test_a_price_that_rises_with_the_length_of_a_request_is_that_of_one_request(ask: Asking) -> None:
-    """The table's price of this model rises above some 200,000 tokens of one prompt; many short prompts never get there."""
+    """The table's price of this model rises above some 200,000 tokens of one prompt; many short
+    prompts never reach it."""
     ask.configure(providers={"gpt": {"model": "gpt-5.4", "price": None}})
     ask.generate(only=["gpt"])
     numbers = {

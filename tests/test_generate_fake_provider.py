@@ -1,4 +1,4 @@
-"""The fake provider, driven with the official SDKs: what it answers, refuses, breaks and counts."""
+"""The fake provider, driven with the official SDKs: its answers, refusals, faults and counts."""
 
 import asyncio
 import json
@@ -119,7 +119,7 @@ def failing_call(name: str, fault: Fault) -> Behavior:
 
 @pytest.fixture
 def server(running: FakeProvider) -> FakeProvider:
-    """A server that has not been asked anything yet."""
+    """A server without any requests."""
     running.behavior = Behavior()
     running.reset()
     return running
@@ -595,7 +595,7 @@ async def start_anthropic(clients: Clients, prompts: list[str], schema: dict[str
 
 
 async def results_of(clients: Clients, batch_id: str) -> dict[str, str]:
-    """What became of each item, once all is done."""
+    """The result of each item, once all are done."""
     while (await clients.anthropic.messages.batches.retrieve(batch_id)).processing_status != "ended":
         await asyncio.sleep(0.02)
     results = await clients.anthropic.messages.batches.results(batch_id)

@@ -1,4 +1,5 @@
-"""Servers that are the wrong ones, broken or hostile: what they cost, what is said of them, what of theirs reaches a terminal."""
+"""Wrong, broken or hostile servers: their cost, the messages about them, and which of their texts
+reach a terminal."""
 
 import gzip
 import json
@@ -60,7 +61,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
-    """Forty requests of a compatible server alone, under a budget of $0.50."""
+    """Forty requests of a single compatible server, under a budget of $0.50."""
     ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "m", "base_url": compatible.url, "enabled": True, "price": PRICE}
     ask.configure(providers={"mine": {**settings, "budget_usd": 0.5, "api_key_env": "OPENAI_API_KEY"}})
@@ -164,7 +165,7 @@ class _Silent(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def self_signed(tmp_path: Path) -> Iterator[str]:
-    """The address of a server whose certificate nobody trusts."""
+    """The address of a server with an untrusted certificate."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
@@ -486,7 +487,7 @@ def test_token_counts_of_a_batch_are_believed_within_bounds_too(tmp_path: Path, 
 
 
 def end_all(server: FakeProvider, wire: Wire) -> None:
-    """End every batch now, with its results as the behavior has them."""
+    """End every batch now, with the results of the server's behavior."""
     for batch in (server._batches.anthropic if wire == "anthropic" else server._batches.openai).values():
         if batch.timer:
             batch.timer.cancel()

@@ -1,4 +1,5 @@
-"""No answer we hold is asked for again, and a request whose fate a crash left unknown is sent again once at most."""
+"""No stored answer is requested again, and a request whose fate a crash left unknown is repeated at
+most once."""
 
 import asyncio
 import json

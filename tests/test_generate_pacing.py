@@ -1,4 +1,5 @@
-"""When requests leave: rules over given times, and a simulated minute against limiters of several kinds."""
+"""The times of requests: rules over given times, and a simulated minute against several kinds of
+limiters."""
 
 import heapq
 import math
@@ -59,7 +60,8 @@ def sliding_window(limit: int, seconds: float) -> Limiter:
 def simulate(
     limiter: Limiter | None, *, requests: int, headers: bool = True, retry_after: str | None = "exact"
 ) -> tuple[float, int]:
-    """Seconds and 429s until `requests` are answered, 64 under way at most, each taking a second; refusals come at once."""
+    """Seconds and 429s until `requests` are answered, at most 64 at a time, each taking a second;
+    refusals are immediate."""
     rng, pacer = random.Random(1), Pacer(slots=64)
     events: list[tuple[float, int, str, float, RateLimit | None, float]] = []
     now, left, under_way, done, refused, number = 0.0, requests, 0, 0, 0, 0

@@ -1,4 +1,5 @@
-"""What is asked: prompts of the grid or of a user's file, in any domain, the same for every provider; and what is refused."""
+"""Requests: prompts of the grid or of a user's file, in any domain, equal for every provider; and
+refused settings."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Whole runs under odd conditions: what one server, one prompt or one environment does wrong costs nothing else."""
+"""Whole runs under odd conditions: a fault of one server, prompt or environment costs nothing
+else."""
 
 import json
 import os
@@ -47,7 +48,7 @@ def ask(tmp_path: Path, server: FakeProvider) -> Asking:
 
 @pytest.fixture
 def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
-    """Six requests of a compatible server alone."""
+    """Six requests of a single compatible server."""
     compatible.answer_with(lambda *_: GOOD)
     ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "mine", "base_url": compatible.url, "enabled": True}
@@ -55,7 +56,7 @@ def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking
 
 
 def faults(*those: Fault) -> Behavior:
-    """These faults at the first askings of every prompt, one after the other, none afterwards."""
+    """These faults at the first requests with every prompt, one after the other, then none."""
     return Behavior(
         script=lambda wire, prompt, nth: those[nth - 1] if nth <= len(those) else None, retry_after_seconds=0
     )

@@ -1,4 +1,5 @@
-"""Sending over HTTP with both SDKs against the fake provider: what is kept, what is tried again, what stops, what it may cost."""
+"""Sending over HTTP with both SDKs against the fake provider: stored answers, retries, stops and
+costs."""
 
 import json
 import random
@@ -45,7 +46,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
-    """A server that was asked nothing yet, keys for it, and waits that a test can afford."""
+    """A server without any requests, keys for it, and waits that a test can afford."""
     monkeypatch.setattr("pipelines.generate.pacing.FIRST_BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(send, "DEAD_SECONDS", 0.5)
     return ready(running, monkeypatch, Behavior())
@@ -69,7 +70,7 @@ def both(tmp_path: Path, server: FakeProvider) -> Asking:
 
 
 def first(*faults: Fault | None) -> Callable[[Wire, str, int], Fault | None]:
-    """These faults at the first askings of every prompt, one after the other, none afterwards."""
+    """These faults at the first requests with every prompt, one after the other, then none."""
     return lambda wire, prompt, nth: faults[nth - 1] if nth <= len(faults) else None
 
 
@@ -417,7 +418,10 @@ def test_an_unknown_price_is_refused_under_a_cap_and_null_without(ask: Asking, w
 
 
 def restart_until_done(ask: Asking, wire: Wire, *, kills: int, seed: int, most: int = 8) -> int:
-    """kill -9 at random moments, at most so many requests into a life, then run to the end; returns how many were under way."""
+    """Kill -9 at random moments, at most this many requests into a life, then run to the end.
+
+    Returns the number of requests that were under way at the kills.
+    """
     rng, under_way = random.Random(seed), 0
     for _ in range(kills):
         process = child(ask)

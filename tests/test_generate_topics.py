@@ -1,4 +1,5 @@
-"""The topic grid: a seeded sample that covers every axis evenly, and errors that name what is wrong in topics.yaml."""
+"""The topic grid: a seeded sample that covers every axis evenly, and errors that name the fault in
+topics.yaml."""
 
 from collections import Counter
 from math import prod
@@ -39,7 +40,10 @@ def written(folder: Path, text: str) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The message of the error. Not pytest.raises: pydantic would keep what that holds alive until the process ends."""
+    """The message of the error.
+
+    pytest.raises would not do: pydantic keeps the contents alive until the process ends.
+    """
     try:
         load_topics(path)
     except UsageError as error:

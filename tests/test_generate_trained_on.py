@@ -1,4 +1,4 @@
-"""A section of experiments.yaml that takes another one's place switches nothing off without a word."""
+"""A section of experiments.yaml that replaces the shipped one disables nothing silently."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.fakes.provider import fake_provider
 
 
 def shipped_with(folder: Path, **sections: Any) -> Experiments:
-    """The shipped file, in which `sections` take the place of those of their names."""
+    """The shipped file with `sections` in place of its own of the same names."""
     shipped = yaml.safe_load((PROJECT / "experiments.yaml").read_text(encoding="utf-8"))
     path = folder / "experiments.yaml"
     path.write_text(yaml.safe_dump({**shipped, **sections}), encoding="utf-8")
@@ -34,7 +34,7 @@ def shipped_with(folder: Path, **sections: Any) -> Experiments:
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asking]:
-    """Both APIs enabled, and the records of one of them trained on."""
+    """Both APIs enabled, and only one of them trained on."""
     with fake_provider(Behavior()) as server:
         ready(server, monkeypatch, Behavior())
         yield asking(tmp_path, server, sources={"providers": ["claude"], "corpus": False, "local_generator": False})
@@ -90,7 +90,7 @@ def test_the_plan_and_cleaning_say_it_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def here(ask: Asking, monkeypatch: pytest.MonkeyPatch) -> Asking:
-    """The same, where assets look."""
+    """The same project, where assets look."""
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(ask.path))
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(ask.data.root))
     monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")

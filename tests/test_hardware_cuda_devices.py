@@ -1,4 +1,4 @@
-"""Which CUDA devices a process would see, what they are called, and whose turn it is on them."""
+"""CUDA devices: which ones a process sees, their names, and the locks on them."""
 
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def test_auto_is_local_where_every_card_is_hidden(three_cards: None, monkeypatch
 
 
 class Watched(RunningCommand):
-    """A command that ends at once; when it starts it notes which cards others could not take."""
+    """A command that ends at once; at its start it records which cards others could not take."""
 
     def __init__(self) -> None:
         self.held: list[str] = []

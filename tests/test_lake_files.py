@@ -1,4 +1,5 @@
-"""Files are whole or absent, and a lock has one holder, whatever ends the process that writes or holds."""
+"""Files are complete or absent, and a lock has one holder, however the writing or holding process
+ends."""
 
 import os
 import resource
@@ -80,7 +81,7 @@ def holder(lock: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def small_files_only() -> None:
-    """What a full disk does, on any machine: no file of this process may grow over 64 KB."""
+    """Like a full disk on any machine: no file of this process may grow beyond 64 KB."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
 
 

@@ -1,4 +1,5 @@
-"""The published table as people read it: DuckDB's command line, Python, pandas, a SQL client; never blocked, never blocking."""
+"""The published table for its readers: DuckDB's command line, Python, pandas and a SQL client,
+without any blocking."""
 
 import subprocess
 import sys
@@ -54,7 +55,8 @@ def test_a_client_that_would_write_is_refused(published: Lake) -> None:
 
 @pytest.mark.slow
 def test_eight_cells_end_while_four_readers_loop(published: Lake) -> None:
-    """Each publication is seen whole or not at all: as many runs as the table's newest says, and never an error."""
+    """Readers see each publication whole or not at all: as many runs as its newest table names, and
+    never an error."""
     done, problems, seen = threading.Event(), [], set()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""Anyone reads the published warehouse at any moment, whatever publishers and other sessions do."""
+"""The published warehouse is readable at any moment, whatever publishers and other sessions do."""
 
 import os
 import resource
@@ -88,7 +88,7 @@ def data(tmp_path: Path) -> DataRoot:
 
 
 def tables(n: int) -> dict[str, pa.Table]:
-    """Publication `n`: it says `n` in one row of one table and in n × 1,000 rows of another."""
+    """Publication `n`: the value `n` in one row of one table, and in n × 1,000 rows of another."""
     table = Table("comparison", "Numbers.", (count("n", "A number."),))
     return {"comparison": arrow_table([{"n": n}], table), "training_curve": arrow_table([{"n": n}] * n * 1000, table)}
 
@@ -110,7 +110,7 @@ def names(folder: Path) -> list[str]:
 
 @contextmanager
 def python(code: str, *arguments: object, says: str) -> Iterator[subprocess.Popen[str]]:
-    """A real process, once it has said `says`."""
+    """A real process, returned once it has printed `says`."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -1,4 +1,7 @@
-"""Which cells a night finds due, and the steps it takes, from cells planted on disk. No Dagster, no training."""
+"""The cells that are due in a night and its steps, from cells planted on disk.
+
+No Dagster, no training.
+"""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,7 +41,7 @@ def full_grid(lake: Lake) -> Lake:
 
 
 def due(lake: Lake) -> dict[str, str]:
-    """Why each method is due."""
+    """The reason why each method is due."""
     return {cell.method: ", ".join(cell.because.values()) for cell in due_cells(lake.resolved())}
 
 

@@ -1,4 +1,5 @@
-"""A good row whose speed others disturbed is trained again at night, last of all, and keeps its place unless that ends ok."""
+"""A good row with a disturbed speed is trained again at night, after all else, and stays unless the
+new attempt is ok."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ BUSY = "speed disturbed: 70 % of the processors were used by others"
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """Planted cells are of January 2026; those of lora-r8 trained beside other work."""
+    """Planted cells are of January 2026; those of lora-r8 trained beside other programs."""
     made = planted.lake(tmp_path)
     for method in ("base", "full", "qlora-r8"):
         made.cell(method)
@@ -50,13 +51,13 @@ def due(lake: Lake) -> dict[str, str]:
 
 
 def noted(attempt: Attempt, **more: Any) -> None:
-    """Put `more` over what the attempt's result says."""
+    """Put `more` over the attempt's recorded result."""
     file = attempt.folder / "result.json"
     write_json(file, (read_json(file) or {}) | more)
 
 
 def retimed(lake: Lake, status: Status, *, began: str = OLD, **measured: Any) -> Attempt:
-    """A later attempt at lora-r8 that was made for its speed alone."""
+    """A later attempt at lora-r8 that was made only for its speed."""
     good = cells.latest(lake.data, cells.CellKey("tiny", "lora-r8", 1))
     assert good
     attempt = lake.trained("lora-r8", status, phase="train", detail="the kernel's word", **measured)

@@ -1,4 +1,4 @@
-"""Minutes of benchmarks before they are asked."""
+"""Predicted minutes of benchmarks."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,5 @@
-"""A plan keeps every cell, never two on a device at once, none where it does not fit; it ends near the least possible."""
+"""A plan holds every cell, never two on one device at once, none where it does not fit, and is
+nearly as short as possible."""
 
 import json
 import random

@@ -1,4 +1,5 @@
-"""Every architecture from its base to a folder that others load: trained, evaluated, exported, the same in a new process."""
+"""Every architecture from its base to an exported folder: trained, evaluated, exported, and equal
+in a new process."""
 
 import json
 import subprocess
@@ -53,7 +54,8 @@ def elsewhere(folder: Path, python: str = sys.executable) -> Any:
 
 
 def logs_of(attempt: Any, root: Path) -> torch.Tensor:
-    """The log-probabilities of the trained model as the evaluation runs it, its adapter merged."""
+    """The log-probabilities of the trained model as the evaluation runs it, with its adapter
+    merged."""
     trained = attempt.model_folder if attempt.model_folder.exists() else None
     model = merge.merged_model(root / attempt.spec.weights, attempt.spec.recipe, trained)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The complexity gate finds what it says it finds; `make lint` holds the code to it."""
+"""The complexity gate finds every excess, and `make lint` applies it to the code."""
 
 from textwrap import indent
 
@@ -47,7 +47,8 @@ def test_a_reason_without_words_lets_nothing_pass() -> None:
 
 @pytest.mark.parametrize("times", [LIMIT - 1, LIMIT])
 def test_a_reason_where_none_is_needed_is_a_problem(times: int) -> None:
-    """It stands above a function that has become simple, or not right above one that has not."""
+    """The reason stands above a function that has become simple, or not directly above one that has
+    not."""
     gap = "" if times < LIMIT else "\n"
     *_, problem = problems(_function("value = a or b", times, f"# complexity: a table\n{gap}"), "one.py")
     assert problem.startswith("one.py:1: `# complexity:` stands above no function")

@@ -1,4 +1,7 @@
-"""Our own files, as somebody may find them: empty, cut off, something else, a folder. A sentence each, and the others go on."""
+"""Damaged files of our own: empty, cut off, replaced, or a folder.
+
+Each gives one sentence, and the other cells continue.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from tests.project import TinyProject
 
 
 def damaged(path: Path) -> Iterator[str]:
-    """Puts into `path`, one after the other, what somebody may find there instead of a file of ours."""
+    """Put several kinds of damage into `path` in place of a file of ours, one after the other."""
     for what in (b"", b'{"fingerprint": "a', b"\xff\xfe\0", b"[1]", b"5", b'"x"', b"{}", b"[" * 100_000, b"9" * 5000):
         path.write_bytes(what)
         yield repr(what[:20])

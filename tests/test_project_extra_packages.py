@@ -1,4 +1,5 @@
-"""Packages that only some users need, installed by make: into the checkout's environment, without a copy of the project in it."""
+"""Optional packages, installed by make into the checkout's environment, without a copy of the
+project in it."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""What a kill, a cancel, a time-out and two starters at once leave behind: a true row, no process, nothing lost."""
+"""After a kill, a cancel, a time-out or two starters at once: a true row, no process, nothing
+lost."""
 
 import os
 import signal
@@ -32,7 +33,7 @@ def long_project(project: TinyProject) -> TinyProject:
 
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start commands; whatever of them still runs at the end is killed."""
+    """Start commands; those that still run at the end are killed."""
     running: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:

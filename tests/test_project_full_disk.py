@@ -1,7 +1,9 @@
-"""A disk with little or nothing left: every command says what is free and what to do, and what was good stays good.
+"""A disk with little or no space left: every command names the free space and the remedy, and good
+results stay.
 
-The disk is a tmpfs that only the command's process sees (`tests/full_disk.py`). Its siblings, which no test can make as honestly,
-are told apart by their error numbers: a quota, a read-only folder, too many open files.
+The disk is a tmpfs that only the command's process sees (`tests/full_disk.py`). No test can imitate
+related faults as faithfully: a quota, a read-only folder, too many open files. They are told apart
+by their error numbers.
 """
 
 import errno
@@ -63,7 +65,7 @@ def on_full_disk(
 
 # complexity: one condition for each thing that must hold on a full disk
 def problems(case: dict[str, Any]) -> list[str]:
-    """What is wrong with how a command took a full disk."""
+    """The faults in a command's handling of a full disk."""
     command, message = case["command"], case["said"]
     faults = []
     if "Traceback" in case["said"] + case["said_again"]:
@@ -90,7 +92,7 @@ def problems(case: dict[str, Any]) -> list[str]:
 
 
 def complaints(cases: list[dict[str, Any]]) -> str:
-    """What is wrong with the cases, a paragraph for each; nothing where all is well."""
+    """The faults of the cases, one paragraph each; empty where all is well."""
     return "\n\n".join(
         f"{case['level']} bytes, {case['command']}: {wrong}\nsaid: {case['said'][-900:]}\nwith room: {case['said_again'][-600:]}"
         for case in cases

@@ -1,4 +1,5 @@
-"""Kills of a publisher: whatever it was doing, all that lies in the data root stays readable, and no process of it lives on."""
+"""Kills of a publisher: the data root stays readable at any moment, and no process of it
+survives."""
 
 import json
 import random
@@ -25,7 +26,8 @@ COMPARE = [sys.executable, "-m", "pipelines.cli", "compare"]
 
 
 def published(data: DataRoot) -> dict[str, list[Any]]:
-    """Every table of the publication, as anyone reads it: how many rows, and the comparison's measured numbers."""
+    """Every table of the publication, as any client reads it: its number of rows, and the
+    comparison's measured numbers."""
     with duckdb.connect(str(data.warehouse), read_only=True) as db:
         counts = {table: db.execute(f'SELECT count(*) FROM "{table}"').fetchall() for table in TABLES}
         measured = "SELECT method, status, eval_bits_per_byte, run_id FROM comparison ORDER BY ALL"
@@ -33,7 +35,8 @@ def published(data: DataRoot) -> dict[str, list[Any]]:
 
 
 def require_readable(data: DataRoot) -> None:
-    """Raises where a file of the data root that has its final name is not whole; a curve and a log may end anywhere.
+    """Raises where a file of the data root with its final name is incomplete; a curve and a log may
+    end anywhere.
 
     A file is written inside a hidden folder, or under a hidden name, until it is whole.
     """

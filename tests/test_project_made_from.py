@@ -1,4 +1,5 @@
-"""A model that is made from another of the file is a model like any other: fetched, predicted, trained, compared, exported."""
+"""A model made from another model of the file is a model like any other: fetched, predicted,
+trained, compared, exported."""
 
 from pathlib import Path
 
@@ -26,7 +27,7 @@ QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 
 @pytest.fixture
 def project(project: TinyProject) -> TinyProject:
-    """The tiny model, and one that is made from it, with a note of its own."""
+    """The tiny model, and one made from it with a note of its own."""
     project.change(models={"made": {"source": {"from": MODEL}, "note": "Made for a test.", "lora_targets": ["q_proj"]}})
     project.change(profiles={"local": {"models": [MODEL, "made"], "methods": ["base", "lora-r8"]}})
     return project

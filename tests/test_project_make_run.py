@@ -1,4 +1,5 @@
-"""`make run` itself: the whole graph through Dagster with a tiny model; again; two at once; killed half-way."""
+"""`make run`: the whole graph through Dagster with a tiny model; repeated, twice at once, and
+killed half-way."""
 
 import os
 import random
@@ -37,7 +38,7 @@ def attempts(project: TinyProject) -> list[str]:
 
 
 def processes_of(project: TinyProject) -> list[str]:
-    """Command lines of processes that were started for the project's data folder, by their environment."""
+    """Command lines of processes whose environment names the project's data folder."""
     commands = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

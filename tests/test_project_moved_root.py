@@ -1,4 +1,4 @@
-"""A data root that was moved, or copied: all that is read and written lies under the root that is named now."""
+"""A moved or copied data root: everything is read and written under the root that is named now."""
 
 import ctypes
 import os
@@ -49,7 +49,8 @@ ALL = (
 
 @contextmanager
 def untouched(root: Path) -> Iterator[None]:
-    """Fails where any process has opened, read, written, made or removed anything under `root` meanwhile."""
+    """Fails where a process opens, reads, writes, creates or removes anything under `root`
+    meanwhile."""
     libc = ctypes.CDLL(None, use_errno=True)
     handle = libc.inotify_init1(os.O_NONBLOCK)
     # Listed before the watch begins, because listing is a touch, too.

@@ -1,4 +1,5 @@
-"""Cells of models that ask in their own way: what a template cannot show costs its own numbers, and those alone."""
+"""Cells of models with templates of their own: what a template cannot show costs only its own
+numbers."""
 
 import json
 from pathlib import Path
@@ -48,7 +49,10 @@ def save_model(folder: Path, template: str) -> Path:
 
 @pytest.fixture
 def two(project: TinyProject, tmp_path: Path) -> TinyProject:
-    """Two models; the second, `other`, refuses a second question. One evaluation record in four asks one, and one to train on."""
+    """Two models; the second, `other`, refuses a second question.
+
+    One evaluation record in four asks one, and so does one training record.
+    """
     lines = [*SHORT[:3], {"messages": TALK}]
     (tmp_path / "held-out.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     more = [{**turn, "content": turn["content"].replace("toad", "frog").replace("stone", "root")} for turn in TALK]

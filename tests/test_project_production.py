@@ -1,4 +1,5 @@
-"""The example for a server: its dagster.yaml starts against a real PostgreSQL; the files for containers fit together."""
+"""The server example: its dagster.yaml starts against a real PostgreSQL, and the container files
+fit together."""
 
 import os
 import pwd
@@ -31,7 +32,8 @@ def free_port() -> int:
 
 @pytest.fixture
 def postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A PostgreSQL of its own on a free loopback port, under its own user where we are root, which it refuses to run as."""
+    """A PostgreSQL on a free loopback port, under its own user where we are root, since it refuses
+    to run as root."""
     if not BINARIES:
         pytest.skip("no PostgreSQL here: `apt-get install postgresql`")
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
@@ -103,7 +105,7 @@ def test_the_example_keeps_runs_and_events_in_postgresql_and_its_daemon_starts(
 
 
 def _image(folder: Path) -> Path:
-    """The image's working folder, as the Dockerfile's COPY lines make it."""
+    """The image's working folder, as made by the Dockerfile's COPY lines."""
     image = folder / "image"
     for line in (DOCKER / "Dockerfile").read_text(encoding="utf-8").splitlines():
         if not line.startswith("COPY "):

@@ -1,4 +1,5 @@
-"""A folder that has become read-only: who needs it says its name and what to do, and what was there before stays whole.
+"""A folder that became read-only: the command that needs it names it and the remedy, and the
+contents stay complete.
 
 The folder is mounted read-only where only the command sees it, since file modes do not bind root.
 """
@@ -33,7 +34,7 @@ sys.exit(not done.success)
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """A lake with two cells and a publication, whole after each test as it was before."""
+    """A lake with two cells and a publication, unchanged and complete after each test."""
     made = planted.lake(tmp_path_factory.mktemp("read-only"))
     for method in ("base", "full"):
         made.cell(method)

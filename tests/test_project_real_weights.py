@@ -1,4 +1,5 @@
-"""The packaged model itself: fetched, served over loopback, trained and evaluated with 4-bit weights, on very few records."""
+"""The packaged model: fetched, served over loopback, trained and evaluated with 4-bit weights, on
+very few records."""
 
 import hashlib
 import zipfile
@@ -61,7 +62,8 @@ def test_the_fetched_folder_holds_the_gguf_beside_its_conversion(data: DataRoot)
 
 
 def test_the_tokenizer_splits_text_as_llama_cpp_does_from_the_same_file(data: DataRoot) -> None:
-    """Digits stand alone, also after several spaces, which transformers' own conversion joins otherwise."""
+    """Digits stand alone, also after several spaces, where transformers' own conversion joins
+    them."""
     folder = store.fetch(data, shipped(), MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [*PROBE, "a  5 and   12345", "x =  2024;\n    7", "가격은  3만 원,   10³"]
@@ -146,7 +148,8 @@ def test_the_local_server_answers_over_http_is_gone_afterwards_and_is_never_aske
 
 @pytest.mark.slow
 def test_another_folder_gets_the_same_records_also_when_generating_was_cut_in_two(tmp_path: Path) -> None:
-    """Answers that are computed side by side differ in their last bits with what is beside them, and then in their words."""
+    """The last bits of answers depend on the answers computed beside them, and later the words do,
+    too."""
 
     def of(requests: int) -> Experiments:
         plain = shipped().model_dump()

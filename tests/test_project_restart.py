@@ -1,4 +1,5 @@
-"""A cell that was ended at any moment goes on from its last checkpoint and ends in the same bits as one that never was."""
+"""A cell that ended at any moment resumes from its last checkpoint, with the bits of an undisturbed
+cell as its result."""
 
 import os
 import random
@@ -50,7 +51,8 @@ def attempt_at(project: TinyProject, method: str, launcher: Any = None, **option
 
 
 def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:
-    """All that must not depend on when a cell was ended: the saved weights' bytes and the curve's losses."""
+    """Everything that must not depend on interruptions: the bytes of the saved weights and the
+    losses of the curve."""
     assert attempt.status == "ok", attempt.result.detail
     weights = {path.name: path.read_bytes() for path in attempt.model_folder.glob("*.safetensors")}
     curve = [(p["step"], p["examples"], p["train_loss"], p["eval_loss"], p["learning_rate"]) for p in attempt.curve()]
@@ -59,7 +61,7 @@ def outcome(attempt: Attempt) -> tuple[dict[str, bytes], list[tuple[Any, ...]]]:
 
 @pytest.fixture
 def undisturbed(cleaned: TinyProject) -> Callable[[str], Any]:
-    """The outcome of a method's cell that nobody ends; the same for every test here, so made once."""
+    """The outcome of a method's undisturbed cell; equal for every test here, so made only once."""
 
     def made(method: str) -> Any:
         if method not in UNDISTURBED:
@@ -106,7 +108,7 @@ class OverTime(Ended):
 
 
 class Limited(InProcess):
-    """The limit of each child is noted, and the first one runs into its own."""
+    """The limit of each child is recorded, and the first child exceeds its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ def test_a_time_limit_is_of_each_attempt_and_the_next_one_goes_on(cleaned: TinyP
 
 
 def log_of(attempt: Attempt) -> str:
-    """What the attempt said; in this process it is the resume that stands in its result."""
+    """The attempt's message; in this process it is the resume in its result."""
     resume = attempt.result.resume
     return f"going on after step {checkpoints.step_of(Path(resume['checkpoint']))} of {STEPS}" if resume else ""
 
@@ -191,7 +193,7 @@ def test_peaks_are_the_most_over_attempts_and_times_count_once(cleaned: TinyProj
 
 @pytest.fixture
 def early(cleaned: TinyProject) -> TinyProject:
-    """Its cell `full` is best after step 2, and stops after step 4."""
+    """A project whose cell `full` is best after step 2, and stops after step 4."""
     training = {"epochs": 10, "examples_per_step": 4, "eval_every_steps": 1}
     cleaned.change(
         methods={"full": {"learning_rate": 0.3, "early_stop_patience": 2}}, profiles={"local": {"training": training}}
@@ -341,7 +343,7 @@ def test_a_disk_that_fills_up_while_running_is_failed_with_what_it_says(
 
 
 def test_a_really_full_disk_is_a_row(cleaned: TinyProject, tmp_path: Path) -> None:
-    """A file system of a few megabytes, mounted where only this command sees it."""
+    """The disk is a file system of a few megabytes, mounted where only this command sees it."""
     folder, seen = cleaned.data.cells, tmp_path / "seen"
     folder.mkdir(parents=True)
     mount = f"mount -t tmpfs -o size=4M tmpfs {folder}"
@@ -494,7 +496,7 @@ def test_thirty_random_kills_end_in_the_undisturbed_result(cleaned: TinyProject,
 def wait_for_more(
     project: TinyProject, method: str, before: Attempt | None, process: subprocess.Popen[str], *, steps: int = 2
 ) -> None:
-    """Returns when a new attempt has gone more than `steps` beyond what it went on from."""
+    """Wait until a new attempt is more than `steps` beyond its resume point."""
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
         newest = cells.latest(project.data, project.key(method))

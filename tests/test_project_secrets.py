@@ -1,4 +1,5 @@
-"""Planted secrets, which a provider repeats in its errors and its answers, are nowhere that a person or an API can look."""
+"""Planted secrets that a provider repeats in errors and answers appear nowhere that a person or an
+API can look."""
 
 import json
 import os
@@ -53,7 +54,7 @@ DATA = [corpus_records, local_records, generated_records, sft_examples, provider
 
 @dataclass(frozen=True)
 class Left:
-    """What a run against a provider that repeats keys has left."""
+    """The traces of a run against a provider that repeats keys."""
 
     data: DataRoot
     run_ids: list[str]
@@ -61,7 +62,8 @@ class Left:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Left]:
-    """Generated, judged, published, with a cell whose weights are out of reach and a failed run that a webhook is told of."""
+    """A run that generated, judged and published, with a cell without reachable weights and a
+    failed run with a webhook message."""
     project = make_project(tmp_path_factory.mktemp("secrets") / "project", tiny_folder)
     anthropic, openai = (_refusal(SECRETS[name]) for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"))
     answered = Reply(completion(json.dumps(RECORD)))

@@ -1,4 +1,5 @@
-"""The profile that a newcomer runs second: what it compares is comparable, and the first profile's rows stay as they are."""
+"""The second profile of a newcomer: its cells are comparable, and the first profile's rows stay
+unchanged."""
 
 import os
 import subprocess
@@ -58,7 +59,7 @@ def test_its_cells_are_no_other_profiles_and_its_weights_are_locals(shipped: Exp
 
 
 def make(target: str, tmp_path: Path) -> str:
-    """What `target` runs, by programs that only say which profile they were given."""
+    """The commands of `target`, run by programs that only print their profile."""
     for name in ("python", "featherweight"):
         (tmp_path / name).write_text('#!/bin/sh\necho "$(basename $0) $* ${FEATHERWEIGHT_PROFILE:-none}"\n')
         (tmp_path / name).chmod(0o755)
@@ -79,7 +80,7 @@ def under(project: TinyProject, profile: str) -> Resolved:
 
 
 def run(project: TinyProject, profile: str) -> list[bool]:
-    """Make the profile's cells current; of each whether nothing had to be done for it."""
+    """Make the profile's cells current; returns for each whether it was current before."""
     resolved, reused = under(project, profile), []
     for key in [CellKey(model, method, 1) for model, method in resolved.project.grid]:
         reused += [train(resolved, key, hooks=QUIET)[1], evaluate(resolved, key, hooks=QUIET)[1]]

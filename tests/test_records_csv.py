@@ -1,4 +1,5 @@
-"""CSV as people's programs write it: separators and encodings are found out and said, and what is unclear costs its row only."""
+"""CSV of many programs: separators and encodings are detected and reported, and an unclear row
+costs only itself."""
 
 import io
 from pathlib import Path
@@ -25,7 +26,7 @@ RUSSIAN = (
 
 
 def read(folder: Path, content: str | bytes, name: str = "a.csv", **options: Any) -> tuple[list[RawRecord], list[str]]:
-    """The records of such a file, and what was said."""
+    """The records of such a file, and the messages."""
     path, lines = folder / name, []
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return list(read_file(path, say=lines.append, **options)), lines

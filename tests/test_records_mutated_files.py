@@ -1,4 +1,5 @@
-"""Record files with bytes changed by chance, hundreds of each kind: an exit code and a sentence, never a traceback. All slow."""
+"""Record files with random mutations, hundreds of each kind: an exit code and a sentence, never a
+traceback. All slow."""
 
 import contextlib
 import io
@@ -78,7 +79,8 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """`content` with one to four places changed: a bit, some bytes, a sign put in, a piece cut, doubled or moved, the end lost."""
+    """`content` with one to four mutations: a flipped bit, other bytes, an inserted sign, a piece
+    cut, doubled or moved, a lost end."""
     changed = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(changed) or 1)
@@ -105,7 +107,10 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def clean_each(folder: str, numbers: range, seed: str, suffix: str, results: Connection) -> None:
-    """Send (number, exit code, stderr) for each number, the most memory used at last. Runs in a child: a crash ends the process."""
+    """Send (number, exit code, stderr) for each number, and the peak memory last.
+
+    It runs in a child process, which a crash would end.
+    """
     whole = WHOLE[suffix]()
     for number in numbers:
         path = Path(folder) / f"{number}.{suffix}"

@@ -1,4 +1,5 @@
-"""Reading records: the corpus strictly, people's own files kindly, and every refusal names the file and the place."""
+"""Reading records: the corpus strictly, users' files tolerantly; every refusal names the file and
+the place."""
 
 import csv
 import json

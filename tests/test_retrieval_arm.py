@@ -1,4 +1,5 @@
-"""A retrieval arm as a cell: what stands in its prompts, when it is stale, and that nobody takes it for the untouched model."""
+"""A retrieval arm as a cell: the content of its prompts, its staleness, and its distinction from
+the untouched model."""
 
 import shutil
 from collections.abc import Iterator
@@ -197,7 +198,7 @@ def test_a_profile_without_retrieval_is_fingerprinted_as_before(evaluated: TinyP
 
 @pytest.fixture
 def asking(project: TinyProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TinyProject, FakeProvider]]:
-    """Two providers that answer, as teachers with and without something looked up."""
+    """Two providers that answer, as teachers with and without retrieved context."""
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
     with fake_provider(Behavior()) as server:

@@ -1,4 +1,5 @@
-"""Looking up: words, rankings, passages of documents, what is never found, and text that stays text in a prompt."""
+"""Retrieval: words, rankings, passages of documents, exclusions, and text that stays text in a
+prompt."""
 
 import hashlib
 import json
@@ -347,7 +348,7 @@ def test_answers_are_compared_prompt_by_prompt() -> None:
 
 @pytest.fixture(scope="module")
 def embedding_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder with random weights, as a folder of the user's."""
+    """A tiny encoder with random weights, in a user's folder."""
     import torch
     from transformers import BertConfig, BertModel
 

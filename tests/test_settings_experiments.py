@@ -73,7 +73,10 @@ def load(tmp_path: Path) -> Load:
 
 
 def refusal(path: Path | None) -> str:
-    """The message of the error. Not pytest.raises: pydantic would keep what that holds alive until the process ends."""
+    """The message of the error.
+
+    pytest.raises would not do: pydantic keeps the contents alive until the process ends.
+    """
     try:
         experiments.load(path)
     except UsageError as error:

@@ -91,8 +91,10 @@ def tiny_tokenizer(*, bos: bool = False, chat: bool = True, words: int = WORDS) 
 
 
 def sentencepiece_tokenizer(*, after_special: bool = False) -> Any:
-    """A tokenizer as SentencePiece's become: spaces are `▁`, and a text, or also what follows a special token (Llama 2's legacy
-    way), begins with one of its own."""
+    """A tokenizer like SentencePiece's: spaces are `▁`, and a text begins with one.
+
+    In Llama 2's legacy way, text after a special token begins with one, too.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

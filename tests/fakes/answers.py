@@ -1,4 +1,4 @@
-"""The fake provider's answers: text that varies, fits the schema asked for, and judges where a verdict is asked for."""
+"""The fake provider's answers: varied texts and verdicts that fit the requested schema."""
 
 import json
 import random
@@ -34,7 +34,7 @@ FORMATS = {
 
 
 def compose(request: Asked, behavior: Behavior, nth: int, fault: Fault | None) -> Answer:
-    """The answer to the `nth` asking of a prompt; the same again for the same seed."""
+    """The answer to the `nth` request with a prompt; equal for equal seeds."""
     text, stop, category = _Writer(request, behavior, nth).text(), "end", None
     if fault == "breaks_schema":
         text = _broken(request.schema)
@@ -64,7 +64,7 @@ def _broken(schema: dict[str, Any] | None) -> str:
 
 
 class _Writer:
-    """Writes one answer, all of it decided by the seed, the prompt and the number of the asking."""
+    """Writes one answer, determined by the seed, the prompt and the number of the request."""
 
     def __init__(self, request: Asked, behavior: Behavior, nth: int) -> None:
         self._asked, self._behavior = request, behavior
@@ -192,7 +192,7 @@ def judged(behavior: Behavior, prompt: str, verdicts: list[Any], rng: random.Ran
 
 
 def _lengths_by_verdict(prompt: str, verdicts: list[Any]) -> dict[Any, int]:
-    """How long the text is that stands below `A:`, `Answer A`, `[A]`, `## First answer` or `<answer_a>`."""
+    """The length of the text below `A:`, `Answer A`, `[A]`, `## First answer` or `<answer_a>`."""
     marks = []
     for verdict in verdicts:
         pattern = rf"^[^\w\n/]*(?:[a-z]+[\s_-]+)?{re.escape(str(verdict))}(?:[\s_-]+[a-z]+)?[^\w\n]*?(?::|$|>)"

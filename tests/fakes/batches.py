@@ -1,4 +1,4 @@
-"""The fake provider's batches, and the files that OpenAI's are made of."""
+"""The fake provider's batches, and the files that OpenAI's batches use."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ class Batch:
     timer: asyncio.TimerHandle | None = None
 
     def share(self) -> float:
-        """How much of it is done by now, or was when it was cancelled."""
+        """The finished share of the batch, now or when it was cancelled."""
         elapsed = (self.canceled or time.time()) - self.created
         return min(1.0, elapsed / self.seconds) if self.seconds > 0 else 1.0
 
@@ -73,7 +73,7 @@ class Batch:
 
 
 class Batches:
-    """Keeps files and batches; a batch is answered, and paid for, when it ends."""
+    """Stores files and batches; a batch is answered, and paid for, when it ends."""
 
     def __init__(self, provider: "FakeProvider") -> None:
         self._provider = provider
@@ -288,13 +288,13 @@ class Batches:
         return Response(lines, media_type="application/x-jsonl")
 
     def _lines(self, wire: Wire, lines: list[dict[str, Any]]) -> bytes:
-        """What is sent of these results."""
+        """The lines of these results that are sent."""
         change = self._provider.behavior.batch_lines
         return "".join(change(wire, _jsonl(lines).decode().splitlines(True))).encode() if change else _jsonl(lines)
 
 
 def multipart(content_type: str, body: bytes) -> dict[str, tuple[str, bytes]]:
-    """The fields of a form: their file names and contents."""
+    """The fields of a form, each with its file name and content."""
     boundary = content_type.partition("boundary=")[2].strip('"').encode()
     fields = {}
     for part in body.split(b"--" + boundary)[1:-1] if boundary else []:
@@ -314,7 +314,8 @@ Listed = TypeVar("Listed", bound=_Identified)
 def page(
     newest_first: Sequence[Listed], after: str | None, before: str | None, limit: int
 ) -> tuple[list[Listed], bool]:
-    """At most `limit` older than `after`, or newer than `before`, and whether there are more."""
+    """At most `limit` items older than `after` or newer than `before`, and whether there are
+    more."""
     ids = [one.id for one in newest_first]
     for cursor in (after, before):
         if cursor and cursor not in ids:
@@ -355,7 +356,7 @@ def _invalid(code: str, message: str, line: int | None = None) -> dict[str, Any]
 
 
 def _read_lines(content: bytes) -> tuple[list[Item], list[dict[str, Any]]]:
-    """The items of an input file, and what is wrong with it."""
+    """The items of an input file, and its problems."""
     items: dict[str, Item] = {}
     errors, models = [], set()
     for number, line in enumerate(content.splitlines(), start=1):

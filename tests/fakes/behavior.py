@@ -1,4 +1,4 @@
-"""What the fake provider does and what it has done: its settings, its rate limits and its ledger."""
+"""The fake provider's settings, its rate limits and its ledger."""
 
 import json
 import math
@@ -63,7 +63,11 @@ Judge = Callable[[str, list[Any]], Any]
 
 @dataclass(frozen=True)
 class Behavior:
-    """All settings. Times are seconds, prices dollars per million tokens, shares and chances go from 0 to 1."""
+    """All settings.
+
+    Times are seconds, prices dollars per million tokens; shares and probabilities lie between 0
+    and 1.
+    """
 
     seed: int = 0
     # Seconds until a completion is answered; batches and files are answered at once.
@@ -132,7 +136,7 @@ class Behavior:
     batch_lines: Lines | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing here; lists become tuples."""
+        """Refuse settings without a meaning here; lists become tuples."""
         for setting in fields(self):
             value, default = getattr(self, setting.name), setting.default
             optional = setting.name in OPTIONAL_NUMBERS
@@ -153,7 +157,8 @@ class Behavior:
             _expect("judge", [self.judge], ("longer", "first", "random"))
 
     def fault_for(self, wire: Wire, prompt: str, nth: int, *, drawn: bool = True) -> Fault | None:
-        """The script's fault, else one drawn by chance: for one seed, prompt and `nth` always the same."""
+        """The script's fault, else a random one; the same seed, prompt and `nth` always give the
+        same fault."""
         scripted = self.script(wire, prompt, nth) if self.script else None
         if scripted or not (self.faults and drawn):
             return scripted
@@ -186,12 +191,12 @@ class Limiter(Protocol):
     def left(self, now: float) -> int: ...
 
     def reset(self, now: float) -> float:
-        """Seconds until all is there again."""
+        """Seconds until the full amount is available again."""
         ...
 
 
 class TokenBucket:
-    """Holds `capacity`, refilled at `rate` a second; it may owe what was taken without asking."""
+    """Holds `capacity`, refilled at `rate` per second; `take` may leave a debt."""
 
     def __init__(self, rate: float, capacity: float) -> None:
         self.per_minute = round(rate * 60)
@@ -216,7 +221,7 @@ class TokenBucket:
 
 
 class FixedWindow:
-    """Lets `rate` × `seconds` through in each window, counted from the start."""
+    """Admits `rate` × `seconds` in each window, counted from the start."""
 
     def __init__(self, rate: float, seconds: float) -> None:
         self.per_minute = round(rate * 60)
@@ -254,7 +259,8 @@ class Limits:
         self.output = self.input if wire == "openai" or not minute else TokenBucket(minute / 60, minute)
 
     def admit(self, tokens: int) -> tuple[str, float] | None:
-        """Take one request of so many tokens, or say which limit stops it and for how many seconds."""
+        """Take one request of this many tokens, or return the limit that stops it and the seconds
+        to wait."""
         now = time.monotonic()
         amounts = (("requests", self.requests, 1), ("tokens", self.input, tokens), ("output tokens", self.output, 1))
         for name, limiter, amount in amounts:
@@ -271,7 +277,8 @@ class Limits:
             self.output.take(tokens, time.monotonic())
 
     def headers(self) -> dict[str, str]:
-        """As the provider sends them: the limit is that of a minute, `reset` is when all is there again."""
+        """Headers as the provider sends them: the limit is per minute, `reset` is the time of full
+        capacity."""
         if self.wire == "openai":
             return self._openai_headers()
         kinds = (("requests", self.requests), ("input-tokens", self.input), ("output-tokens", self.output))
@@ -306,7 +313,7 @@ def _anthropic_headers(kind: str, limiter: Limiter) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 1s, 8.64s, 6m0s, 1h2m0s."""
+    """A duration as OpenAI writes it: 120ms, 1s, 8.64s, 6m0s, 1h2m0s."""
     milliseconds = math.ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"
@@ -318,7 +325,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Received:
-    """One request for an answer, a batch's item included, as it came at `at` (seconds since 1970)."""
+    """One request for an answer, or one batch item, received at `at` (seconds since 1970)."""
 
     wire: Wire
     prompt: str
@@ -336,7 +343,10 @@ class Received:
 
 @dataclass
 class Account:
-    """One protocol's sums. An answer is counted, and paid for, once it was made, whether or not it was delivered."""
+    """The totals of one protocol.
+
+    An answer counts, and is paid for, once it is made, even if it is not delivered.
+    """
 
     # Requests for a completion, refused ones included.
     requests: int = 0
@@ -364,7 +374,7 @@ class Account:
 
 @dataclass
 class Ledger:
-    """All that was asked and answered since the start or the last reset."""
+    """All requests and answers since the start or the last reset."""
 
     openai: Account = field(default_factory=Account)
     anthropic: Account = field(default_factory=Account)

@@ -1,4 +1,4 @@
-"""Checks that end as checks should not, for benchmarks/card/runner.py; each runs in a process of its own."""
+"""Checks for benchmarks/card/runner.py that end badly; each runs in a separate process."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def otherwise(_bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def hangs(bench: Bench) -> Iterator[dict[str, Any]]:
-    """It has started a process of its own, as checks start cells, and both wait for ever."""
+    """The check starts another process, as checks start cells, and both wait for ever."""
     child = subprocess.Popen([sys.executable, "-c", SLEEP])
     (bench.work / "pid").write_text(str(child.pid), encoding="ascii")
     yield finding("met", "before it hung", True)
@@ -45,7 +45,7 @@ def raises(_bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def leaves_one_behind(bench: Bench) -> Iterator[dict[str, Any]]:
-    """It ends well, and what it started holds its output open."""
+    """The check ends well, but its child keeps its output open."""
     child = subprocess.Popen([sys.executable, "-c", SLEEP])
     (bench.work / "pid").write_text(str(child.pid), encoding="ascii")
     yield finding("met", "all is well", True)

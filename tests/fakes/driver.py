@@ -1,4 +1,5 @@
-"""A fake nvidia-smi: it prints the cards that a test names as the driver's own tool does, and refuses fields it does not know."""
+"""A fake nvidia-smi: it prints a test's cards as the driver's own tool does, and refuses unknown
+fields."""
 
 import json
 import sys
@@ -35,7 +36,8 @@ for index, card in enumerate(driver["cards"]):
 
 @dataclass(frozen=True)
 class FakeCard:
-    """`memory` and `used` in MiB, as nvidia-smi says it; `slices` are (profile, UUID) of a card that MIG divides."""
+    """`memory` and `used` are MiB, as in nvidia-smi; `slices` are (profile, UUID) pairs of a card
+    with MIG."""
 
     name: str = "Tesla T4"
     uuid: str = "GPU-11111111"
@@ -53,8 +55,10 @@ def install(
     failure: str = "",
     code: int = 9,
 ) -> None:
-    """Put it first on PATH, of a machine with these cards, every one visible. `failure`: what it says instead of listing them, with
-    exit code `code`."""
+    """Put the fake first on PATH: a machine with these cards, all of them visible.
+
+    `failure` is its output in place of the list, with exit code `code`.
+    """
     program = folder / "driver" / "nvidia-smi"
     program.parent.mkdir(parents=True, exist_ok=True)
     settings = {"cards": [vars(card) for card in cards], "version": version, "failure": failure, "code": code}

@@ -1,4 +1,5 @@
-"""A small Hugging Face hub on a loopback port: what `huggingface_hub` asks for, and the faults that real ones have."""
+"""A small Hugging Face hub on a loopback port: the paths that `huggingface_hub` requests, and the
+faults of real hubs."""
 
 import hashlib
 import json
@@ -16,10 +17,14 @@ LARGE = 4096
 
 @dataclass
 class Repo:
-    """A repository at one commit. `token` is asked for where it is gated; `answers`: the status of everything, or `silent`. A `cut`
-    file ends after so many bytes, a `stalled` one says nothing more behind them, each so many `times`; all are `damaged`.
-    `no_ranges`: it has no part of a file to give; `no_sizes`: its listing is bare; `portal`: somebody else's page answers;
-    `private`: only its owner sees it, where the hub takes uploads."""
+    """A repository at one commit.
+
+    `token` is required where the repository is gated. `answers` is the status of every
+    response, or `silent`. A `cut` file ends after so many bytes, and a `stalled` one sends
+    nothing more after them, each so many `times`; `damaged` files arrive with wrong bytes.
+    `no_ranges`: no partial files; `no_sizes`: a listing without sizes; `portal`: the page of
+    somebody else answers; `private`: only the owner sees it, where the hub takes uploads.
+    """
 
     files: dict[str, bytes]
     kind: str = "model"
@@ -39,8 +44,11 @@ class Repo:
 
 @dataclass
 class Hub:
-    """The repositories by name, and what clients did: how many bytes of each file were `sent`, which `ranges` and paths were
-    `requested`."""
+    """The repositories by name, and a record of requests.
+
+    `sent` counts the bytes of each file; `ranges` and `requested` list the requested ranges and
+    paths.
+    """
 
     repos: dict[str, Repo]
     url: str = ""
@@ -55,7 +63,7 @@ def blob_id(content: bytes) -> str:
 
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
-    """What the hub's listings say of a file."""
+    """The hub's listing entry of a file."""
     entry: dict[str, Any] = {
         "rfilename": name,
         "path": name,
@@ -75,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the tests' terminal."""
+        """Print nothing on the tests' terminal."""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)

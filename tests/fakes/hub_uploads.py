@@ -1,5 +1,8 @@
-"""The small hub of `hub.py` with what an upload asks for: a repository is made, large files go to a store of their own (LFS), and
-one commit names them all. The paths, words and status codes are those of the real one."""
+"""The small hub of `hub.py` with uploads.
+
+A repository is created, large files go to a separate store (LFS), and one commit names them all.
+The paths, words and status codes are those of the real hub.
+"""
 
 import base64
 import hashlib
@@ -15,8 +18,12 @@ from tests.fakes.hub import LARGE, Handler, Hub, Repo, blob_id, serving
 
 @dataclass
 class Uploads(Hub):
-    """`owners` by token. `stored` are the large files, by their SHA-256; `puts` which were sent. `refuses`: a status and words for
-    requests whose path holds a text. `cuts`: so many of the sendings of a large file end before the hub has it."""
+    """The uploads of a hub.
+
+    `owners` by token. `stored` are the large files by their SHA-256; `puts` are the ones that
+    were sent. `refuses`: status and words for requests whose path contains a text. `cuts`: the
+    number of large transfers that break off before the hub has the file.
+    """
 
     owners: dict[str, str] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
@@ -133,7 +140,7 @@ class _Uploading(Handler):
         return False
 
     def _is_hidden(self) -> bool:
-        """A private repository is shown to its owner alone; to others it is as if it were not there."""
+        """Answer 401, and return True, where the repository is private to another owner."""
         owned = next((name for name, repo in self.hub.repos.items() if repo.private and name in self._path()), None)
         hidden = bool(owned) and self._owner() != owned.partition("/")[0]
         if hidden:

@@ -1,4 +1,5 @@
-"""A small real LLM server: /v1/chat/completions on a free loopback port, answering what the test tells it to."""
+"""A small real LLM server: /v1/chat/completions on a free loopback port, with the test's
+answers."""
 
 import asyncio
 import json
@@ -19,7 +20,7 @@ from starlette.routing import Route
 
 @dataclass(frozen=True)
 class Reply:
-    """One HTTP response, `after` so many seconds."""
+    """One HTTP response, sent `after` so many seconds."""
 
     body: str | bytes
     status: int = 200
@@ -35,7 +36,7 @@ Answers = Callable[[str, int], Reply]
 
 @dataclass
 class ChatServer:
-    """What the server was asked, in the order it came."""
+    """The requests that the server received, in order."""
 
     answers: Answers
     url: str = ""
@@ -46,7 +47,7 @@ class ChatServer:
     _asked: Counter[str] = field(default_factory=Counter)
 
     def answer_with(self, answers: Answers) -> None:
-        """Begin anew with other answers."""
+        """Start anew with other answers."""
         self.answers = answers
         self.bodies, self.headers, self.most_at_once, self._asked = [], [], 0, Counter()
 
@@ -87,7 +88,7 @@ def chat_server(answers: Answers) -> Iterator[ChatServer]:
 
 
 def completion(content: str | None, *, finish_reason: str = "stop") -> str:
-    """The body of a chat completion, spaced as no JSON writer of ours would."""
+    """The body of a chat completion, with spacing that none of our JSON writers produces."""
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     body = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}

@@ -197,7 +197,8 @@ def write_inputs() -> None:
 
 
 def configure(more_methods: dict[str, Any], **overrides: Any) -> None:
-    """Write experiments.yaml with all methods in its profile; `overrides` are of single methods."""
+    """Write experiments.yaml with all methods in its profile; `overrides` apply to single
+    methods."""
     methods = {**CONFIGURATION["methods"], **more_methods}
     methods = {name: {**method, **overrides.get(name, {})} for name, method in methods.items()}
     profile = {**CONFIGURATION["profiles"]["local"], "methods": list(methods)}
@@ -247,7 +248,7 @@ def started(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def featherweight(*arguments: str) -> None:
-    """Run a command; an outcome that is not ok (3) is one of those that are wanted."""
+    """Run a command; an outcome that is not ok (3) is one of the intended ones."""
     if (code := started(*arguments).wait()) not in (0, 3):
         raise SystemExit(f"featherweight {' '.join(arguments)} ended with {code}")
 
@@ -256,14 +257,16 @@ def featherweight(*arguments: str) -> None:
 
 
 def faults(wire: Wire, prompt: str, nth: int) -> Fault | None:
-    """Of claude's requests: one is always lost after it was paid for, and one always fails."""
+    """The faults of claude's requests: one is always lost after it was paid for, and one always
+    fails."""
     if wire == "anthropic" and prompt.startswith("A book for a tired"):
         return "cut"
     return "server_error" if wire == "anthropic" and prompt.startswith("A book for a glad") else None
 
 
 def records(server: FakeProvider) -> None:
-    """Ask both providers: one request fails, one is lost twice, two die once with their process."""
+    """Ask both providers: one request fails, one is lost twice, and two die once with their
+    process."""
     server.behavior = Behavior(latency=2.0, script=faults)
     kill_generating(lambda: requests_by_status()["in_flight"] == 2)
     server.behavior = Behavior(script=faults, batch_seconds=0.1)
@@ -278,7 +281,7 @@ def records(server: FakeProvider) -> None:
 
 
 def kill_generating_last(server: FakeProvider) -> None:
-    """The last thing that happens to the journal: requests are left failed and in flight."""
+    """Last event of the journal: requests stay failed and in flight."""
     configured = EXPERIMENTS.read_text(encoding="utf-8")
     EXPERIMENTS.write_text(configured.replace("  requests: 8\n", "  requests: 12\n"), encoding="utf-8")
     server.behavior = Behavior(latency=2.0, script=faults)
@@ -286,7 +289,7 @@ def kill_generating_last(server: FakeProvider) -> None:
 
 
 def kill_generating(at: Callable[[], bool]) -> None:
-    """Have claude asked, and end that with kill -9 at a moment that the journal tells."""
+    """Start claude's requests and kill -9 the process at a moment that the journal determines."""
     process = started("generate", "--provider", "claude")
     wait_for(lambda: DATA.journal.exists() and at(), LONGEST_WAIT)
     process.kill()
@@ -312,7 +315,7 @@ def attempts(method: str, seed: int = 1) -> list[cells.Attempt]:
 
 
 def end_at_checkpoint(method: str, number: signal.Signals, *options: str) -> None:
-    """Start a cell of seed 1, and send the signal once its first checkpoint is whole."""
+    """Start a cell of seed 1, and send the signal once its first checkpoint is complete."""
     earlier = len(attempts(method))
     process = started("train", "tiny", method, "--seed", "1", *options)
     wait_for(lambda: any(checkpoints.whole(one.folder) for one in attempts(method)[earlier:]), LONGEST_WAIT)
@@ -321,7 +324,8 @@ def end_at_checkpoint(method: str, number: signal.Signals, *options: str) -> Non
 
 
 def accidents_before_the_night() -> None:
-    """An older recipe's attempt, for the night to supersede, and a killed one, for it to go on from."""
+    """Plant an older recipe's attempt, which the night replaces, and a killed one, which it
+    resumes."""
     configure({}, full={"learning_rate": 1e-4})
     featherweight("train", "tiny", "full", "--seed", "1")
     featherweight("evaluate", "tiny", "full", "--seed", "1")
@@ -330,12 +334,12 @@ def accidents_before_the_night() -> None:
 
 
 def interrupt_a_cell() -> None:
-    """SIGTERM ends the newest attempt at a good cell, which leaves a checkpoint to go on from."""
+    """End the newest attempt at a good cell by SIGTERM, which leaves a checkpoint."""
     end_at_checkpoint("lora-r4", signal.SIGTERM, "--force")
 
 
 def night() -> None:
-    """A night as the schedule runs it, without Dagster."""
+    """Run a night like the schedule, without Dagster."""
     requested: list[str] = []
     published: list[bool] = []
     while True:
@@ -371,7 +375,7 @@ def extras() -> None:
 
 
 def check_outcomes() -> None:
-    """Raises SystemExit where an accident did not happen as it should have."""
+    """Raises SystemExit where an accident did not have the intended outcome."""
     expected = {
         "base": ["ok"], "full": ["ok", "ok"], "lora-r8": ["lost", "ok"], "qlora-r8": ["ok"], "lora-r8-searched": ["ok"],
         "lora-r4": ["ok", "killed"], "full-small-card": ["out_of_memory"], "full-hurried": ["timed_out", "timed_out"],
@@ -388,7 +392,7 @@ def check_outcomes() -> None:
 
 
 def packed() -> bytes:
-    """The root as .tar.xz: the same bytes for the same files, and no word of who planted them.
+    """The root as .tar.xz: equal bytes for equal files, and no trace of who planted them.
 
     Raises:
         SystemExit: a file names a folder of this machine, or its host or user.

@@ -1,4 +1,5 @@
-"""A small lake with planted cells: real files, real fingerprints, invented numbers. No weights, no training."""
+"""A small lake with planted cells: real files and fingerprints, invented numbers, no weights and no
+training."""
 
 import itertools
 import math
@@ -70,7 +71,7 @@ EVALUATED = {
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`one` with the keys of `other` put over its own, at every depth."""
+    """`one` with the keys of `other` laid over its own, at every depth."""
     both = dict(one)
     for key, value in other.items():
         both[key] = merged(both[key], value) if isinstance(value, dict) and isinstance(both.get(key), dict) else value
@@ -79,7 +80,7 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lake:
-    """A stage under a folder of its own, with examples and whatever cells are planted in it."""
+    """A stage in a folder of its own, with examples and the planted cells."""
 
     project: Project
 
@@ -88,7 +89,7 @@ class Lake:
         return self.project.data
 
     def resolved(self) -> Resolved:
-        """With the examples as they are now."""
+        """The project resolved with its current examples."""
         return self.project.resolve()
 
     def configured(self, **changes: Any) -> "Lake":
@@ -112,7 +113,7 @@ class Lake:
     def spec(
         self, key: CellKey, *, budget: float | None = None, prints: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """What an attempt at `key` is asked to do under the configuration and the examples as they are now."""
+        """The spec of an attempt at `key` under the current configuration and examples."""
         plan = self.resolved().plan(key)
         settings = self.project.experiments.training_for(self.project.profile, key.model, key.method)
         return {
@@ -123,7 +124,7 @@ class Lake:
         }  # fmt: skip
 
     def started(self, method: str, *, pid: int | None = None, seed: int = 1, **spec: Any) -> Attempt:
-        """An attempt that says it runs, in this process or in the one with `pid`."""
+        """An attempt recorded as running, in this process or in the one with `pid`."""
         key = CellKey("tiny", method, seed)
         document = self.spec(key, **spec)
         folder = key.folder(self.data) / document["run_id"]
@@ -137,7 +138,7 @@ class Lake:
         device: str | None = None, curve: Sequence[Row] = (), seed: int = 1, budget: float | None = None,
         prints: Mapping[str, str] | None = None, **measured: Any,
     ) -> Attempt:  # fmt: skip
-        """A finished attempt; `measured` numbers go over the invented ones, None takes one away."""
+        """A finished attempt; `measured` overrides the invented numbers, and None removes one."""
         attempt = self.started(method, seed=seed, budget=budget, prints=prints)
         numbers = {k: v for k, v in {**MEASURED, **measured}.items() if v is not None}
         if method == "base":
@@ -162,7 +163,7 @@ class Lake:
         losses: Sequence[Row] = (),
         **measured: Any,
     ) -> Evaluation:
-        """A finished evaluation of `attempt`, with the evaluation's fingerprint as it is now."""
+        """A finished evaluation of `attempt`, with the evaluation's current fingerprint."""
         prints = evaluated_by(self.resolved()).fingerprints
         folder = attempt.folder / "evaluations" / f"20260101T{next(_run_numbers):09}-bbbbbb"
         replace(attempt.spec, fingerprints=prints).write(folder)
@@ -186,7 +187,7 @@ class Lake:
         return attempt
 
     def killed_at_start(self, method: str) -> Path:
-        """The folder of an attempt whose parent was killed before it wrote anything."""
+        """The folder of an attempt whose parent was killed before it wrote a file."""
         folder = CellKey("tiny", method, 1).folder(self.data) / f"20260101T{next(_run_numbers):09}-cccccc"
         folder.mkdir(parents=True)
         return folder
@@ -202,8 +203,11 @@ def lake(root: Path, **changes: Any) -> Lake:
 
 
 def losses(bits: float, *, records: int = 12, noise: float = 0.01, own: str = "", prefix: str = "e") -> list[Row]:
-    """Rows of losses.jsonl of 100 bytes each, together `bits` per byte: how hard a record is is the same for every model, and each
-    has its `own` luck with it, of a standard deviation of about `noise` bits per byte."""
+    """Rows of losses.jsonl of 100 bytes each, together `bits` per byte.
+
+    The difficulty of a record is equal for all models; `own` seeds the noise of this one, whose
+    standard deviation is about `noise` bits per byte.
+    """
     hard, luck = random.Random("hard"), random.Random(own)
     each = [(hard.gauss(0, 0.3), luck.gauss(0, noise)) for _ in range(records)]
     mean = sum(a + b for a, b in each) / records
@@ -221,7 +225,7 @@ def losses(bits: float, *, records: int = 12, noise: float = 0.01, own: str = ""
 
 
 def row(**values: Any) -> Row:
-    """A comparison row of an ok cell, with `values` over it."""
+    """A comparison row of an ok cell, overridden by `values`."""
     plain: Row = {"model": "tiny", "method": "full", "status": "ok", "is_stale": False, "seeds": 1, "seeds_ok": 1}
     return {**COMPARISON.empty(), **plain, "run_id": "run-1", "advice": "fits", "device": "cpu", **values}
 

@@ -41,7 +41,7 @@ WIRES: tuple[Wire, ...] = get_args(Wire)
 
 
 class FakeProvider:
-    """The server's state. `behavior` may be set while it runs; `reset` forgets all that was asked."""
+    """The server's state. `behavior` may change while it runs; `reset` forgets all requests."""
 
     def __init__(self, behavior: Behavior) -> None:
         self.openai_url = self.anthropic_url = ""
@@ -60,14 +60,17 @@ class FakeProvider:
 
     @behavior.setter
     def behavior(self, behavior: Behavior) -> None:
-        """The limits begin anew if they were changed."""
+        """The limits start anew if they were changed."""
         names = ("rate", "limiter", "burst", "window", "tokens_per_minute")
         if any(getattr(behavior, name) != getattr(self._behavior, name) for name in names):
             self._limits = {wire: Limits(wire, behavior) for wire in WIRES}
         self._behavior = behavior
 
     def reset(self) -> None:
-        """Forget what was asked, the files and the batches; the limits begin anew. For use while nothing is asked."""
+        """Forget requests, files and batches; the limits start anew.
+
+        No request may be under way.
+        """
         self.ledger = Ledger()
         self._limits = {wire: Limits(wire, self._behavior) for wire in WIRES}
         self._nth.clear()
@@ -75,7 +78,7 @@ class FakeProvider:
         self._random = random.Random(self._behavior.seed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application; it keeps the connection at hand, so that it can be cut."""
+        """The ASGI application; it keeps the connection, so that it can cut it."""
         scope["cut"] = getattr(send, "__self__").transport.abort  # noqa: B009 (uvicorn's own object)
         try:
             await self._app(scope, receive, send)
@@ -159,7 +162,7 @@ class FakeProvider:
         return fault, nth
 
     async def _before(self, request: Request, fault: Fault | None, *, wait: bool = True) -> bool:
-        """All that happens before an answer is made; whether one is to be made."""
+        """Everything before an answer is made; returns whether to make one."""
         behavior = self._behavior
         if fault in ERROR_FAULTS and fault not in LATE_ERRORS:
             raise Problem(fault)
@@ -240,7 +243,8 @@ class FakeProvider:
     # All other calls
 
     def route(self, wire: Wire, method: str, path: str, handler: Handler) -> Route:
-        """A route whose calls are counted, and which fails where the script says so, as "POST /v1/batches" and so on."""
+        """Register a route that counts its calls and fails where the script names it, such as "POST
+        /v1/batches"."""
         return Route(path, partial(self._call, wire, f"{method} {path}", handler), methods=[method])
 
     async def _call(self, wire: Wire, name: str, handler: Handler, request: Request) -> Response:
@@ -264,7 +268,7 @@ class FakeProvider:
         return JSONResponse(embeddings_body(body, self._behavior))
 
     async def _models(self, request: Request) -> Response:
-        """Both protocols have this path; Anthropic's clients name their version."""
+        """Both protocols have this path; Anthropic's clients send their version."""
         wire: Wire = "anthropic" if "anthropic-version" in request.headers else "openai"
         return await self._call(wire, "GET /v1/models", partial(self._list_models, wire), request)
 
@@ -315,7 +319,7 @@ async def _cut(request: Request) -> None:
 
 
 async def _delivered(request: Request, response: Response, fault: Fault | None) -> Response:
-    """The response, or what becomes of it under a fault."""
+    """The response, or its replacement under a fault."""
     if fault == "hang_after":
         await _client_gone(request)
     elif fault == "cut":
@@ -329,7 +333,7 @@ async def _delivered(request: Request, response: Response, fault: Fault | None) 
 
 
 class _HalfResponse(Response):
-    """Promises all of another response, sends half of it and closes the connection."""
+    """Announces the whole of another response, sends half of it and closes the connection."""
 
     def __init__(self, whole: Response) -> None:
         super().__init__(whole.body, whole.status_code, media_type=whole.media_type)
@@ -341,7 +345,7 @@ class _HalfResponse(Response):
 
 @contextmanager
 def fake_provider(behavior: Behavior | None = None, *, port: int = 0) -> Iterator[FakeProvider]:
-    """Serve until the block ends, whatever still hangs then."""
+    """Serve until the block ends, even if requests still hang."""
     provider = FakeProvider(behavior or Behavior())
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -397,7 +401,7 @@ def _behavior_and_port(arguments: Sequence[str] | None) -> tuple[Behavior, int]:
 
 
 def _value(written: str) -> Any:
-    """JSON where it is JSON, else the word itself."""
+    """The parsed JSON, or the word itself where it is not JSON."""
     try:
         return json.loads(written)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Both protocols on the wire: what their requests ask for, and the bodies of answers and errors."""
+"""Both protocols on the wire: their requests, and the bodies of answers and errors."""
 
 import json
 import time
@@ -101,7 +101,7 @@ ANTHROPIC_STOP = {"end": "end_turn", "length": "max_tokens", "refusal": "refusal
 
 
 class Problem(Exception):
-    """The request is answered with this error; `wait` is the seconds after which it may come again."""
+    """The request is answered with this error; `wait` is the seconds until a retry."""
 
     def __init__(self, fault: ErrorFault, message: str | None = None, *, wait: float | None = None) -> None:
         super().__init__(message or fault)
@@ -121,7 +121,7 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for, in either protocol."""
+    """A request of either protocol."""
 
     wire: Wire
     model: str
@@ -178,7 +178,7 @@ def last_message(body: Mapping[str, Any]) -> str:
 
 
 def read_request(wire: Wire, body: Mapping[str, Any], *, strict: bool) -> Asked:
-    """Raises Problem: something is missing, or the schema is one that the provider refuses."""
+    """Raises Problem where something is missing, or the provider refuses the schema."""
     for name in ("model", "messages", *(("max_tokens",) if wire == "anthropic" else ())):
         if not body.get(name):
             missing = f"Missing required parameter: '{name}'." if wire == "openai" else f"{name}: Field required"
@@ -203,7 +203,7 @@ def _text(content: Any) -> str:
 
 
 def _openai_schema(body: Mapping[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-    """The schema and whether it must be a strict one."""
+    """The schema, and whether it must be strict."""
     response_format = body.get("response_format") or {}
     if response_format.get("type") == "json_schema":
         inner = response_format.get("json_schema") or {}
@@ -222,7 +222,7 @@ def _anthropic_schema(body: Mapping[str, Any]) -> tuple[dict[str, Any] | None, b
 
 @lru_cache(maxsize=256)
 def _schema_problem(wire: Wire, written: str) -> str | None:
-    """Why structured outputs do not take this schema."""
+    """The reason why structured outputs refuse this schema."""
     prefix = "Invalid schema for response_format: " if wire == "openai" else "output_config.format.schema: "
     problem = _node_problem(wire, json.loads(written))
     return prefix + problem if problem else None
@@ -242,7 +242,7 @@ def _node_problem(wire: Wire, node: Any) -> str | None:
 
 
 def _own_problem(wire: Wire, node: dict[str, Any]) -> str | None:
-    """Of a schema itself, not of those in it."""
+    """The problem of a schema itself, not of its children."""
     properties = node.get("properties")
     if node.get("type") == "object" and node.get("additionalProperties") is not False:
         return "For 'object' type, 'additionalProperties' must be explicitly set to false"

@@ -61,7 +61,7 @@ def jobs() -> list[Job]:
 
 
 def parsed(*options: str, words: str = "") -> argparse.Namespace:
-    """The command line by options that take a value, but for those that end with "!"."""
+    """Parse the command line. Every option takes a value, except those that end with "!"."""
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, allow_abbrev=False)
     for option in options:
         if option.endswith("!"):
