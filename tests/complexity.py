@@ -75,5 +75,5 @@ def _reasons(source: str) -> dict[int, str]:
 
 if __name__ == "__main__":
     lines = of_files(files())
-    print(*lines, sep="\n", end="\n" if problems else "", file=sys.stderr)
-    sys.exit(bool(problems))
+    print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+    sys.exit(bool(lines))

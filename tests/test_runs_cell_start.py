@@ -1,4 +1,4 @@
-"""What a cell's processes load once, and what they do not load at all."""
+"""Modules and tokenizers that a cell's processes load once, and those that they never load."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A cell's status is read from its folder, and every way a child can end becomes the right verdict."""
+"""A cell's status is read from its folder, and every end of a child becomes the right verdict."""
 
 import shutil
 import signal
@@ -120,7 +120,8 @@ def test_no_lake_has_no_attempts(tmp_path: Path) -> None:
 
 
 def test_an_id_never_sorts_below_the_newest_that_is_there(tmp_path: Path) -> None:
-    """A clock that was a month ahead once made the newest attempt; what is made after it comes after it."""
+    """A clock that was a month ahead made the newest attempt; later attempts still sort after
+    it."""
     (tmp_path / "20990131T235959999-aaaaaa").mkdir()
     (tmp_path / "cell.lock").touch()
     first = new_run_id(tmp_path)
@@ -232,7 +233,8 @@ def test_every_signal_becomes_a_verdict(tmp_path: Path, number: int) -> None:
 def run_child(
     lake: Lake, work: str, *, budget: float | None = None, watched: int | None = None
 ) -> tuple[Attempt, Ending]:
-    """Run `work` in a real worker, refused more than `budget` (GB) and stopped by the watchdog over `watched` (bytes)."""
+    """Run `work` in a real worker with a limit of `budget` GB, stopped by the watchdog above
+    `watched` bytes."""
     folder = lake.started("full", budget=budget).folder
     body = "\n".join(f"    {line}" for line in work.splitlines())
     code = "from pipelines.runs.worker import DivergedError, start\nfrom pipelines.errors import UnavailableError\n"
@@ -290,7 +292,8 @@ def test_a_child_is_refused_what_is_over_its_budget(lake: Lake) -> None:
     ],
 )
 def test_a_cap_is_lifted_where_asked_and_counts_what_was_touched(lake: Lake, held: str, status: Status) -> None:
-    """DuckDB's and Arrow's threads hang or crash where they are refused memory, and ask for far more than they touch."""
+    """DuckDB's and Arrow's threads hang or crash when an allocation fails, and request far more
+    than they touch."""
     work = "import mmap\nfrom pipelines.runs.process import memory_unlimited\n"
     work += f"with memory_unlimited(): held = {held}\nmore = bytearray(400_000_000)"
     attempt, _ = run_child(lake, work, budget=1.0)
@@ -314,15 +317,15 @@ def test_a_peak_that_the_child_measured_is_kept(tmp_path: Path) -> None:
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's own, which is not imported here."""
+    """Has the name of torch's own error; torch is not imported here."""
 
 
 class AcceleratorError(RuntimeError):
-    """Torch's own for an error that the driver reports, outside of its allocator."""
+    """Torch's error for a driver's message outside of its allocator."""
 
 
 class DistBackendError(RuntimeError):
-    """Torch's own for what NCCL reports, also where another rank is gone."""
+    """Torch's error for NCCL's messages, also where another rank is gone."""
 
 
 NCCL_MESSAGE = (
@@ -405,7 +408,7 @@ def test_the_bytes_that_were_asked_for(message: str, expected: int | None) -> No
     ],
 )
 def test_the_bytes_that_were_free(message: str, expected: int | None) -> None:
-    """Under a budget: those that it leaves."""
+    """Under a budget: the bytes that the budget leaves."""
     assert bytes_free(message) == expected
 
 

@@ -1,4 +1,5 @@
-"""A measured time is without what passes while the process is stopped; waiting and computing count."""
+"""A measured time excludes the time in which the process is stopped; waiting and computing
+count."""
 
 import multiprocessing
 import os
@@ -78,7 +79,7 @@ def work(folder: Path) -> None:
 
 
 class Freezing:
-    """A launcher whose cell is stopped for a while, by SIGSTOP."""
+    """A launcher that stops its cell for a while by SIGSTOP."""
 
     def start(self, command: CellCommand) -> Any:
         context = multiprocessing.get_context("forkserver")

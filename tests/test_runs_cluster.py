@@ -1,4 +1,5 @@
-"""What a cluster is told and what is made of its answers, without one: tests/test_runs_ray.py has one."""
+"""Requests to a cluster and the use of its answers, without a cluster; tests/test_runs_ray.py has
+one."""
 
 import json
 import threading
@@ -33,7 +34,7 @@ KEY = "planted-0123456789abcdef"
 
 @contextmanager
 def server(answers: dict[str, tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """A job server that answers by method and path; yields its address and what it was asked."""
+    """A job server that answers by method and path; yields its address and its requests."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -235,7 +236,8 @@ def test_inputs_travel_once_and_land_where_the_data_root_has_them(tmp_path: Path
 
 
 def test_only_a_cells_own_weights_go_with_its_job(tmp_path: Path) -> None:
-    """A trained model's tokenizer and configuration are, by content, its base's, which another cell may be reading."""
+    """A trained model's tokenizer and configuration equal its base's, which another cell may be
+    reading."""
     root = tmp_path / "root"
     for folder in ("base", "trained"):
         (root / folder).mkdir(parents=True)

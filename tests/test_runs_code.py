@@ -1,4 +1,4 @@
-"""The code fingerprint covers what the child runs, no more and no less."""
+"""The code fingerprint covers exactly the code that the child runs."""
 
 import ast
 import shutil
@@ -32,7 +32,7 @@ PARENTS_SIDE = (
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's sources in a folder of their own, to be touched."""
+    """A copy of the project's sources that tests may change."""
     root = tmp_path_factory.mktemp("sources")
     shutil.copytree(PROJECT / "pipelines", root / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
     return root
@@ -43,7 +43,7 @@ def fingerprint(module: str, root: Path) -> str:
 
 
 def touch(file: Path) -> str:
-    """Add a comment; returns what was there before."""
+    """Add a comment; returns the earlier text."""
     before = file.read_text(encoding="utf-8")
     file.write_text(before + "# touched\n", encoding="utf-8")
     return before
@@ -88,7 +88,8 @@ def test_a_file_that_the_child_imports_inside_a_function_counts_from_then_on(cop
 
 @pytest.mark.parametrize("named", ["torch", "wandb", "peft.py"])
 def test_what_else_lies_beside_the_project_is_not_followed(copied: Path, named: str):
-    """W&B keeps its runs in a folder `wandb`; and installed, the project has every other package beside it."""
+    """W&B stores its runs in a folder `wandb`; an installed project has every other package beside
+    it."""
     before = fingerprint(TRAINS, copied)
     other = copied / named
     if other.suffix:
@@ -100,7 +101,7 @@ def test_what_else_lies_beside_the_project_is_not_followed(copied: Path, named: 
 
 
 def test_an_upgrade_under_a_running_server_is_seen(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its children run what lies on disk, so the fingerprint follows."""
+    """The server's children run the code on disk, so the fingerprint follows it."""
     monkeypatch.setattr(code, "PROJECT", copied)
     monkeypatch.setattr(code, "_fingerprints", {})
     monkeypatch.setattr(code, "closure", partial(closure, root=copied))
@@ -114,7 +115,7 @@ def test_an_upgrade_under_a_running_server_is_seen(copied: Path, monkeypatch: py
 
 
 class Telling:
-    """A launcher whose child says at its end which of the project's files it had imported."""
+    """A launcher whose child lists, at its end, the project's files that it imported."""
 
     imported: frozenset[Path] = frozenset()
 

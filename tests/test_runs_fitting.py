@@ -1,4 +1,5 @@
-"""Micro-batches that do not fit are halved, each time in a new process: one attempt, one row, which says what was used."""
+"""Micro-batches that do not fit are halved, each time in a new process: one attempt, one row, which
+names the final size."""
 
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 
 class Counted(InProcess):
-    """How often a child was started is counted."""
+    """A launcher that counts its children."""
 
     started = 0
 
@@ -58,7 +59,7 @@ class Counted(InProcess):
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """From now on memory runs out where a micro-batch of training has more padded tokens than that."""
+    """From now on, memory runs out above this number of padded tokens in a training micro-batch."""
     real = loop.step_loss
 
     def limited(model: Any, batch: Any, *args: Any, **options: Any) -> Any:
@@ -162,7 +163,7 @@ OK: Said = {"phase": "save", "status": "ok", "measured": {"micro_batch_tokens": 
 
 
 class Turns:
-    """A launcher whose children end one after another as told: each leaves what it says, or does something."""
+    """A launcher whose children follow a script: each leaves its messages, or does something."""
 
     def __init__(self, *turns: Said | Callable[[Path], int]) -> None:
         self.turns, self.commands = list(turns), list[CellCommand]()

@@ -1,4 +1,5 @@
-"""A cell's command is watched, stopped and gone: also with its grandchildren, also when its parent is killed."""
+"""A cell's command is watched, stopped and removed, also with grandchildren, and also when its
+parent is killed."""
 
 import os
 import signal
@@ -66,7 +67,7 @@ time.sleep(600)
 
 
 class CancelError(Exception):
-    """What a cancel from outside raises inside the parent."""
+    """Raised inside the parent by a cancel from outside."""
 
 
 def run(
@@ -83,7 +84,7 @@ def run(
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits to be collected by its parent does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -91,7 +92,7 @@ def alive(pid: int) -> bool:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Returns when `true`, or fails after far longer than it may take."""
+    """Return when `true` holds; fail long after it is due."""
     deadline = time.monotonic() + 600
     while not true():
         assert time.monotonic() < deadline, "waited for ten minutes"
@@ -104,7 +105,7 @@ def pids_in(path: Path) -> list[int]:
 
 
 def ended(*pids: int) -> None:
-    """Fails unless all of them end."""
+    """Fails unless all of the processes end."""
     until(lambda: not any(alive(pid) for pid in pids))
 
 

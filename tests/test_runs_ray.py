@@ -39,7 +39,7 @@ LONG = {"epochs": 4000, "checkpoint_every_steps": 5, "eval_every_steps": 10000}
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """The environment of whoever uses the storage."""
+    """The environment variables of the storage's users."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
@@ -67,7 +67,8 @@ def cluster(s3: dict[str, str]) -> Iterator[RayCluster]:
 
 @pytest.fixture
 def on_ray(project: TinyProject, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TinyProject]:
-    """The project with its cells on the cluster; arguments are settings of `ray:` and, as `training`, of the profile's."""
+    """The project with its cells on the cluster; arguments are settings of `ray:` and, as
+    `training`, of the profile."""
 
     def made(*, training: dict[str, Any] | None = None, **ray: Any) -> TinyProject:
         settings = {"address": cluster.address, "python": sys.executable, "gpus": 0, **ray}
@@ -78,7 +79,7 @@ def on_ray(project: TinyProject, cluster: RayCluster, monkeypatch: pytest.Monkey
 
 
 class Recorder:
-    """A watch that keeps what is said and does `act` at each tick with the attempt."""
+    """Hooks that record messages and call `act` with the attempt at each tick."""
 
     def __init__(self, act: Callable[[Attempt], None] = lambda _attempt: None) -> None:
         self.lines: list[str] = []
@@ -255,7 +256,8 @@ def test_no_bucket_and_no_shared_folder_are_rows_that_say_so(
     project = on_ray(storage=None)
 
     class Hidden:
-        """The launcher of a project whose data root the nodes do not see: the job's folder is renamed before it begins."""
+        """The launcher of a project whose data root the nodes do not see: the job's folder is
+        renamed before it starts."""
 
         def start(self, command: CellCommand) -> Any:
             from pipelines.runs.launchers.ray.launcher import RayLauncher
@@ -297,7 +299,7 @@ def test_a_head_that_dies_is_a_row_and_what_was_done_is_kept(
 
 
 def run_graph(project: TinyProject, profile: dict[str, Any]) -> list[dict[str, Any]]:
-    """`make run`, one thread a cell; returns the published rows."""
+    """`make run` with one thread per cell; returns the published rows."""
     project.change(profiles={"local": profile})
     done = subprocess.run(
         [sys.executable, "-m", "assets.run"],
@@ -347,7 +349,8 @@ def same(one: float | None, other: float | None, share: float) -> bool:
 def test_the_whole_profile_ends_in_the_same_table_as_locally(
     tmp_path: Path, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The packaged weights on the local profile's settings, one thread a cell: five cells, two at a time, through S3."""
+    """The packaged weights on the local profile's settings, one thread per cell: five cells, two at
+    a time, through S3."""
     tables, seconds = {}, {}
     here = {"launcher": "local", "training": {}}
     there = {

@@ -1,4 +1,5 @@
-"""Every kind of run ends alike: training, evaluation, export, bit widths, a trial of tuning."""
+"""Every kind of run ends in the same ways: training, evaluation, export, bit widths, a trial of
+tuning."""
 
 import threading
 import time
@@ -37,7 +38,8 @@ PLANTED = ("-aaaaaa", "-bbbbbb")
 
 @dataclass(frozen=True)
 class End:
-    """How a child ends: what it said last, its exit code or ending, and what is raised while it is watched."""
+    """The end of a child: its last report, its exit code or ending, and an exception during the
+    watch."""
 
     report: dict[str, object] | None = None
     exit_code: int = 0
@@ -62,7 +64,8 @@ class Scripted(RunningCommand):
 
 
 class Scripts:
-    """Starts no process: each child ends as told, but for those of `good` modules, which end well."""
+    """Starts no process: each child has the scripted end, except those of `good` modules, which end
+    well."""
 
     def __init__(self, end: End, good: tuple[str, ...] = ()) -> None:
         self.end, self.good, self.folders = end, good, list[Path]()
@@ -137,7 +140,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 
 def result_of(lake: Lake, kind: str, end: End) -> tuple[RunResult, Path]:
-    """What the kind's last run came to."""
+    """The result of the kind's last run."""
     good = ("pipelines.extras.export.child",) if kind == "bit widths" else ()
     starter = Scripts(end, good)
     # IndexError comes from a trial that ended well without a curve.
@@ -185,7 +188,8 @@ def test_a_cell_that_lost_its_node_is_run_once_more(lake: Lake, kind: str):
 
 
 def test_two_data_roots_share_the_device(tmp_path: Path, lake: Lake):
-    """Whoever trains in another data root is waited for, since two at once falsify each other's speeds."""
+    """Training in another data root is waited for, since two at once falsify each other's
+    speeds."""
     lines: list[str] = []
     ended = threading.Event()
 

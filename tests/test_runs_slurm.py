@@ -1,4 +1,7 @@
-"""Cells on a real Slurm node on loopback. All slow. tests/test_runs_slurm_fake.py has what needs none."""
+"""Cells on a real Slurm node on loopback. All slow.
+
+The tests in tests/test_runs_slurm_fake.py need no node.
+"""
 
 import os
 import sys
@@ -112,7 +115,8 @@ def test_the_doctor_says_how_slurm_stands(project: TinyProject, node: SlurmNode)
 
 
 def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(project: TinyProject, own: SlurmNode) -> None:
-    """With one node there is no other: the second attempt waits for it, and a cancel ends the test."""
+    """A cluster of one node has no other: the second attempt waits for it, and a cancel ends the
+    test."""
     lost: list[str] = []
 
     def lose(attempt: Attempt) -> None:

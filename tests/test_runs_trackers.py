@@ -1,4 +1,5 @@
-"""The curve as it goes elsewhere: TensorBoard by default, others where they are installed; none of them ends a run."""
+"""The curve in external trackers: TensorBoard by default, others where installed; none of them ends
+a run."""
 
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ POINT = {"step": 3, "train_loss": 1.5, "eval_loss": None, "gpu_allocated_pct": 4
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard's event files in `folder` hold: name → step → value."""
+    """The contents of TensorBoard's event files in `folder`: name → step → value."""
     from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     series: dict[str, dict[int, float]] = {}
@@ -74,7 +75,7 @@ def test_only_the_keys_of_the_trackers_asked_for_reach_a_child(monkeypatch: pyte
 
 
 class Noted(ModuleType):
-    """A library of which every call is written down; what it returns is itself."""
+    """A library that records every call and returns itself."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

@@ -1,4 +1,5 @@
-"""experiments.yaml is checked whole when it is loaded, and each setting is looked up where the file says it is."""
+"""Loading checks the whole of experiments.yaml, and each setting is looked up at its documented
+level."""
 
 import re
 from collections.abc import Callable

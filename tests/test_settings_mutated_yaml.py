@@ -1,4 +1,5 @@
-"""Seeded mutations of experiments.yaml and topics.yaml: each is taken or refused with words, in little memory."""
+"""Seeded mutations of experiments.yaml and topics.yaml: each is accepted, or refused with a
+message, in little memory."""
 
 import os
 import random

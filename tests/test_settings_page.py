@@ -1,4 +1,4 @@
-"""docs/settings.md: complete, current, and true of where a setting acts."""
+"""docs/settings.md is complete and current, and names the true scope of each setting."""
 
 import re
 from typing import Any
@@ -29,7 +29,7 @@ def test_the_page_is_what_the_models_say() -> None:
 
 
 def test_every_setting_that_the_file_may_hold_has_a_line() -> None:
-    """As pydantic itself lists them."""
+    """Compared with pydantic's own list."""
     models = {"Experiments": SCHEMA, **SCHEMA["$defs"]}
     models = {name: held for name, held in models.items() if "properties" in held}
     assert models.keys() == SECTIONS.keys()

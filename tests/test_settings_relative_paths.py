@@ -1,4 +1,5 @@
-"""What experiments.yaml names lies beside it, wherever a command is started; `~` is the home folder."""
+"""Paths in experiments.yaml are relative to its folder, wherever a command is started; `~` is the
+home folder."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ RECORDS = [
 
 @pytest.fixture
 def beside(project: TinyProject, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyProject:
-    """A project whose own things lie beside experiments.yaml; commands are started elsewhere."""
+    """A project whose own files lie beside experiments.yaml; commands start elsewhere."""
     shutil.copytree(tiny_folder, project.experiments.parent / "mymodel")
     shutil.copytree(tiny_folder, tmp_path / "home" / "model")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -1,4 +1,5 @@
-"""Every YAML file is read by one reader, which refuses what would fill the memory or hide a mistake."""
+"""One reader reads every YAML file, and refuses input that would fill the memory or hide a
+mistake."""
 
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.test_settings_experiments import SMALL
 
 
 def bomb(levels: int, times: int = 9, *, merged: bool = False) -> str:
-    """Each level repeats the one before it `times` times."""
+    """Each level repeats the previous one `times` times."""
     lines = ["a0: &a0 {k: v}"]
     for level in range(1, levels + 1):
         repeated = ", ".join([f"*a{level - 1}"] * times)

@@ -1,4 +1,5 @@
-"""`featherweight sweep --layers`: cells like any others, a table and a picture; and the report's part on fewer layers."""
+"""`featherweight sweep --layers`: ordinary cells, a table and a picture, and the report's section
+on fewer layers."""
 
 import json
 from dataclasses import replace
@@ -47,7 +48,7 @@ def test_a_model_for_each_number_of_layers(planted_lake: Lake) -> None:
 
 
 def test_what_it_makes_is_what_the_file_would_say(planted_lake: Lake) -> None:
-    """So that its cells are current once its lines are put into the file."""
+    """Its cells stay current once its lines are put into the file."""
     written = planted_lake.configured(models={"mine": {"source": {"from": "tiny", "drop_layers": 3}}})
     swept = sweeping.with_layers(planted_lake.project, "tiny", [3])
     models: list[Model] = [swept.project.experiments.model("tiny-drop3"), written.project.experiments.model("mine")]
@@ -127,7 +128,7 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
 
 
 def _rows(models: list[str]) -> list[Row]:
-    """Of each model the untouched row, and two that were trained."""
+    """The untouched row and two trained rows of each model."""
     given: Row = {
         "eval_bits_per_byte": 1.5,
         "trainable_params": 9,
@@ -216,7 +217,8 @@ def test_llama_cpp_answers_as_the_shortened_model(architecture: str, tmp_path: P
 
 @pytest.mark.slow
 def test_a_gguf_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path) -> None:
-    """Of Gemma 3's layers every sixth is another, which llama.cpp knows by itself: without the first two it would be the fourth."""
+    """Every sixth layer of Gemma 3 differs, which llama.cpp assumes by position: without the first
+    two it would be the fourth."""
     folder = short(deep(tmp_path / "whole", "gemma3_text"), [0, 1])
     with pytest.raises(UnavailableError, match=r"another kind .layer_types.*own rule"):
         write_gguf(folder, tmp_path / "short.gguf", "F32", name="short")

@@ -1,4 +1,5 @@
-"""A sweep over ranks: cells like any others, a table and a picture, and no cell's outcome hides the others'."""
+"""A sweep over ranks: ordinary cells, a table and a picture, and no cell's outcome hides
+another's."""
 
 import json
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tests.fakes.planted import Lake, lake
 
 @pytest.fixture
 def planted_lake(tmp_path: Any) -> Lake:
-    """As experiments.yaml ships its method of rank 8."""
+    """A lake with the shipped method of rank 8."""
     return _with(lake(tmp_path), {"lora-r8": {"kind": "lora", "rank": 8, "alpha": 32, "dropout": 0.1}})
 
 
@@ -131,7 +132,7 @@ def test_a_rank_that_is_out_of_memory_is_a_row_and_the_next_is_run(
 
 
 def _with(planted_lake: Lake, methods: dict[str, Any]) -> Lake:
-    """The lake under a configuration with these methods, too."""
+    """The lake under a configuration with these additional methods."""
     project = planted_lake.project
     more = {name: Method(**method) for name, method in methods.items()}
     known = project.experiments.model_copy(update={"methods": {**project.experiments.methods, **more}})

@@ -1,4 +1,5 @@
-"""Profile `adapters`: its kinds of adapters and their sizes, that each of them trains, and which of them compute by a fast path."""
+"""Profile `adapters`: its kinds of adapters and their sizes, that each of them trains, and which
+use a fast path."""
 
 import re
 from pathlib import Path
@@ -38,7 +39,7 @@ FEWER = ("vera-r256", "ia3", "ln-tuning")
 
 
 def trainable_on_packaged(method: str) -> int:
-    """Trained parameters on the packaged model: those of two of its layers, carried on to all."""
+    """Trained parameters on the packaged model: those of two of its layers, extrapolated to all."""
     fields = dict(shipped.named(MODEL))
     kind, layers = fields.pop("model_type"), fields["num_hidden_layers"]
     recipe = Project(None, SHIPPED, PROFILE).recipe_of(MODEL, method)  # pyright: ignore[reportArgumentType]
@@ -69,7 +70,8 @@ def test_ten_adapters_are_as_large_as_the_file_and_the_page_say_and_as_lora_wher
 
 @pytest.fixture
 def stand_in(project: TinyProject, tmp_path: Path) -> TinyProject:
-    """A tiny Llama whose widths the profile's block sizes divide, and the profile's settings for some short examples."""
+    """A tiny Llama with widths that the profile's block sizes divide, and the profile's settings
+    for some short examples."""
     widths = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = AutoConfig.for_model("llama", **{**ARCHITECTURES["llama"], **widths}, bos_token_id=2, eos_token_id=0)
     torch.manual_seed(7)
@@ -135,7 +137,8 @@ QUICK = ("lora", "rslora", "dora", "lora-bias", "embeddings-too", "of-parameters
 
 
 def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
-    """Of some tokens, with what trains moved off its start by chance, so that no adapter is without effect."""
+    """Loss and gradients of some tokens, with trained weights moved at random, so that no adapter
+    is without effect."""
     torch.manual_seed(3)
     trained = {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
     with torch.no_grad():
@@ -148,7 +151,7 @@ def loss_and_gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def ours_and_pefts(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """The model as a cell trains it, and as PEFT alone makes it of the same weights."""
+    """The model as a cell trains it, and as PEFT alone builds it from the same weights."""
     recipe = {"kind": "adapter", "peft": settings, "targets": TARGETS["llama"], "quantization": None}
     if "target_modules" in settings:
         recipe["targets"] = None

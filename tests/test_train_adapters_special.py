@@ -1,5 +1,9 @@
-"""Adapters that need more than a configuration class: optimizers of their own, ranks that move, tokens of their own, and first
-weights that come from texts or from the base's rounding. Each is held against what PEFT's own documentation computes."""
+"""Adapters that need more than a configuration class.
+
+They have optimizers of their own, ranks that move, tokens of their own, or initial weights from
+texts or from the base's rounding. Each is compared with the computation in PEFT's own
+documentation.
+"""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A CUDA card as a child meets it, by a fake driver and a torch whose answers about the card are given: no card is at hand."""
+"""A CUDA card as a child sees it, by a fake driver and a torch with fixed answers; no card is
+needed."""
 
 import resource
 import threading
@@ -50,7 +51,7 @@ def a_worker(folder: Path, **spec: Any) -> Worker:
 
 
 class FakeCuda:
-    """What torch would say of a usable card; `fraction` is what was set of its memory."""
+    """Torch's answers about a usable card; `fraction` is the memory share that was set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int], **known: Any) -> None:
         self.fraction: float | None = None
@@ -68,7 +69,7 @@ class FakeCuda:
 
 @pytest.fixture
 def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A usable card of capability 7.5 and 16 GB, of which CUDA's context has taken one."""
+    """A usable card of capability 7.5 and 16 GB, of which CUDA's context takes one."""
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"), version="580.82.07")
     from transformers.integrations import sdpa_attention
 
@@ -182,7 +183,8 @@ def test_a_child_says_the_cards_name(t4: FakeCuda, tmp_path: Path) -> None:
 
 
 def test_the_card_programs_stand_in_for_a_worker_takes_the_card(t4: FakeCuda) -> None:
-    """Its checks load models as a child does, in processes that are none; a dry run does not come so far."""
+    """Its checks load models as a child does, but not in child processes; a dry run does not get
+    this far."""
     quiet: Any = ours._Quiet({"memory_budget_gb": 5.0})
     card.take(quiet)
     assert t4.fraction == 0.25
@@ -350,7 +352,7 @@ def lines() -> dict[str, str]:
 
 @pytest.fixture
 def cextension() -> Any:
-    """Where bitsandbytes keeps its library, imported as long as nothing says that there is a card."""
+    """The module with bitsandbytes' library, imported while no card is reported."""
     four_bits.prepare()
     from bitsandbytes import cextension
 
@@ -382,7 +384,7 @@ def test_the_report_of_a_card_names_what_cells_will_meet(
 
 
 def test_a_library_of_bitsandbytes_that_is_for_no_card_is_a_problem(computing: FakeCuda, cextension: Any) -> None:
-    """The one that this machine's bitsandbytes has loaded in fact."""
+    """The library that bitsandbytes has really loaded on this machine."""
     report = lines()
     assert "libbitsandbytes_cpu.so" in report["bitsandbytes"] and "is not for a card" in report[card_report.PROBLEM]
 

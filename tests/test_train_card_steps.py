@@ -1,4 +1,5 @@
-"""A step on a card, without one: on PyTorch's meta device, whose tensors have shapes and no values that the host could read."""
+"""A step on a card, without one: on PyTorch's meta device, whose tensors have shapes but no values
+for the host to read."""
 
 import copy
 from contextlib import nullcontext
@@ -59,7 +60,8 @@ def test_the_inputs_of_a_step_travel_together_and_are_those_of_each_micro_batch_
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device takes a card's place: reading a value of it fails, where on a card the host would wait."""
+    """The meta device replaces a card: reading a value fails where on a card the host would
+    wait."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(chunked, "_usable_bytes", lambda _device: 2**34)
     monkeypatch.setattr(products, "_card_sums_in_float32", lambda _dtype: False)
@@ -82,7 +84,7 @@ RECIPE: dict[str, Any] = {
 
 
 def trainer_on(device: torch.device, model: Any, recipe: dict[str, Any]) -> Any:
-    """As far as a step needs one."""
+    """The parts of a trainer that a step needs."""
     trainer: Any = object.__new__(loop.Trainer)
     worker = SimpleNamespace(stop_if_asked=lambda: None, asked_to_stop=False)
     trainer.__dict__ |= {
@@ -94,7 +96,7 @@ def trainer_on(device: torch.device, model: Any, recipe: dict[str, Any]) -> Any:
 
 
 class Ran(TorchDispatchMode):
-    """The names of the operators that ran."""
+    """The names of the executed operators."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""A method may name its data: what its child trains on is what its fingerprint was made from; evaluation is the same for all."""
+"""A method may name its data: the child trains on the data of its fingerprint; all methods share
+one evaluation."""
 
 import itertools
 import json
@@ -61,7 +62,10 @@ def examples(data: DataRoot) -> list[dict[str, Any]]:
 
 
 def planted(root: Path, data: dict[str, Any] | None = None, **profile: Any) -> Lake:
-    """A lake whose method `chosen` names this data, beside `full`, which names none. Its weights are nowhere."""
+    """A lake whose method `chosen` names this data, beside `full`, which names none.
+
+    Its weights do not exist.
+    """
     chosen = {"kind": "lora", "rank": 8, **({"data": data} if data else {})}
     made = lake(
         root,
@@ -97,7 +101,8 @@ def ids(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def expected(made: Lake, data: dict[str, Any], languages: list[str] | None, cap: int | None) -> list[str]:
-    """By the words of the configuration: of these languages, of this provider, in the caps' order, at most so many."""
+    """The configured choice: these languages, this provider, in the order of the caps, at most this
+    many."""
     import hashlib
 
     rows = [row for row in examples(made.data) if row["split"] == "train"]

@@ -1,4 +1,5 @@
-"""Two processes train one cell, on gloo: the same rows as one process, the same ends, nothing left running."""
+"""Two processes train one cell, on gloo: the rows and endings of one process, and no process
+left."""
 
 import json
 import shutil
@@ -43,7 +44,8 @@ def in_the_slow_suite(method: str, sharding: str) -> Any:
 
 @pytest.fixture
 def cleaned(project: TinyProject) -> TinyProject:
-    """A project whose cells take eight steps of three examples, the last of two, in uneven micro-batches."""
+    """A project whose cells take eight steps of three examples, the last of two, in uneven micro-
+    batches."""
     vera = {"kind": "adapter", "learning_rate": 5e-3, "peft": {"peft_type": "VERA", "r": 8}}
     project.change(methods={"lora-r8": {"dropout": 0.0}, "vera": vera}, profiles={"local": {"training": TRAINING}})
     return clean_for(project)
@@ -81,7 +83,8 @@ def assert_close(one: Outcome, other: Outcome) -> None:
 
 
 def processes_of(project: TinyProject) -> list[psutil.Process]:
-    """What runs of any of the project's cells: torchrun and its ranks, found by their command line."""
+    """Running processes of any of the project's cells: torchrun and its ranks, found by their
+    command line."""
     processes = []
     for process in psutil.process_iter(["cmdline"]):
         if str(project.data.cells) in " ".join(process.info["cmdline"] or []):

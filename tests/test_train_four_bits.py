@@ -1,4 +1,5 @@
-"""4 bits on a CPU: the same bits as bitsandbytes', and no file that stays mapped for weights nobody reads any more."""
+"""4 bits on a CPU: the same bits as bitsandbytes', and no file that stays mapped for unused
+weights."""
 
 import gc
 import subprocess
@@ -19,7 +20,8 @@ SHAPES = [(576, 576), (300, 333), (130, 128), (7, 9), (3, 64), (5, 100), (1, 1)]
 
 
 def theirs(weight: torch.Tensor, blocksize: int, kind: str, storage: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """What bitsandbytes registers for every device, also where this process has already put ours in its place on a CPU."""
+    """The kernels that bitsandbytes registers for every device, even after this process has
+    replaced them on a CPU."""
     everywhere = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
     return torch.ops.bitsandbytes.quantize_4bit.default.redispatch(everywhere, weight, blocksize, kind, storage)
 
@@ -45,7 +47,8 @@ def test_weights_are_packed_to_the_bits_of_bitsandbytes(kind: str, dtype: torch.
 
 
 def test_a_loaded_model_lets_go_of_its_file(tmp_path: Path) -> None:
-    """The file holds float32, as which the embedding is used: a view of the file unless it is copied."""
+    """The file holds float32, which the embedding uses, too: a view of the file unless it is
+    copied."""
     folder = save_tiny(tmp_path / "tiny")
 
     def mapped() -> bool:
@@ -79,7 +82,7 @@ def test_the_compiler_is_not_imported_for_it() -> None:
 
 
 def packed(weight: torch.Tensor, kind: str = "nf4", blocksize: int = 64, *, nested: bool = False) -> Any:
-    """`weight` as a `Params4bit` holds it."""
+    """`weight` in the form of a `Params4bit`."""
     from bitsandbytes.functional import quantize_4bit
 
     four_bits.prepare()
@@ -92,7 +95,7 @@ def packed(weight: torch.Tensor, kind: str = "nf4", blocksize: int = 64, *, nest
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_weights_are_unpacked_to_the_values_of_bitsandbytes(kind: str, nested: bool) -> None:
-    """Also of odd shapes and of large blocks, for which its library has no exact function."""
+    """Also for odd shapes and for large blocks, for which its library has no exact function."""
     from bitsandbytes.functional import dequantize_4bit
 
     torch.manual_seed(1)

@@ -1,4 +1,5 @@
-"""Half precision as on a card, rehearsed on a CPU: what it rounds, what stays float32, and in which format a result is."""
+"""Half precision as on a card, rehearsed on a CPU: what is rounded, what stays float32, and the
+format of a result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def examples() -> list[Tokenized]:
 
 
 def off(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The error of all elements together, as a share."""
+    """The relative error over all elements together."""
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
@@ -56,7 +57,8 @@ def off(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_the_heads_gradient_in_float16_is_as_exact_as_float16(autocast: bool) -> None:
-    """Shares of a step with thousands of learned tokens lie below float16's range, and the loss's scale above it."""
+    """Shares of a step with thousands of learned tokens lie below float16's range, and the loss's
+    scale above it."""
     torch.manual_seed(1)
     learned, words, width = 3000, 8000, 32
     hidden, weight = torch.randn(64, width), torch.randn(words, width) / 4
@@ -111,7 +113,7 @@ def test_pieces_of_the_head_grow_with_the_card(
 
 
 def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By products that a CPU does not have: here they are made of those that it has."""
+    """It uses products that a CPU lacks; here they are built from those that it has."""
 
     def mm(left: torch.Tensor, right: torch.Tensor, *, out_dtype: torch.dtype) -> torch.Tensor:
         return left.to(out_dtype).matmul(right.to(out_dtype))
@@ -143,7 +145,7 @@ def test_the_heads_gradient_is_summed_in_float32_over_its_pieces(monkeypatch: py
 
 @contextmanager
 def norms_as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """There autocast computes layer norms in float32 and leaves what comes of them in it."""
+    """On a card, autocast computes layer norms in float32 and leaves their results in it."""
     plain = functional.layer_norm
 
     def layer_norm(input: torch.Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> torch.Tensor:
@@ -320,7 +322,7 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
 def test_weights_that_zero_divides_are_left_to_their_own_modules(
     dtype: torch.dtype, examples: list[Tokenized], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stage 3 puts a weight together for as long as its own module computes, and marks it."""
+    """Stage 3 assembles a weight only while its own module computes, and marks it."""
     model = loading.add_adapter(tiny_model("llama").to(dtype), {**LORA, "targets": TARGETS["llama"]}, for_card=dtype)
     together: list[int] = []
     plain = adapters.Group._outputs
@@ -345,7 +347,7 @@ def targets_of(architecture: str, model: Any) -> list[str]:
 
 
 def fill(model: torch.nn.Module) -> None:
-    """The same numbers, not zeros, in everything that is trained."""
+    """Equal numbers other than zero in everything that is trained."""
     torch.manual_seed(2)
     for parameter in model.parameters():
         if parameter.requires_grad:

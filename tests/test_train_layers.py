@@ -1,4 +1,5 @@
-"""A model without some of its layers: which go, what is written, and that it says what the whole one does without those blocks."""
+"""A model without some of its layers: which ones go, the written files, and outputs equal to the
+whole model's without them."""
 
 import json
 import sys
@@ -60,7 +61,7 @@ def loaded(folder: Path) -> Any:
 
 @torch.no_grad()
 def by_hand(parent: Path, dropped: list[int]) -> torch.Tensor:
-    """Logits of the whole model, whose blocks that are dropped are replaced by what changes nothing."""
+    """Logits of the whole model, whose dropped blocks are replaced by identities."""
     model = loaded(parent)
     for layer in dropped:
         block = stack_of(model).blocks[layer]
@@ -178,7 +179,7 @@ def test_it_belongs_to_a_model_that_is_made_from_another(project: TinyProject) -
 
 
 def test_ids_of_other_models_are_what_they_were(project: TinyProject) -> None:
-    """Rows of a lake that exists name them."""
+    """Rows of existing lakes name these ids."""
     project.change(models={"made": {"source": {"from": MODEL}}})
     made, whole = (project.now().experiments.model(name) for name in ("made", MODEL))
     assert store.source_id(whole) == stable_hash({"path": whole.source.path})
@@ -215,7 +216,7 @@ def test_layers_are_chosen_only_where_there_are_records(tmp_path: Path, project:
 
 
 def _here(arguments: list[str], *_: Any) -> None:
-    """What the child does, without a process of its own."""
+    """The child's work without a separate process."""
     with patch.object(sys, "argv", arguments[1:]):
         shortening.main()
 
@@ -224,7 +225,7 @@ def _here(arguments: list[str], *_: Any) -> None:
 def test_it_is_made_whole_or_not_at_all(
     in_a_child: bool, project: TinyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a killed process left is gone, too."""
+    """The remains of a killed process are removed, too."""
     if not in_a_child:
         monkeypatch.setattr(store, "_run_child", _here)
     project.change(models={MODEL: {"source": {"path": str(deep(tmp_path / "whole"))}}})
@@ -270,7 +271,8 @@ def test_other_train_records_are_said_and_change_nothing(project: TinyProject) -
 
 
 def test_blocks_that_depend_on_their_place_are_no_shorter_model(tmp_path: Path) -> None:
-    """GPT-2's attention may be divided by its layer's number: renumbered, it would say something else."""
+    """GPT-2's attention may be divided by its layer's number: renumbered, it would compute
+    something else."""
     parent = deep(tmp_path / "whole", "gpt2", scale_attn_by_inverse_layer_idx=True, initializer_range=0.5)
     with pytest.raises(UnavailableError, match=r"its blocks depend on their place or on one another .*logits are off"):
         short(parent, [1])
@@ -288,7 +290,7 @@ def test_a_model_without_a_known_stack_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_weights_in_parts_and_under_shorter_names(tmp_path: Path) -> None:
-    """A part all of whose layers go is not written; a bfloat16 weight stays one, bit by bit."""
+    """A part whose layers all go is not written; a bfloat16 weight stays one, bit by bit."""
     parent, folder = tmp_path / "whole", tmp_path / "short"
     parent.mkdir()
     folder.mkdir()

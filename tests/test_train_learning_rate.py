@@ -1,5 +1,8 @@
-"""Of several learning rates the best is searched for on a slice of train: the same whatever happens to the cell, and apart. `auto`
-stands for a list, and for a cap on the whole search."""
+"""The search for the best of several learning rates on a slice of train, which is equal whatever
+happens to the cell.
+
+`auto` stands for a list, and for a cap on the whole search.
+"""
 
 import json
 from collections.abc import Iterator
@@ -110,7 +113,8 @@ def test_too_few_examples_to_hold_one_back_are_said(cleaned: TinyProject) -> Non
 
 @contextmanager
 def killed_in_trial(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The child is killed in that trial, when its steps are done and its loss is not yet noted; the rates that were tried."""
+    """Kill the child in that trial, after its steps and before its loss is recorded; yields the
+    rates that were tried."""
     whole, tried = Trainer.loss_of_steps, []
 
     def until(trainer: Any, plan: Any, rate: float, judged: Any) -> float:

@@ -1,4 +1,8 @@
-"""Successive halving over learning rates: within its cap it finds the best of a list, or says that it cannot; ends are passed."""
+"""Successive halving over learning rates.
+
+Within its cap it finds the best of a list, or says that it cannot; it goes beyond the ends of the
+list.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""The fast loss equals the plain one: same value, same gradients, no example sees another, for every architecture of the grid."""
+"""The fast loss equals the plain one: same value, same gradients, no leak between examples, for
+every architecture of the grid."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ def examples() -> list[Tokenized]:
 
 
 def plain_losses(model: Any, example: Tokenized) -> torch.Tensor:
-    """Each row alone, unpadded, with full logits: the computation everybody can check."""
+    """The plain computation: each row alone, unpadded, with full logits."""
     ids = torch.tensor([example.input_ids])
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
     labels = torch.tensor(example.labels[1:])
@@ -148,7 +149,7 @@ def test_special_tokens_do_not_count_in_bits_per_byte(examples: list[Tokenized])
 def test_gradients_are_the_same_after_an_evaluation(
     quantization: str | None, examples: list[Tokenized], tmp_path: Path
 ) -> None:
-    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, after which gradients are wrong."""
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, which makes gradients wrong."""
     recipe = {
         "model": "tiny", "kind": "lora", "precision": "auto", "attention": "auto", "quantization": quantization, "rank": 8,
         "alpha": 32, "dropout": 0.0, "targets": TARGETS["llama"],
@@ -179,7 +180,7 @@ def test_gradients_are_the_same_after_an_evaluation(
 
 
 def same_mask(like: torch.Tensor, drop: float) -> torch.Tensor:
-    """For `keep_mask`: the same wherever tensors have the same shape."""
+    """A mask for `keep_mask` that is equal for all tensors of one shape."""
     return (torch.rand(like.numel(), generator=torch.Generator().manual_seed(like.shape[-1])) >= drop).view(like.shape)
 
 

@@ -1,4 +1,5 @@
-"""What a cell measures of itself beside its steps: quantizing apart from loading, and NVML's memory access."""
+"""Measurements of a cell beside its steps: quantizing apart from loading, and NVML's memory
+access."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ class NvmlError(Exception):
 
 
 class Nvml:
-    """NVML's own interface as nvidia-ml-py gives it, of one card whose answers are given."""
+    """NVML's interface as in nvidia-ml-py, for one card with fixed answers."""
 
     NVMLError = NvmlError
 

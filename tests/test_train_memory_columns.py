@@ -1,4 +1,4 @@
-"""What is said of a card's memory, by a card whose numbers are given."""
+"""The columns on a card's memory, by a card with given numbers."""
 
 import json
 import threading
@@ -20,7 +20,10 @@ COLUMNS = ("peak_memory_gb", "gpu_allocated_peak_gb", "gpu_reserved_peak_gb", "g
 
 
 class Card:
-    """The second of two cards, with 16 GB, as torch.cuda reports it. A question about another card fails."""
+    """The second of two cards, with 16 GB, as torch.cuda reports it.
+
+    A question about another card fails.
+    """
 
     def __init__(self) -> None:
         self.allocated = self.reserved = 1 * GB

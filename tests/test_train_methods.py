@@ -1,4 +1,5 @@
-"""Every method and setting trains on a CPU, is part of the recipe, and is refused with the reason where it makes no sense."""
+"""Every method and setting trains on a CPU and is part of the recipe, or is refused with a reason
+where it makes no sense."""
 
 import math
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_flash_attention_by_name_is_unavailable_without_a_card(tmp_path: Path) -
 
 
 def test_weights_that_lack_a_tensor_are_no_model(tmp_path: Path) -> None:
-    """transformers would only warn, and train on what chance put there."""
+    """transformers would only warn, and train on random values."""
     folder = save_tiny(tmp_path / "tiny")
     tensors = load_file(folder / "model.safetensors")
     gone = next(name for name in tensors if "q_proj" in name)

@@ -1,4 +1,4 @@
-"""How busy others kept the machine while a cell trained, and what the table says of its speed then."""
+"""The load of other programs while a cell trained, and the table's words about its speed."""
 
 from pathlib import Path
 

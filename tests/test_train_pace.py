@@ -1,4 +1,5 @@
-"""Checkpoints by time, and a curve in proportion: what is decided, and that a run that goes on decides the same."""
+"""Checkpoints by time, and a curve in proportion: the decisions, and that a resumed run decides the
+same."""
 
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_how_often_is_no_part_of_the_recipe(project: TinyProject) -> None:
 
 @pytest.mark.parametrize("says", [(True, False), (False, True), (True, True), (False, False)])
 def test_the_first_rank_decides_for_all(monkeypatch: pytest.MonkeyPatch, says: tuple[bool, bool]) -> None:
-    """Two ranks whose clocks differ; the sum over them is made here, of what each of them puts in."""
+    """Two ranks with different clocks; the sum over both is built here from the numbers of each."""
     put_in: list[float] = []
     monkeypatch.setattr(Ranks, "sums", lambda _self, numbers: put_in.append(numbers[0]) or [0.0])
     for rank in (0, 1):
@@ -118,7 +119,7 @@ def test_each_rank_learns_what_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def by_time(project: TinyProject) -> TinyProject:
-    """Cells of six steps, checkpoints by time."""
+    """Cells of six steps with checkpoints by time."""
     project.change(
         profiles={"local": {"training": {"epochs": 3, "eval_every_steps": 4, "checkpoint_every_minutes": 1}}}
     )
@@ -205,7 +206,8 @@ def test_few_records_or_steps_are_measured_as_often_as_set(steps: int, records: 
 
 
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That a tiny project reaches: two of its three held-out records are measured, at half of the points that it asks for."""
+    """Bounds that a tiny project reaches: two of its three held-out records are measured, at half
+    of the configured points."""
     for name, value in (("CURVE_RECORDS", 2), ("FEW_RECORDS", 1), ("FEWEST_POINTS", 2)):
         monkeypatch.setattr(pace, name, value)
 

@@ -1,5 +1,8 @@
-"""Optimizer states in paged memory, with bitsandbytes' own class and its way of asking for pages, on memory that only says it is
-paged: nothing is asked for twice, a checkpoint is read into what is there, and the row says how much it is."""
+"""Optimizer states in paged memory, with bitsandbytes' own class, on memory that only claims to be
+paged.
+
+Nothing is allocated twice, a checkpoint is read into existing pages, and the row names their size.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,7 @@ LARGE = 100_000
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """What has been asked for as paged memory and, as there, is never given back."""
+    """The paged memory that was allocated; as in bitsandbytes, it is never given back."""
     allocated: list[torch.Tensor] = []
 
     def buffer(optimizer: Any, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -55,7 +58,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seeds: range
 
 
 def trainer_of(model: torch.nn.Module) -> Trainer:
-    """No more of a trainer than its optimizer."""
+    """The part of a trainer that its optimizer needs."""
     made = Trainer.__new__(Trainer)
     made.model, made.recipe, made.device, made.zero = model, RECIPE, torch.device("cpu"), None
     made.optimizer = make_optimizer(model, RECIPE)

@@ -1,4 +1,5 @@
-"""Whatever adapter PEFT has is a method by configuration alone, or a row that says in PEFT's words why it cannot be one."""
+"""Every PEFT adapter is a method by configuration alone, or a row that gives PEFT's reason against
+it."""
 
 import json
 import re
@@ -276,7 +277,8 @@ def test_every_adapter_of_peft_is_ok_or_says_why_not(
 
 
 def test_how_methods_differ_is_said_in_one_file() -> None:
-    """By the words that would say it elsewhere: kinds are not compared, and the short form's name is not spelled out."""
+    """Searches for words that would say it elsewhere: comparisons of kinds, and the short form's
+    name."""
     asks = re.compile(r"""(recipe\["kind"\]|method\.kind|\.get\("kind"\)) *(==|!=|in\b)|["']lora["']""")
     files = [*(PROJECT / "pipelines").rglob("*.py"), *(PROJECT / "assets").rglob("*.py")]
     matches = {str(file.relative_to(PROJECT)) for file in files if asks.search(file.read_text(encoding="utf-8"))}

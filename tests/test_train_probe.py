@@ -1,4 +1,5 @@
-"""The probe before training: it finds what does not fit, costs a few micro-batches, and leaves no trace."""
+"""The probe before training finds settings that do not fit, costs a few micro-batches, and leaves
+no trace."""
 
 import random
 from typing import Any

@@ -1,4 +1,5 @@
-"""Tokens and labels: the prompt as the model wants it, the answer learned up to its end, exactly one BOS."""
+"""Tokens and labels: the prompt in the model's own form, the answer learned up to its end, exactly
+one BOS."""
 
 import json
 
@@ -133,7 +134,8 @@ def test_a_system_prompt_that_the_template_refuses_goes_to_the_head_of_the_first
 
 
 def written(before: str, after: str) -> str:
-    """A template of ChatML's turns that writes `before` in front of the last answer and `after` behind every one."""
+    """A template of ChatML's turns that writes `before` in front of the last answer and `after`
+    behind every one."""
     return (
         "{% for message in messages %}"
         "{% if message['role'] == 'assistant' %}<|im_start|>assistant\n"

@@ -1,7 +1,7 @@
-"""Chat templates of every kind: what is learned is what inference would send and see, token for token.
+"""Chat templates of every kind: the learned tokens are those that inference sends and receives.
 
-Each trait below is a small template, or a tokenizer, of our own. `FEATHERWEIGHT_TOKENIZERS` names a folder of real ones, each in a
-folder of its own, that are held to the same.
+Each trait below is a small template, or a tokenizer, of our own. `FEATHERWEIGHT_TOKENIZERS` names a
+folder of real ones, each in a subfolder; the same tests apply to them.
 """
 
 import json
@@ -48,8 +48,11 @@ def record(messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trait:
-    """A template that writes a turn as `opening`, role, newline, content, `closing`; `before` stands in front of an answer, of the
-    last one alone where `last_only`. `learned` is what an answer must look like, `apart` whether each is an example of its own."""
+    """A template that writes a turn as `opening`, role, newline, content, `closing`.
+
+    `before` stands in front of an answer, only of the last one with `last_only`. `learned` is
+    the form of a learned answer, and `apart` says whether each answer is a separate example.
+    """
 
     template: str
     learned: str = "{}<|im_end|>"
@@ -67,7 +70,7 @@ def chatml(
     ask: str = "<|im_start|>assistant\n",
     head: str = "",
 ) -> str:
-    """ChatML's turns with what a trait changes."""
+    """ChatML's turns, changed by a trait."""
     place = "{% if loop.last %}" + before + "{% endif %}" if last_only else before
     return (
         head + "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -187,7 +190,10 @@ def tokenizer_of(trait: Trait) -> Any:
 
 
 def inference_prompt(form: PromptFormat, messages: list[dict[str, Any]]) -> list[int]:
-    """What inference sends: transformers' own call; a template that has no place for a system prompt gets it with the question."""
+    """The prompt of inference, by transformers' own call.
+
+    A template without a place for a system prompt gets it with the question.
+    """
     if messages[0]["role"] == "system":
         try:
             shown = form.tokenizer.apply_chat_template(messages, tokenize=False, **form.arguments)
@@ -344,7 +350,7 @@ def test_an_end_is_learned_once_whatever_stands_in_front_of_it(after: str, eos: 
 
 
 def test_an_end_behind_every_answer_is_learned_not_one_behind_the_last_alone() -> None:
-    """As Phi-3 writes it: <|end|> behind every turn, EOS once at the end."""
+    """Phi-3's form: <|end|> behind every turn, EOS once at the end."""
     template = chatml(after="<|end|>\n").replace(
         "{% if add_generation_prompt %}", "{% if not add_generation_prompt %}<eos>{% else %}"
     )
@@ -653,7 +659,8 @@ def test_a_real_tokenizer_is_asked_as_inference_asks_it(folder: Path) -> None:
 
 
 def _unlike_inference(form: PromptFormat, messages: list[dict[str, Any]]) -> str | None:
-    """Why the conversation is unshown, if it is; what is shown must be as inference sends it."""
+    """The reason why the conversation is not shown, if any; shown parts must equal inference's
+    prompt."""
     tokenizer = form.tokenizer
     try:
         examples = form.tokenize(record(messages))

@@ -1,4 +1,5 @@
-"""Checkpoints and models are written a piece at a time: the library's bytes, without the library's copies on the host."""
+"""Checkpoints and models are written piece by piece: the library's bytes, without the library's
+copies on the host."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ MB = 2**20
 
 
 class OnCard(torch.Tensor):
-    """A tensor that says it lies on a card, and is copied when the host wants it."""
+    """A tensor that claims to lie on a card, and is copied when the host reads it."""
 
     @property
     def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -41,7 +42,8 @@ def on_host(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Pieces of 1,000 bytes, in a buffer that no card needs to pin; the sizes of the buffers that were made."""
+    """Pieces of 1,000 bytes, in a buffer that no card needs to pin; yields the sizes of the
+    buffers."""
     made: list[int] = []
 
     def plain(size: int) -> torch.Tensor:
@@ -54,7 +56,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def everything() -> dict[str, torch.Tensor]:
-    """Of each dtype that the format and PyTorch have, and of shapes that a writer may get wrong."""
+    """Tensors of every dtype of the format and of PyTorch, in shapes that a writer may get
+    wrong."""
     torch.manual_seed(1)
     numbers = torch.randn(7, 300)
     made = {f"of.{dtype}": (50 * numbers).to(dtype) for dtype in tensor_file.KINDS}
@@ -103,7 +106,7 @@ pieces = tensor_file._pieces
 
 
 def growth(folder: Path, tensors: dict[str, torch.Tensor]) -> float:
-    """MB by which this process grows, at most, while a checkpoint of `tensors` is written."""
+    """The peak growth of this process, in MB, while a checkpoint of `tensors` is written."""
     before = psutil.Process().memory_info().rss
     reset_peaks()
     checkpoint_folder = checkpoint.write(folder, 1, tensors, {})

@@ -1,4 +1,4 @@
-"""What `featherweight doctor` says of the machine's cards."""
+"""The lines of `featherweight doctor` on the machine's cards."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def gpu_lines(lake: Lake) -> list[str]:
-    """The line that begins with GPU, and what is set in below it."""
+    """The line that begins with GPU, and the indented lines below it."""
     lines = list(examine(lake.data, lake.project.experiments))
     start = next(i for i, line in enumerate(lines) if line.startswith("GPU"))
     below = [line for line in lines[start + 1 :] if line.startswith("  ") and not line.startswith("  tiny")]
@@ -61,7 +61,7 @@ def test_a_driver_that_fails_is_quoted(
 def test_a_card_is_examined_by_a_process_of_its_own(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The torch of this machine cannot use the card, whichever build it is."""
+    """The torch of this machine cannot use the card, whatever its build."""
     fake_driver.install(tmp_path, monkeypatch, FakeCard("Tesla T4"))
     first, torch, driver, problem = gpu_lines(lake)
     assert first == "GPU        Tesla T4" and "built" in torch and "535.129.03" in driver

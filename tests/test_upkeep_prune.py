@@ -1,4 +1,5 @@
-"""Pruning says what it would remove, removes only what no row needs, and leaves every number where it was."""
+"""Pruning announces what it would remove, removes only what no row needs, and leaves every number
+unchanged."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def measured(lake: Lake, attempt: Attempt, name: str, number: int, status: Statu
 
 @pytest.fixture
 def grown(lake: Lake) -> tuple[Lake, set[Path], set[Path]]:
-    """A lake with what may go and what must stay."""
+    """A lake with removable and indispensable parts."""
     old = lake.cell("full")
     killed_before = lake.trained("full", "killed", phase="train")
     good = lake.cell("full")

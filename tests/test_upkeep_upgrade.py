@@ -1,4 +1,5 @@
-"""An upgrade costs nobody a grid: rows of earlier code are shown, used and left alone unless somebody asks for them."""
+"""An upgrade costs nobody a grid: rows of earlier code are shown, used and left alone unless a user
+asks for new ones."""
 
 import pytest
 
@@ -21,7 +22,7 @@ QUIET = RunHooks(say=lambda _: None)
 
 @pytest.fixture
 def upgraded(tmp_path) -> Lake:
-    """A grid that was trained and evaluated by earlier code."""
+    """A grid that earlier code trained and evaluated."""
     lake = planted.lake(tmp_path)
     for method, bits in (("base", 1.2), ("full", 0.9), ("lora-r8", 0.91), ("qlora-r8", 0.95)):
         made_by_earlier_code(lake.cell(method, bits=bits, prints=EARLIER))
@@ -29,7 +30,7 @@ def upgraded(tmp_path) -> Lake:
 
 
 def made_by_earlier_code(attempt: Attempt) -> None:
-    """Let the attempt's evaluation be one of earlier code, too, and both have taken half an hour."""
+    """Mark the attempt's evaluation as earlier code's, too, and let both take half an hour."""
     (evaluation,) = attempt.evaluations()
     for folder in (attempt.folder, evaluation.folder):
         result = read_json(folder / "result.json") or {}

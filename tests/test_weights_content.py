@@ -1,4 +1,5 @@
-"""Other weights or another tokenizer under one name: nothing made with the earlier ones is mixed with them."""
+"""Changed weights or another tokenizer under one name: earlier results are never mixed with new
+ones."""
 
 import json
 import os
@@ -52,7 +53,7 @@ def other_template(folder: Path) -> None:
 
 
 def settled(folder: Path) -> None:
-    """As files are that were written a while ago."""
+    """Make the files look as if they were written a while ago."""
     for path in folder.rglob("*"):
         os.utime(path, (1.7e9, 1.7e9))
 
@@ -100,7 +101,7 @@ def first(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def made(first: Made, tmp_path: Path) -> Made:
-    """A copy of everything, under other paths and with other times."""
+    """A copy of the project under other paths and with other times."""
     return first.copied(tmp_path / "copy")
 
 
@@ -250,7 +251,7 @@ def test_weights_that_change_while_a_cell_waits_are_not_trained(made: Made) -> N
 
 
 def test_what_was_fetched_for_a_cell_is_named_in_its_spec(made: Made) -> None:
-    """When the cell is planned, its weights are not here yet."""
+    """The weights are not here yet when the cell is planned."""
     away = made.folder.rename(made.folder.with_name("away"))
     resolved, key = made.project.resolved(), made.project.key("lora-r8")
     waiting = cell._next_attempt(resolved, key, WATCH)
@@ -271,7 +272,8 @@ def test_weights_that_are_gone_make_nothing_stale(made: Made) -> None:
 
 
 def without_hashes(made: Made, method: str, **result: str) -> Attempt:
-    """The attempt as code recorded it that did not look at the weights; `result` goes over what its result says."""
+    """The attempt as recorded by code that did not hash the weights; `result` overrides fields of
+    its result."""
     attempt = made.attempt(method)
     recipe = made.project.resolved().plan(attempt.key).recipe
     prints = {name: value for name, value in attempt.spec.fingerprints.items() if name != "weights"}

@@ -1,4 +1,5 @@
-"""A model of the hub: exactly its files, each once, whatever the connection does; and every refusal by its name."""
+"""A model of the hub: exactly its files, each once, whatever the connection does; and every refusal
+with its reason."""
 
 import json
 import os
@@ -33,7 +34,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A repository's files in one piece, as gpt2-large has them beside other frameworks' weights."""
+    """A repository's files in one piece, beside other frameworks' weights, like gpt2-large."""
     folder = tmp_path_factory.mktemp("whole")
     tiny_model("gpt2").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -52,7 +53,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def torch_only(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """As opt-1.3b: PyTorch's weights alone."""
+    """Only PyTorch's weights, like opt-1.3b."""
     import torch
 
     folder = tmp_path_factory.mktemp("torch")
@@ -66,7 +67,7 @@ def torch_only(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that this process asks, with an empty cache and without a token."""
+    """A hub that this process uses, with an empty cache and without a token."""
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", *hub.PROXIES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
