@@ -17,18 +17,21 @@ from tests.project import TinyProject, make_project
 if TYPE_CHECKING:
     from tests.fakes.provider import FakeProvider
 
-# Tiny models gain nothing from more threads, and lose much where other processes want the cores; children inherit it.
+# Tiny models gain nothing from more threads, and lose much beside other processes; children
+# inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Partitions are those of the profile that this process runs, on a machine with a card, too.
+# Partitions are those of the profile that this process runs, also on a machine with a card.
 os.environ["FEATHERWEIGHT_PROFILE"] = "local"
 
-# Tests wait neither for one another nor for who else trains on this machine; `project` has a folder of its own.
+# Tests wait neither for each other nor for other trainings on this machine; `project` has a
+# separate folder.
 os.environ["FEATHERWEIGHT_LOCKS"] = tempfile.mkdtemp(prefix="featherweight-test-locks-")
 
 ENDED = pytest.StashKey[int]()
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start and interrupt.
+# A shell that starts the tests in the background makes them, and the processes they interrupt,
+# ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

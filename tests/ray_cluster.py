@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-# all addresses are 127.0.0.1 (Ray's own switch, made for other systems); a dead node is noticed within some seconds
+# Every address is 127.0.0.1 (Ray's own switch, made for other systems). A dead node is noticed
+# within some seconds.
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

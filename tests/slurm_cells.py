@@ -24,7 +24,7 @@ from tests.in_process import clean_for, trained
 from tests.project import TinyProject
 
 SECRET = "planted-0123456789abcdef"
-# Long enough to be interrupted: some minutes, did nobody do so.
+# Long enough to be interrupted: some minutes without interruption.
 LONG = {"epochs": 4000, "checkpoint_every_steps": 2, "eval_every_steps": 10000}
 SAME = ("train_loss", "train_examples", "trained_tokens", "trainable_params", "steps")
 

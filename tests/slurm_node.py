@@ -52,7 +52,8 @@ def slurm_node(folder: Path, *, memory_mb: int = 4000) -> Iterator[SlurmNode]:
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n", encoding="utf-8")
     env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(conf)}
     with ExitStack() as stack:
-        # the name of a socket holds at most 107 characters; munged wants its folder passable by all, writable by nobody else
+        # A socket's name holds at most 107 characters; munged wants a folder that all may enter
+        # and nobody else may write.
         short = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
         short.chmod(0o711)
         (short / "spool").symlink_to(folder / "spool")
@@ -83,7 +84,7 @@ def settings(folder: Path, short: Path, host: str, controller: int, node: int) -
         "SlurmctldPidFile": str(folder / "slurmctld.pid"), "SlurmdPidFile": str(folder / "slurmd.pid"),
         "ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none",
         "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CPU_Memory",
-        # without cgroups, this alone enforces --mem
+        # Without cgroups, only this enforces --mem.
         "JobAcctGatherType": "jobacct_gather/linux", "JobAcctGatherFrequency": "1", "JobAcctGatherParams": "OverMemoryKill",
         "SchedulerParameters": "sched_min_interval=0,batch_sched_delay=0,sched_interval=2,bf_interval=5",
         "ReturnToService": "2", "SlurmctldTimeout": "10", "SlurmdTimeout": "15",

@@ -59,7 +59,7 @@ def names(members: Sequence[Member]) -> list[str]:
     return [member.name for member in members]
 
 
-# who answers
+# members
 
 
 def test_cells_are_named_in_several_ways_and_the_base_comes_along(lake: Lake) -> None:
@@ -132,7 +132,7 @@ def test_two_models_of_one_name_differ_in_what_they_are_shown_later() -> None:
     assert conversation.messages_for(members[0], "half \ud800")[-1]["content"] == "half ?"
 
 
-# what a terminal shows
+# a terminal's output
 
 
 class Scripted(Engine):
@@ -235,7 +235,7 @@ def test_lines_are_as_wide_as_a_terminal_shows_them() -> None:
     assert wrapped("", 9) == [""] and wrapped("ab cd", 4) == ["ab", "cd"]
 
 
-# whose turn it is
+# turns
 
 
 class Quick:
@@ -327,7 +327,7 @@ def test_what_a_model_adds_is_predicted_from_a_cell_like_it(lake: Lake, monkeypa
     assert list(predictions.values()) == [4e9, 4e9, 3e9, None], "nobody knows a cell that the configuration lacks"
 
 
-# the process that answers
+# the answering process
 
 
 def test_a_pipe_through_the_real_process_says_what_evaluation_says(lake: Lake, capsys: pytest.CaptureFixture[str],

@@ -42,7 +42,7 @@ def indexed(folder: Path, texts: list[str], *, threshold: float = 0.85, threads:
     return index
 
 
-# --- records that are equal
+# --- equal records
 
 
 def test_an_exact_duplicate_differs_in_case_and_space_at_most(data: DataRoot) -> None:
@@ -92,7 +92,7 @@ def test_width_and_spaces_make_no_other_record(data: DataRoot) -> None:
     half = {**katakana, "instruction": "ｶﾞｲﾄﾞﾌﾞｯｸはどこ?"}
     loose = SETTINGS.model_copy(update={"languages": None})
     outcomes = verdicts(data, GOOD, *twins, katakana, half, settings=loose)
-    # a record's side is its text's as it stands, so that of two widths one may be on either side
+    # A record's side depends on its exact text, so two widths may lie on different sides.
     for kind in (outcomes[:3], outcomes[3:]):
         assert kind.count("accepted") == 1 and set(kind) <= {"accepted", "exact_duplicate", "contamination"}
 
@@ -142,7 +142,7 @@ def test_an_exact_duplicate_names_its_twin(data: DataRoot) -> None:
     assert (row["twin"], row["similarity"], row["detail"]) == (original_id, 1.0, f"same as {original_id}")
 
 
-# --- records that are alike
+# --- similar records
 
 
 def with_new_end(record: dict[str, Any], count: int, *, korean: bool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def among_good(data: DataRoot, folder: Path, *lines: bytes) -> dict[str, int]:
     return result.reasons
 
 
-# --- files that are no good at all: exit code 2, and the last result stays
+# --- unusable files: exit code 2, and the last result stays
 
 
 def folder_named(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_file_without_a_good_record_exits_1_and_leaves_the_last_result(
     assert current(project.data) == before
 
 
-# --- lines that are no good: a reject each
+# --- unusable lines: a reject each
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_dataset_may_hold_dates_beyond_python(tmp_path: Path, monkeypatch: pyt
     assert [str(row["at"])[:10] for row in rows] == ["1970-01-01", "11476-08-1", "1970-01-01"]
 
 
-# --- one result or the other, and nothing between
+# --- one result or the other, nothing in between
 
 
 def test_threads_and_memory_change_nothing(data: DataRoot) -> None:

@@ -43,7 +43,7 @@ def accepted_rows(result: CleaningResult, source: str = "mine") -> list[dict[str
     return [row for row in examples(result) if row["source"] == source]
 
 
-# --- what is wrong with an answer, in whatever words
+# --- faults of an answer, in any wording
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_an_answer_labelled_bad_is_not_learned(data: DataRoot, bad: Any) -> None
     ],
 )
 def test_a_reviewer_may_say_so_under_other_names(data: DataRoot, review: dict[str, Any]) -> None:
-    # what a classifier of loans learns, and how many found it helpful
+    # A loan classifier's label, and a count of helpful votes.
     good = {"label": "rejected", "metadata": {"is_correct": True}, "helpful": 0, "chosen": True, "feedback": "thanks!"}
     assert verdicts(data, {**exchange(HERON, FISH), **review}, {**exchange(OTTER, CRABS), **good}) == [
         "labelled_undesirable",
@@ -535,7 +535,7 @@ def test_reasoning_that_never_ends_is_no_answer(data: DataRoot) -> None:
     assert verdicts(data, endless, empty) == ["empty", "accepted"]
 
 
-# --- what many records share
+# --- texts that many records share
 
 
 def dialogue(number: int, system: str) -> dict[str, Any]:
@@ -745,7 +745,7 @@ def test_variables_that_nobody_filled_in_are_said(data: DataRoot) -> None:
     assert list(result.notes["mine"]) == ["answers with a variable such as {{name}}, to be filled in before training"]
 
 
-# --- the short way, and the labelled set
+# --- the fast way, and the labelled set
 
 
 @pytest.mark.parametrize(

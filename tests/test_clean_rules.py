@@ -19,7 +19,7 @@ from tests.sft_records import GOOD, SETTINGS, prose, stories, story, verdicts
 LENGTHS = Cleaning(min_prompt_chars=8, min_output_chars=20)
 
 KOREAN = story(77, korean=True)
-# made up: the check digits are right, the people are not there
+# Invented: the check digits are right, but the people do not exist.
 RESIDENT, RESIDENT_WRONG = "900101-1234568", "900101-1234567"
 CARD, CARD_WRONG = "4716 2893 5510 4734", "4716 2893 5510 4735"
 
@@ -96,7 +96,7 @@ INSIDE_OUTSIDE = [
         "too_long", {**GOOD, "instruction": prose(8000)}, {**GOOD, "instruction": prose(8001)}, id="instruction long"
     ),
     pytest.param("too_long", {**GOOD, "input": prose(8000)}, {**GOOD, "input": prose(8001)}, id="input long"),
-    # 40 characters once, then again in full: 33 of 74 8-grams stood there before; 34 more and it is over half
+    # 40 characters once, then again in full: 33 of 74 8-grams are repeated; 34 more exceed half.
     pytest.param("repetition", answer(prose(40) + " " + prose(40)), answer((prose(40) + " ") * 3), id="a phrase again"),
     pytest.param("repetition", answer("ha ha ha ha, " + prose(40)), answer("ha " * 20), id="laughter"),
     pytest.param("repetition", KOREAN, {**KOREAN, "output": "이 책을 추천해요. " * 5}, id="Korean loop"),

@@ -100,7 +100,7 @@ def test_every_record_is_accepted_or_rejected(data: DataRoot, seed: int) -> None
     assert all(row["detail"] for row in dropped)
 
 
-# --- order and company
+# --- order and other records
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -187,7 +187,7 @@ def test_generated_records_are_never_evaluated_on(data: DataRoot) -> None:
     assert split[CORPUS, "eval"] > 0
 
 
-# --- nothing left
+# --- no record left
 
 
 @pytest.mark.parametrize(

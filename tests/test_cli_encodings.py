@@ -23,7 +23,7 @@ from tests.project import MODEL, TinyProject
 from tests.test_project_old_lake import unpacked
 
 ENCODINGS = ("ascii", "latin-1", "cp949")
-# With these Python takes the locale's encoding for files and their names, which is ASCII.
+# With these settings Python uses the locale's encoding, ASCII, for files and their names.
 NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 # Only UTF-8, of the encodings here, has all of these characters.
 NOTE = "한국어 메모 — naïve, “quoted” …"
@@ -32,7 +32,8 @@ CHEAP = (
     "decide --max-loss 0.02", "models", "prune", "plan", "doctor", "generate --estimate",
 )  # fmt: skip
 FAILING = ("train 없는-모델 full", "fetch 없는-모델", "clean --input 없는-파일.jsonl", "export tiny full")
-# Each command as its own process would run it: with strict streams of the encoding, as Python opens stdout.
+# Each command runs as in its own process: with strict streams of the encoding, as Python opens
+# stdout.
 EACH = """
 import io, json, os, sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module="pipelines|assets")

@@ -29,7 +29,7 @@ from tests.fakes import planted
 PIPELINES = PROJECT / "pipelines"
 ROOMS: dict[str, Source] = {"train/trainer": "training", "evaluate": "evaluation", "extras/export": "export"}
 TABLE_OF = {"training": TRAINING_RUNS, "evaluation": TRAINING_RUNS, "export": QUANTIZED_INFERENCE}
-# Measured for who reads a run's result.json, or for another command; no table has a column of that name
+# Measured for readers of a run's result.json, or for another command; no table has these columns.
 NO_COLUMN: dict[Source, set[str]] = {
     "training": {"training_data", "validation_examples"},
     "evaluation": {
@@ -121,7 +121,7 @@ def _keys(node: ast.AST) -> Iterator[str]:
 REPORTS = {source: Reports(PIPELINES / room) for room, source in ROOMS.items()}
 
 
-# what is measured
+# measurements
 
 
 @pytest.mark.parametrize("source", REPORTS)
@@ -162,7 +162,7 @@ def test_a_new_column_of_training_is_one_entry() -> None:
     assert {*FROM_TRAINING, *FROM_EVALUATION} <= set(TRAINING_RUNS.by_name)
 
 
-# what is said of columns
+# descriptions of columns
 
 
 @each_table
@@ -207,7 +207,7 @@ def test_the_short_view_is_of_a_size_to_be_read() -> None:
     assert names[:3] == ["model", "method", "status"] and names[-1] == "advice"
 
 
-# where it is shown
+# places that show it
 
 
 def test_the_page_says_what_the_registry_says() -> None:

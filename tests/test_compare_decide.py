@@ -107,7 +107,7 @@ def test_a_stale_cell_is_no_answer_but_may_be_run_next(lake: Lake) -> None:
     assert "measured before recipe changed, 2.00 GB measured of 3" in decision.reasons[0]
 
 
-# what a verdict rests on
+# grounds of a verdict
 
 
 def test_a_verdict_says_how_many_runs_and_whose_rates_it_rests_on(lake: Lake) -> None:

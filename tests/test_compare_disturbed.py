@@ -42,7 +42,7 @@ def rows(lake: Lake) -> dict[str, Row]:
     return {row["method"]: row for row in comparison(lake.resolved()).rows}
 
 
-# what rests on it
+# decisions
 
 
 def test_no_ratio_of_speeds_rests_on_a_disturbed_one_and_memory_stands(lake: Lake) -> None:
@@ -69,7 +69,7 @@ def test_both_disturbed_are_both_named(lake: Lake) -> None:
     assert rows(lake)["lora-r8"]["ratios_because"] == f"speed disturbed: {SAID}, 33 % while lora-r8 was measured"
 
 
-# 70 % of the processors in others' hands
+# Other programs use 70 % of the processors.
 DISTURBED: Row = {**BUSY, "speed_disturbed": True}
 SAME: Row = {"eval_bits_per_byte": 0.8}
 
@@ -144,7 +144,7 @@ def test_a_row_of_older_code_stands() -> None:
     )
 
 
-# where it is shown
+# places that show it
 
 
 @pytest.fixture

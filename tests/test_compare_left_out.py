@@ -82,7 +82,7 @@ def test_a_cell_that_left_out_some_says_how_many_of_how_many(
     assert f"{left} of 20 training records were left out" in render([row], "text")
 
 
-# what is made of such rows
+# effects on such rows
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(tmp_path))
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(tmp_path / "experiments.yaml"))
     monkeypatch.setenv("FEATHERWEIGHT_PROFILE", "local")
-    # a process of its own each time
+    # Predictions would start a process of their own each time.
     monkeypatch.setattr("pipelines.compare.compare.keep_predictions", lambda _resolved: None)
     return narrowed(made)
 

@@ -119,7 +119,7 @@ def test_two_pages_at_once_keep_every_vote(tmp_path: Path) -> None:
     assert {one.id for one in read(data).votes} == {one.id for one in votes} and read(data).unreadable == 0
 
 
-# --- what they add up to
+# --- totals
 
 
 @pytest.fixture

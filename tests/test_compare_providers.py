@@ -64,7 +64,7 @@ def cleaned(ask: Asking) -> None:
     clean(ask.data, raw_records(ask.data, ask.experiments), ask.experiments.cleaning)
 
 
-# --- what became of each answer
+# --- the fate of each answer
 
 TEXT = (
     "Read The Summer Book by Tove Jansson this weekend: a girl and her grandmother spend a season on a small island, talk about "
@@ -220,7 +220,7 @@ def test_a_batchs_answers_have_a_cost_and_no_latency(ask: Asking) -> None:
     assert row["cost_usd"] == pytest.approx(ask.account("openai").dollars)
 
 
-# --- numbers that are not known
+# --- unknown numbers
 
 
 def test_p95_needs_twenty_answers(ask: Asking) -> None:
@@ -319,7 +319,8 @@ def test_coverage_counts_cells_topics_and_axis_values_that_valid_records_hit(ask
 
 def test_distinct_n_is_the_share_of_different_n_grams() -> None:
     values = [{"output": "The cat sat. The cat ran."}, {"output": "the cat sat"}]
-    # the cat sat the cat ran | the cat sat: 9 words, 4 of them different; 7 pairs, 4 different
+    # "the cat sat the cat ran" and "the cat sat": 9 words, 4 of them distinct; 7 pairs, 4 of them
+    # distinct.
     assert coverage.distinct(values, 1) == pytest.approx(4 / 9)
     assert coverage.distinct(values, 2) == pytest.approx(4 / 7)
     assert coverage.distinct([{"output": "책을 읽다, 책을 덮다"}], 1) == pytest.approx(3 / 4)

@@ -36,7 +36,7 @@ def arm(method: str, how: str | None, rate: float = 2e-4, **values: Any) -> Row:
     return row(**{**defaults, **adapter, **values})
 
 
-# what a row is
+# rows
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_row_at_the_edge_is_not_dominated_and_dominates_by_cost_alone() -> Non
     assert front(EDGE, TUNED, memory=1.0) == [True, False], "a better rate costs nothing more"
 
 
-# of a whole lake
+# a whole lake
 
 
 @pytest.fixture

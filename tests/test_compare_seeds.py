@@ -41,7 +41,7 @@ from tests.tiny import save_tiny
 
 BITS = math.log(2)
 
-# how often intervals hold the truth
+# coverage of intervals
 
 
 def off(repeats: int) -> float:
@@ -184,7 +184,7 @@ def test_the_untouched_model_has_no_runs() -> None:
     assert width(known.difference(*rows)) > 0.4
 
 
-# a spread that is known from elsewhere
+# a spread known beforehand
 
 
 def test_one_run_borrows_the_spread_of_the_models_other_cells() -> None:
@@ -325,7 +325,7 @@ def test_table_and_report_say_once_what_intervals_cover(lake: Lake) -> None:
     ]  # fmt: skip
 
 
-# what a seed changes
+# effects of a seed
 
 
 def test_a_seed_decides_the_order_and_nothing_else_of_the_steps() -> None:

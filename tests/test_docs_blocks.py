@@ -38,7 +38,7 @@ FEATHERWEIGHT, PYTHON = ".venv/bin/featherweight", ".venv/bin/python"
 COMPLETION = "/path/to/featherweight/.venv/bin/register-python-argcomplete"
 # Python that needs an export or weights is only compiled; tests/test_extras_export.py loads its own export the same way
 NEEDS_WEIGHTS = ("data/exports/", "data/models/")
-# Commands that are neither run nor parsed here, by page and program
+# Commands that are neither run nor parsed here, by page and program.
 ELSEWHERE = {
     ("docs/models.md", "git"): "an archive of the whole checkout; the notebook's tests use one",
     ("docs/operating.md", "git"): "another version",
@@ -51,7 +51,8 @@ ELSEWHERE = {
     ("docs/evaluation.md", ".venv/bin/lm_eval"): "an extra; tests/test_evaluate_benchmarks_harness.py compares with it",
 }
 BUILT_IN = ("eval", "export", "printf", "source")
-# Commands that end within seconds and send nothing: run, and how they may end
+# Commands that end within seconds and send nothing are run; the values are their possible exit
+# codes.
 RUN = {"generate --estimate": (0,), "decide --memory 16 --minutes 60 --max-loss 0.02": (0, 3)}
 JS_PACKAGE = "@duckdb/node-api"
 
@@ -264,7 +265,8 @@ def test_settings_load_beside_the_shipped_ones(block: Block, tmp_path: Path) -> 
     configuration.load(path)
 
 
-# What a section that is pasted over the shipped one leaves out: by design, since own data replaces the others, or on its page
+# What a pasted section disables: by design, since the user's data replace the others, or as its
+# page says.
 SAID = (
     "files alone are trained on",
     "hub alone are trained on",

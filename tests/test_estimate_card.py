@@ -36,7 +36,7 @@ GROUPED = AutoConfig.for_model(
 )
 
 
-# which format
+# formats
 
 
 def test_a_card_computes_in_the_format_that_the_trainer_would_choose_there() -> None:
@@ -88,7 +88,7 @@ def test_where_the_driver_says_no_capability_the_name_counts(
     assert estimate.machine_gb() > 0.5
 
 
-# how it computes
+# computation
 
 
 def really(architecture: str, recipe: dict[str, Any], dtype: torch.dtype, *, autocasts: bool) -> Live:
@@ -156,7 +156,7 @@ def test_a_stretch_that_overtakes_another_with_more_layers_is_the_peak_then() ->
     assert carried.peak.total == 21
 
 
-# what is answered
+# answers
 
 
 def question_with(**more: Any) -> dict[str, Any]:

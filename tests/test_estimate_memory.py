@@ -467,7 +467,7 @@ def test_random_weights_are_measured_and_marked_and_have_no_quality(
     quality = ("train_loss", "eval_loss", "eval_bits_per_byte", "base_bits_per_byte", "chrf", "is_pareto")
     assert [row[name] for name in quality] == [None] * len(quality)
     assert row["model_note"].startswith("random weights in the shape of")
-    # beside other work it says so behind this
+    # Beside other programs the line also says so.
     assert row["advice"].startswith("random weights: memory and speed are measured, quality is not")
 
 

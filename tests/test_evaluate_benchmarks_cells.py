@@ -88,7 +88,8 @@ def test_shares_differences_and_every_question_stand_in_the_tables(project: Tiny
         rows = read_jsonl(evaluation.folder / "benchmarks.jsonl")
         right[method] = {(row["task"], row["item_id"]): row["correct"] for row in rows}
         assert len(right[method]) == 15 and evaluation.result.measured["benchmark_seconds"] > 0
-    # of fifteen questions a barely trained tiny adapter may turn none: turn two, so that a difference is there to be seen
+    # A barely trained tiny adapter may change none of fifteen answers: change two, so that there
+    # is a difference.
     tuned = [row | {"correct": not row["correct"]} if place in (0, 4) else row for place, row in enumerate(rows)]
     (evaluation.folder / "benchmarks.jsonl").write_text("\n".join(map(json.dumps, tuned)), encoding="utf-8")
     right["lora-r8"] = {(row["task"], row["item_id"]): row["correct"] for row in tuned}
@@ -154,7 +155,8 @@ def test_a_killed_evaluation_goes_on_with_what_is_done(project: TinyProject, mon
     evaluation, _ = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert evaluation.ok and tasks_begun == ["basics_en", "basics_ko", "basics_ko"]
     assert len(read_jsonl(evaluation.folder / "benchmarks.jsonl")) == 15
-    # one more benchmark costs its own questions alone; other questions of the same one are asked
+    # A new benchmark costs only its own questions; changed questions of a benchmark are asked
+    # again.
     named(project, *TASKS[:1], {"task": "basics_ko", "limit": 7, "shots": 1})
     evaluation, reused = evaluate(project.resolved(), project.key("base"), hooks=QUIET)
     assert not reused and tasks_begun[3:] == ["basics_ko"]

@@ -43,7 +43,7 @@ def rows(*samples: dict[str, Any], several: bool = False) -> list[dict[str, Any]
     return list(harness._rows(benchmark, "a_task", samples, "lm-eval 0", several=several))
 
 
-# rows of what it logs
+# rows from its log
 
 
 def test_a_choice_keeps_its_likelihoods_and_the_metric_that_is_shown_decides() -> None:

@@ -188,7 +188,7 @@ def test_weights_that_are_no_numbers_and_questions_that_do_not_fit_are_refused()
         own_rows(prompted_model(model), benchmark_request(), max_tokens=300)
 
 
-# the model that is asked
+# the answering model
 
 
 def taught(model: Any, tokenizer: Any) -> Any:

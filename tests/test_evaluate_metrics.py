@@ -41,7 +41,7 @@ ENDLESS = {"regex": "(a+)+$", "name": "endless"}
 CATASTROPHE = "a" * 60 + "b"
 
 
-# what passes
+# passes
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def counts(row: Row) -> tuple[int, int, int]:
     return row["pair_wins"], row["pair_ties"], row["pair_losses"]
 
 
-# --- what is asked, and what it adds up to
+# --- questions and totals
 
 
 @pytest.mark.parametrize("judge", ["claude", "gpt"])
@@ -389,7 +389,7 @@ def test_what_it_would_cost_is_said_before(
     assert "claude (pair) (claude-test): 0 requests to send, 12 answers held already" in capsys.readouterr().out
 
 
-# --- where there is no win rate, the reason stands
+# --- a reason in place of a win rate
 
 
 Change = Callable[[Paired], Any]

@@ -82,7 +82,8 @@ def test_an_answer_ends_at_its_end_token_and_what_a_folder_says_of_generation_ch
     free = answering.answer(one, prompts, 12, exactly=True)
     assert [len(tokens) for tokens in free] == [12] * 4
     one.model.generation_config.update(repetition_penalty=9.0, min_new_tokens=12, max_length=3)
-    # declare a token that each row says an end token: rows end at different places, the others go on
+    # Declare a token of every row an end token: the rows end at different places, and the others
+    # go on.
     end = free[0][3]
     one.form.tokenizer.eos_token = one.form.tokenizer.convert_ids_to_tokens(end)
     answers = answering.answer(one, prompts, 12)
@@ -234,13 +235,13 @@ def test_text_scores_are_the_libraries_own() -> None:
 
 
 def test_rouge_and_meteor_by_hand() -> None:
-    # of 8 words and 7, six are common and in order: the summer book by tove jansson
+    # Of 8 and 7 words six are common and in order: the summer book by tove jansson.
     english = scores.answer_scores(*EN, "en")
     assert english["rouge_l"] == pytest.approx(100 * 2 * (6 / 8) * (6 / 7) / (6 / 8 + 6 / 7))
-    # METEOR: m = 6, one chunk; F = PR / (0.9 P + 0.1 R), penalty 0.5 (1/6)^3
+    # METEOR: m = 6, one chunk; F = PR / (0.9 P + 0.1 R), penalty 0.5 (1/6)^3.
     mean = (6 / 8) * (6 / 7) / (0.9 * (6 / 8) + 0.1 * (6 / 7))
     assert english["meteor"] == pytest.approx(100 * mean * (1 - 0.5 * (1 / 6) ** 3))
-    # of 7 words and 5, three are common and in order: 여름의 책 을
+    # Of 7 and 5 words three are common and in order: 여름의 책 을.
     korean = scores.answer_scores(*KO, "ko")
     assert scores.words(KO[1]) == ["여름의", "책", "을", "오늘", "읽으세요"]
     assert korean["rouge_l"] == pytest.approx(100 * 2 * (3 / 7) * (3 / 5) / (3 / 7 + 3 / 5))

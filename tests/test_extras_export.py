@@ -302,7 +302,8 @@ def test_a_quantized_cell_is_merged_into_its_own_base_and_measured_at_every_bit_
     with loads_noted() as loads:
         made = export(stage.resolve(), key, ExportRequest(), hooks=hooks)
     assert made.ok and made.merged, made.result.detail
-    # the trained result, the original base to merge into, the base that was trained on and its packed weights, what was written
+    # The trained result, the original base to merge into, the base of the training and its packed
+    # weights, and the written files.
     assert [load.format for load in loads] == ["nf4", None, None, "nf4", None]
     assert [load.alive for load in loads] == [0, 0, 0, 1, 0], (
         "one model at a time, and the packed weights beside their base"

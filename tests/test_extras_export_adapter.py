@@ -95,7 +95,7 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
         attached = PeftModel.from_pretrained(base, folder)(ids).logits
     assert not torch.equal(plain, attached)
 
-    # what was written just so is not written again
+    # An export that is current is not written again.
     again = ExportRequest(merged=False, adapter=True, row=row, reuse=True)
     written = (folder / "README.md").stat().st_mtime_ns
     assert export(resolved, key, again, hooks=WATCH).folder == made.folder
@@ -105,14 +105,14 @@ def test_an_adapter_is_what_peft_loads_over_its_base(from_hub: TinyProject) -> N
     shutil.rmtree(folder)
     assert export(resolved, key, again, hooks=WATCH).ok and folder.exists()
 
-    # what lies there and is not ours is never replaced
+    # Foreign files are never replaced.
     (folder / RECORD).unlink()
     with pytest.raises(UsageError, match=r"adapter exists and is not one of our exports.*--output"):
         export(resolved, key, ExportRequest(merged=False, adapter=True), hooks=WATCH)
 
 
 TEXTS = ["What is a lake?", "책 3권, 36,000원이에요.", " leading <|im_end|> and  two", "naïve 😀\n\n  x"]
-# by somebody who has PEFT and a transformers of some version
+# A user's script with PEFT and some version of transformers.
 READS = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -293,6 +293,6 @@ def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) 
     assert paths(None, {}, tmp_path / "adapter", ExportRequest(merged=False, adapter=True)) == alone
     beside = {"a.gguf": "a.gguf", "Modelfile": "Modelfile"}
     assert paths(None, gguf, tmp_path / "adapter", ExportRequest(merged=False, adapter=True)) == {**alone, **beside}
-    # a merged folder that was only made for the GGUF file stays here
+    # A merged folder that served only the GGUF file is not uploaded.
     assert paths(tmp_path / "merged", gguf, None, ExportRequest(merged=False)) == {"README.md": "a.md", **beside}
     assert "config.json" in paths(tmp_path / "merged", gguf, None, ExportRequest())

@@ -94,13 +94,14 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     first, wide = Invented(), Range(1e-3, 1e-1)
     assert run(clean_for(project), first, 4, bounds=wide)[0].trials == 4
 
-    # one that shares nothing: every trial is its own, and so is the best
+    # A range without shared trials: every trial and the best one are its own.
     below = Invented()
     outcome, lines = run(project, below, 4, bounds=Range(1e-6, 1e-5))
     assert len(below.rates) == 4 and all(1e-6 <= rate <= 1e-5 for rate in [outcome.rate, *below.rates])
     assert "0 trials of other ranges are within and count, 4 are outside" in lines[0] and outcome.trials == 4
 
-    # one that shares some: those count, and the best is within it though a better one is known outside
+    # A range with some shared trials: they count, and the best lies within it, though a better
+    # one is known outside.
     inside = sorted(first.rates)[1:]
     narrow = Range(inside[0], 1e-1)
     more = Invented()
@@ -108,7 +109,7 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
     assert len(more.rates) == 2 and outcome.trials == 5 and "3 trials of other ranges are within and count" in lines[0]
     assert outcome.rate == min(inside + more.rates) > min(first.rates)
 
-    # and back: nothing is lost, nothing is counted twice, new ones are taken over
+    # Back to the first range: nothing is lost or counted twice, and new trials are taken over.
     again = Invented()
     found, said = run(project, again, 6, bounds=wide)
     # Trials pruned by the other range's median are not among them.

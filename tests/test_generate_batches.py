@@ -230,7 +230,7 @@ def test_many_requests_go_in_batches_of_a_size(ask: Asking, wire: Wire, monkeypa
     assert ask.statuses() == {"answered": 10}
 
 
-# --- what became of the items
+# --- the fate of items
 
 
 def test_refusals_truncations_and_broken_schemas_are_answers(ask: Asking, wire: Wire) -> None:
@@ -549,7 +549,7 @@ def test_nobody_there_costs_nothing_and_holds_nothing(tmp_path: Path, server: Fa
     assert ask.statuses() == {"answered": 6}
 
 
-# --- batches that are not there any more, or another's
+# --- batches that are gone, or another's
 
 
 def test_a_batch_that_the_provider_does_not_know_is_waited_for_and_then_in_doubt(

@@ -64,7 +64,7 @@ def refusal(settings: Provider, request: Request = REQUEST) -> CallError:
     return raised.value
 
 
-# --- what is sent
+# --- requests
 
 
 @pytest.mark.parametrize("kind", ["openai", "openai-compatible"])
@@ -170,7 +170,7 @@ def test_an_address_with_a_password_or_that_is_none_is_refused(url: str) -> None
     assert "hunter2" not in message
 
 
-# --- what comes back
+# --- responses
 
 NO_COMPLETIONS = {
     "page": Reply("<html>Sign in to the proxy</html>", content_type="text/html"),

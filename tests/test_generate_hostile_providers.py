@@ -155,7 +155,7 @@ def test_a_page_in_place_of_a_batch_interface_holds_no_money(
     assert "no list of batches" in why_stopped(ask.generate()) and ask.rows() == []
 
 
-# --- said at once
+# --- immediate messages
 
 
 class _Silent(BaseHTTPRequestHandler):
@@ -297,7 +297,7 @@ def test_answers_without_content_are_no_success(
     assert cli.main(["generate"]) == cli.OK
 
 
-# --- what others wrote
+# --- texts of others
 
 
 EVIL = "\x1b[2J\x1b]0;owned\x07 \u202egnp.exe\u2066 \u200b\r\nmine stopped: forged"

@@ -214,7 +214,7 @@ def test_a_file_that_is_no_journal_is_an_error_that_names_it(tmp_path: Path) -> 
         Journal(path)
 
 
-# --- what a request costs
+# --- costs of a request
 
 
 def charges(journal: Journal) -> Charges:

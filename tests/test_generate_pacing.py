@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.generate.pacing import CUT, FIRST_PACE, Pacer, RateLimit
 
-# says whether a request that arrives now is let in, what the headers tell, and how long to wait
+# Returns whether a request is admitted now, the numbers in the headers, and the wait.
 Limiter = Callable[[float], tuple[bool, RateLimit, float]]
 
 

@@ -242,7 +242,7 @@ def test_an_axis_that_the_prompt_does_not_tell_makes_no_more_prompts(ask: Asking
         requests_of(ask, "claude")
 
 
-# --- what may be configured
+# --- configuration
 
 
 @pytest.mark.parametrize(

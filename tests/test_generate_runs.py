@@ -62,7 +62,7 @@ def faults(*those: Fault) -> Behavior:
     )
 
 
-# --- tried again, or not
+# --- retries
 
 
 def test_a_wait_of_hours_that_the_server_asks_for_is_waited_for_up_to_the_cap(ask: Asking) -> None:
@@ -130,7 +130,7 @@ def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: P
     assert ask.statuses() == {"answered": 5} and server.ledger.openai.requests == 5
 
 
-# --- one provider's misfortune
+# --- faults of a single provider
 
 
 def test_an_environment_in_which_one_cannot_be_reached_stops_that_one_alone(
@@ -178,7 +178,7 @@ def test_an_error_in_any_alphabet_is_kept_and_shown(mine: Asking, compatible: Ch
     assert any("열쇠가 없다" in row["error"] for row in mine.rows())
 
 
-# --- what a run leaves behind
+# --- traces of a run
 
 
 def test_nothing_stays_open_after_a_run_that_was_cut_up(ask: Asking) -> None:

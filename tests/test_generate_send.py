@@ -83,7 +83,7 @@ def stopped(result: Any) -> str:
     return why
 
 
-# --- what is sent
+# --- requests
 
 
 def test_anthropic_gets_the_system_prompt_apart_and_the_schema_in_its_own_form(
@@ -135,7 +135,7 @@ def test_no_more_requests_are_under_way_than_slots(ask: Asking, wire: Wire) -> N
     assert ask.account(wire).most_at_once == 2
 
 
-# --- what is kept
+# --- stored answers
 
 
 def test_answers_are_kept_raw_with_what_they_say_of_themselves(ask: Asking, wire: Wire) -> None:
@@ -194,7 +194,7 @@ def test_what_is_no_record_is_a_reject_with_its_reason(ask: Asking) -> None:
     assert {row["call_key"] for row in broken} == {row["key"] for row in ask.rows()}
 
 
-# --- what is tried again
+# --- retries
 
 
 RETRIED: list[Fault] = ["server_error", "unavailable", "overloaded", "rate_limited"]
@@ -267,7 +267,7 @@ def test_a_body_that_is_no_answer_is_kept_to_be_looked_at(ask: Asking) -> None:
     assert all("no answer in it" in row["error"] for row in ask.rows())
 
 
-# --- what stops a provider
+# --- stops of a provider
 
 
 PERMANENT: list[tuple[Fault, str]] = [
@@ -320,11 +320,12 @@ def test_a_dead_provider_stops_and_never_holds_the_other_up(both: Asking, how: s
     result = both.generate(progress=hooks)
     assert result.providers["claude"].answered == 30
     assert "failures in a row" in stopped(result)
-    # How far the other comes until then depends on how busy the machine is; held up it would not have begun.
+    # How far the other provider gets meanwhile depends on the machine's load; a blocked one would
+    # not have started.
     assert max(answered for answered, dead in seen if not dead) > 0, "the other was answered before it was given up"
 
 
-# --- no answer we hold is asked for again
+# --- no stored answer is requested again
 
 
 def test_answered_requests_are_not_sent_again_and_more_requests_send_only_the_new(ask: Asking, wire: Wire) -> None:

@@ -277,7 +277,7 @@ def test_a_lock_that_cannot_be_made_is_a_work_error(tmp_path: Path) -> None:
         pass
 
 
-# --- who may read the lake
+# --- access to the lake
 
 
 def mode(path: Path) -> int:

@@ -21,7 +21,8 @@ from pipelines.lake.schema import Column, Table, Type, View, count, text
 from pipelines.lake.warehouse import arrow_table, publish
 
 LAST = 6
-# Reads until it sees the last publication; ends badly on an error, half a publication, or one older than the last it saw.
+# Reads until the last publication appears; fails on an error, half a publication, or one older
+# than the last.
 READ_ON = """
 import sys, duckdb
 last, seen = int(sys.argv[2]), 0
@@ -34,7 +35,8 @@ while seen < last:
     assert one >= seen, (one, seen)
     seen = one
 """
-# A user's shell that opened the published file for writing before a publish, and writes on after it.
+# A user's shell that opened the published file for writing before a publication, and continues to
+# write after it.
 WRITE_ON = """
 import sys, duckdb
 db = duckdb.connect(sys.argv[1])
@@ -62,7 +64,7 @@ except WorkError as error:
     print(error)
     sys.exit(42)
 """
-# Looks whether the published name is there before every call to the system that Python makes while it publishes again.
+# Checks for the published name before every system call of Python during another publication.
 WATCH_THE_NAME = """
 import os, sys
 from pathlib import Path

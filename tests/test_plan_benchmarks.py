@@ -37,7 +37,7 @@ def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> No
     assert seconds(Asked("limited", None, 300.0)) == (78.0, "measured; guessed: limited"), (
         "how many there are is not known"
     )
-    # the row's steps did 100 FLOP/s
+    # The row's steps did 100 FLOP/s.
     assert seconds(Asked("new", None, 300.0)) == (78.0, "measured; guessed: new")
     without, source = seconds(past=(), rate=Rate(10.0, "stated"))
     assert seconds(Asked("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, source)

@@ -25,7 +25,7 @@ from tests.tiny import ARCHITECTURES, save_tiny
 EVERY = [*ARCHITECTURES, "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "smollm3"]
 METHODS = ["base", "full", "lora-r8", "qlora-r8"]
 IDS = [5, 17, 40, 8, 99, 3, 250, 7]
-# by somebody who has nothing but transformers
+# A user's script that needs only transformers.
 ELSEWHERE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -63,7 +63,7 @@ def on_full_disk(
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-# complexity: one condition for each thing that must hold on a full disk
+# complexity: one condition for each requirement on a full disk
 def problems(case: dict[str, Any]) -> list[str]:
     """The faults in a command's handling of a full disk."""
     command, message = case["command"], case["said"]

@@ -31,11 +31,11 @@ from tests.fakes.provider import fake_provider
 from tests.in_process import InProcess
 from tests.test_project_old_lake import ARCHIVE
 
-# Of inotify: a file or folder is read, written, changed, moved, opened, made or deleted
+# inotify events: a file or folder is read, written, changed, moved, opened, created or deleted.
 EVENTS = 0x1 | 0x2 | 0x4 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200
 HEAD = struct.Struct("iIII")
 CHEAP = ("table", "decide --max-loss 0.02", "doctor", "generate --estimate", "compare", "prune --yes")
-# Every command that there is but `judge` and `generate`, which follow below
+# Every command except `judge` and `generate`, which follow below.
 ALL = (
     "table", "decide --max-loss 0.02", "plan", "models", "estimate tiny lora-r8", "fetch tiny", "doctor",
     "generate --estimate", "prune", "train tiny lora-r8 --seed 1 --dry-run", "train tiny lora-r8 --seed 1 --force",

@@ -33,15 +33,15 @@ TABLES = (
     "quantized_inference", "picks", "history", "sft_examples", "sft_rejects", "cleaning_summary", "llm_calls",
     "provider_comparison", "provider_duels",
 )  # fmt: skip
-# Whether the code has changed since is for the code of the day to say
+# Only today's code decides whether the code has changed since.
 OF_TODAY = ("is_stale", "stale_because")
-# Sentences that publishing writes: there must be one where there was one, in whatever words
+# Sentences written by the publication: each must still exist, in any words.
 SENTENCES = ("advice", "judge_because", "left_out", "model_note", "note", "ratios_because", "reason", "worse")
-# Nothing rests on a speed that was measured beside other programs; it did then
+# No decision uses a speed that was measured beside other programs; the old code used it.
 OF_SPEED = ("speedup_vs_full", "is_pareto", "ratios_because")
-# Which row is picked, and whether any is, is for the rules of the day to say
+# Today's rules decide which row is picked, if any.
 OF_RULES = {"picks": ["pick"]}
-# Two training runs were resampled then; now t says what they vary by
+# The old code resampled two training runs; today t gives their variation.
 INTERVALS = ("eval_bits_per_byte", "delta_base", "delta_full")
 STATUSES = {
     "base": "ok", "full": "ok", "lora-r8": "ok", "qlora-r8": "ok", "lora-r8-searched": "ok", "lora-r4": "killed",
@@ -65,7 +65,8 @@ def unpacked(folder: Path) -> Iterator[DataRoot]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         # experiments.yaml names the user's file relative to the current folder.
         patch.chdir(folder)
-        # The lake holds predictions of memory, for a processor; newer code would make them again
+        # The lake holds predictions of memory for one processor, which newer code would make
+        # again.
         patch.setattr(comparing, "keep_predictions", lambda _stage: None)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield data
@@ -107,7 +108,7 @@ def differences(old: Row, new: Row) -> Row:
     return {name: (value, new[name]) for name, value in old.items() if not _alike(name, value, new[name], old)}
 
 
-# complexity: one case for each column that newer code writes otherwise
+# complexity: one case for each column that newer code writes differently
 def _alike(name: str, old: Any, new: Any, row: Row) -> bool:
     said_now = name in SENTENCES or (name == "status_detail" and row.get("finished_at") is None)
     if name in OF_TODAY:

@@ -63,7 +63,7 @@ def make(target: str, tmp_path: Path) -> str:
     for name in ("python", "featherweight"):
         (tmp_path / name).write_text('#!/bin/sh\necho "$(basename $0) $* ${FEATHERWEIGHT_PROFILE:-none}"\n')
         (tmp_path / name).chmod(0o755)
-    # without what a `make test` around this one says of itself
+    # Without the variables that a surrounding `make test` sets.
     ours = ("FEATHERWEIGHT_PROFILE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     command = ["make", "--no-print-directory", "-o", ".venv/runtime-stamp", target, f"BIN={tmp_path}"]

@@ -40,7 +40,7 @@ def problems(records: list[RawRecord]) -> list[str]:
     return [one.problem for one in records if one.problem is not None]
 
 
-# --- rows that are not clear
+# --- unclear rows
 
 
 @pytest.mark.parametrize(

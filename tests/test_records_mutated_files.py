@@ -26,7 +26,7 @@ MUTATIONS = 300
 # Bytes.
 MOST_MEMORY = 1_000_000_000
 SECONDS = 600
-# read anew by every command: the shipped one would take longer than the cleaning
+# Every command reads this file anew: the shipped one would take longer than the cleaning.
 EXPERIMENTS = """
 models: {tiny: {source: {path: /nowhere}, prompt: chat, lora_targets: [q_proj]}}
 methods: {base: {kind: none}}

@@ -41,7 +41,7 @@ from tests.project import MODEL, TinyProject, make_project
 
 QUIET = RunHooks(say=lambda _message: None, launcher=InProcess())
 SMALL = {"general_texts": 0, "latency_answers": 0, "serving_batch": 0, "answers": 5, "max_new_tokens": 4}
-# in the file, which is sorted, they stand before the base
+# In the sorted file they stand before the base.
 ARMS = {
     "a-bm25": {"kind": "none", "retrieval": {"from": "train", "by": "bm25", "k": 2}},
     "a-docs": {"kind": "none", "retrieval": {"documents": ["docs/*.md"], "k": 1}},

@@ -57,7 +57,7 @@ def dead_pid() -> int:
     return child.pid
 
 
-# status reading
+# statuses
 
 
 def test_a_result_is_the_status(lake: Lake) -> None:
@@ -173,7 +173,7 @@ def test_evaluations_come_oldest_first(lake: Lake) -> None:
     assert [evaluation.ok for evaluation in made] == [True, False]
 
 
-# judging an ending
+# verdicts on an ending
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_every_signal_becomes_a_verdict(tmp_path: Path, number: int) -> None:
     assert classify_exit(ending(-number), {}, spec_in(tmp_path), tmp_path)[0] == "killed"
 
 
-# a real child's own words
+# messages of a real child
 
 
 def run_child(

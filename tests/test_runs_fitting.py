@@ -38,7 +38,7 @@ from tests.test_runs_cells import CPU_MESSAGE, dead_pid
 KEY = CellKey("tiny", "full", 1)
 
 
-# cells that train
+# training cells
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_recipe_knows_the_setting_only_where_it_is_on(project: TinyProject) 
     assert "fit_micro_batch" not in project.now().recipe_of("smollm2-135m", "base")
 
 
-# commands that only say how they ended
+# commands with scripted endings
 
 
 Said = dict[str, Any]
@@ -299,7 +299,7 @@ def test_on_a_cluster_the_node_fits_the_micro_batches_and_the_driver_takes_its_w
     assert len(driver.commands) == 1
 
 
-# a parent that is killed
+# a killed parent
 
 CHILD = """
 import json, sys, time
@@ -353,7 +353,7 @@ def test_a_kill_while_files_are_changed_between_two_processes_is_lost_too(lake: 
     assert result_in(attempt.folder).status == "lost"
 
 
-# what is said of it
+# messages
 
 
 def test_advice_names_the_micro_batches_of_a_method_that_fits() -> None:

@@ -21,7 +21,7 @@ from pipelines.runs.watchdog import run_to_end
 
 MB = 10**6
 SLEEP = "import time; time.sleep(600)"
-# Takes memory bit by bit, up to far more than any budget here, and holds it for long, not for ever.
+# Takes memory bit by bit, far beyond every budget here, and holds it for long, but not for ever.
 GROW = """
 import time
 held = []
@@ -48,7 +48,7 @@ os.rename(sys.argv[1] + ".partial", sys.argv[1])
 if sys.argv[3] == "stay":
     time.sleep(600)
 """
-# A process between the test and the child, as a Dagster step is: it starts the child and waits.
+# A process between the test and the child, like a Dagster step: it starts the child and waits.
 PARENT_OF_CHILD = """
 import sys
 from pathlib import Path

@@ -33,7 +33,7 @@ from tests.ray_cluster import RayCluster, ray_cluster, wait_for
 pytestmark = pytest.mark.slow
 KEY = "planted-0123456789abcdef"
 BUCKET = "cells"
-# Long enough to be interrupted: some minutes, did nobody do so.
+# Long enough to be interrupted: some minutes without interruption.
 LONG = {"epochs": 4000, "checkpoint_every_steps": 5, "eval_every_steps": 10000}
 
 
@@ -194,7 +194,8 @@ def test_a_cancel_stops_the_job_within_ten_seconds_and_keeps_a_checkpoint(
     job = JobServer(cluster.address).job(f"featherweight-{attempt.run_id}")
     print(f"cancelled within {took:.1f} s")
     assert attempt.status == "killed" and "the next run goes on after step" in attempt.result.detail
-    # What the design promises of our own waiting; how long a busy machine takes beside that is nobody's promise.
+    # The design promises only how long we wait ourselves; a busy machine may take any time
+    # besides.
     assert STOP_SECONDS + FORCE_SECONDS < 10
     assert job is None or job.over
 

@@ -29,7 +29,8 @@ from tests import slurm_cells as on
 from tests.project import TinyProject
 from tests.slurm_cells import Recorder, is_gone, on_slurm, order_of, wait_for
 
-# In the place of python: the node's half and a cell that takes two seconds, without the seconds that it takes to import torch.
+# Replaces python: the node's half and a cell of two seconds, without the seconds of importing
+# torch.
 STUB = """#!/bin/sh
 folder=$3
 sleep 2

@@ -90,7 +90,7 @@ def shipped() -> Experiments:
     return experiments.load(PROJECT / "experiments.yaml")
 
 
-# --- what is refused, and how it is said
+# --- refused settings, and their messages
 
 
 @pytest.mark.parametrize("section", [*Experiments.model_fields, "methods.full", "models.tiny", "profiles.local"])
@@ -135,7 +135,7 @@ def test_a_methods_setting_under_training_is_refused_with_where_it_goes(key: str
 def test_an_unknown_key_is_named_with_its_line_and_what_is_allowed(
     tmp_path: Path, old: str, new: str, line: int, place: str, message: str
 ) -> None:
-    # two comment lines first, so that a line number that is always 1 would be noticed
+    # Two comment lines come first, so that a line number that is always 1 would be noticed.
     path = written(tmp_path, "# a\n# b\n" + changed((old, new)))
     first = refusal(path).splitlines()[0]
     assert first.startswith(f"{path}:{line + 2}: {place}: unknown key ")
@@ -480,7 +480,7 @@ def test_asking_for_an_unknown_name_says_which_there_are(load: Load, what: str) 
         getattr(load(), what)("nope")
 
 
-# --- which level decides
+# --- levels and their order
 
 LEVELS = [
     ("  epochs: 1", "  epochs: 11"),
@@ -565,7 +565,7 @@ def test_targets_are_the_models_its_attentions_or_a_list(load: Load) -> None:
     assert targets("tiny", "lora-x") == ["x"]
 
 
-# --- what is trained on
+# --- training data
 
 RECORD = {
     "instruction": "What do I read tonight?",
@@ -614,7 +614,7 @@ def test_a_day_of_a_template_needs_no_quotes(load: Load) -> None:
     assert named.models["tiny"].template == {"strftime_now": "2025-07-08"}
 
 
-# --- the file that ships
+# --- the shipped file
 
 
 def test_the_shipped_file_holds_the_promised_grid(shipped: Experiments) -> None:
@@ -649,7 +649,7 @@ def test_shipped_rows_share_their_examples_per_step(shipped: Experiments) -> Non
         assert len(steps) == 1
 
 
-# --- which profile runs
+# --- choice of the profile
 
 
 @pytest.mark.parametrize(

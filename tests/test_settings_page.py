@@ -52,7 +52,7 @@ def test_a_setting_is_one_sentence_with_a_default(section: Section) -> None:
         assert one.type and one.default, name
 
 
-# one of these is given, or the setting belongs to one value of another
+# Settings of which one is required, or that belong to one value of another setting.
 ONE_OF = {
     ("Source", "wheel"), ("Source", "file"), ("Source", "sha256"), ("Source", "hub"), ("Source", "path"), ("Source", "random"),
     ("Source", "from"), ("Method", "rank"), ("Method", "peft"), ("Retrieval", "from"), ("Retrieval", "documents"),

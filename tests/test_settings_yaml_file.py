@@ -111,7 +111,7 @@ def test_long_and_many_wrong_values_are_cut_in_messages(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         experiments.load(written(tmp_path, SMALL.replace("epochs: 1\n", f"epochs: [{'1, ' * 2000}]\n", 1)))
     assert "more characters)" in str(caught.value) and len(str(caught.value)) < 2000
-    # a mistake in each of many places is said of the first twenty
+    # Of many mistakes, only the first twenty are reported.
     methods = "".join(f"  m{n}: {{kind: poem}}\n" for n in range(60))
     with pytest.raises(UsageError) as caught:
         experiments.load(written(tmp_path, SMALL.replace("methods:\n", f"methods:\n{methods}", 1)))

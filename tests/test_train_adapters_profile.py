@@ -104,7 +104,7 @@ def lora(**more: Any) -> dict[str, Any]:
     return {"peft_type": "LORA", "r": 4, "lora_alpha": 16, **more}
 
 
-# Adapters by their settings, and whether `pipelines.train.trainer.adapters` may compute them
+# Adapters by their settings, and whether `pipelines.train.trainer.adapters` may compute them.
 KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "lora": (lora(), True),
     "rslora": (lora(use_rslora=True), True),

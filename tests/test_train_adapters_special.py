@@ -300,7 +300,7 @@ def test_there_is_nothing_to_merge_in_them(kind: str) -> None:
         loading.merged(with_tokens(kind, "llama"))
 
 
-# first weights
+# initial weights
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,8 @@ def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_tra
     assert attempt.status == "ok", attempt.result.detail
     curve = read_jsonl(attempt.folder / "curve.jsonl")
     losses = [row["train_loss"] for row in curve if row["train_loss"] is not None]
-    # the same eight examples in every step; an architecture's own dropout makes what they lose noisy, not what held-out ones do
+    # Every step has the same eight examples; an architecture's own dropout makes the training
+    # losses noisy, but not the held-out ones.
     assert len(losses) == 4
     assert min(losses[1:]) < losses[0] or curve[-1]["eval_loss"] < curve[0]["eval_loss"]
     bits = _bits(attempt)
@@ -468,7 +469,7 @@ def test_a_whole_cell_learns_goes_on_after_a_kill_and_is_evaluated_as_it_was_tra
 
     evaluation, _ = evaluate(resolved, key, hooks=QUIET)
     assert evaluation.ok, evaluation.result.detail
-    # the same records in both: an adapter that was dropped, or is another one, would say something else
+    # Both have the same records: a dropped or exchanged adapter would answer differently.
     assert evaluation.result.measured["eval_loss"] == pytest.approx(curve[-1]["eval_loss"], rel=1e-4)
     made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     if traits_of(attempt.spec.recipe).virtual_tokens:

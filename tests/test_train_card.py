@@ -80,7 +80,7 @@ def t4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-# a card that torch cannot use
+# an unusable card
 
 
 @pytest.mark.parametrize("kind", CHILDREN)
@@ -172,7 +172,7 @@ def test_a_rank_without_a_visible_card_names_what_hides_it(t4: FakeCuda, monkeyp
         join("ddp")
 
 
-# a card that it can use
+# a usable card
 
 
 def test_a_child_says_the_cards_name(t4: FakeCuda, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_sampler_asks_for_the_card_of_the_thread_that_trains(monkeypatch: py
     assert meter.summary()["gpu_memory_access_pct"] == 50.0
 
 
-# what the process is given
+# the environment of the process
 
 
 def test_no_cap_of_the_process_imitates_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_the_allocator_and_the_cards_numbers_unless_the_user_says_otherwise(
     assert {**environment, **set_by_the_user} == environment
 
 
-# what doctor says
+# doctor's lines
 
 
 def lines() -> dict[str, str]:

@@ -38,7 +38,7 @@ def example(name: str, tokens: int, learned: int) -> Tokenized:
 GROUPS = [[example("a", 30, 12), example("b", 21, 9)], [example("c", 40, 25)], [example("d", 5, 1), example("e", 3, 3)]]
 
 
-# what goes to the device
+# copies to the device
 
 
 def test_the_inputs_of_a_step_travel_together_and_are_those_of_each_micro_batch_alone() -> None:
@@ -55,7 +55,7 @@ def test_the_inputs_of_a_step_travel_together_and_are_those_of_each_micro_batch_
     assert put_on(CPU, []) == []
 
 
-# what is read back
+# reads from the device
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_pieces_of_the_head_grow_with_the_card(
     total = round(gigabytes * 1.01e9)
     assert chunked.rows_on_card(vocabulary, total) == rows
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=4 * total))
-    # a memory budget; as PyTorch's own, it refuses a device without a number
+    # A memory budget; like PyTorch's own, it refuses a device without a number.
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda card: 1 / 4 + 0 * _get_device_index(card))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for card in (torch.device("cuda"), torch.device("cuda:1")):

@@ -152,7 +152,7 @@ def test_a_run_writes_them_by_the_clock_and_stops_with_the_last_whole_step(
     assert stopped.status == "killed" and written == [2, 3]
     (folder,) = checkpoints.whole(stopped.folder)
     assert checkpoints.step_of(folder) == 3
-    # What lies between the steps counts over all attempts
+    # Time between the steps counts over all attempts.
     before = checkpoint.read_state(folder)["tally"]["other_seconds"]
     finished = attempt_at(by_time, "lora-r8")
     assert outcome(finished) == expected

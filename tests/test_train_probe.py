@@ -72,7 +72,7 @@ def test_probed_are_the_heaviest_micro_batch_of_those_that_begin_a_step_and_of_t
     assert heaviest(plan, "llama", max_tokens=100) == [["long"], ["mid", "short"]]
     assert heaviest(plan, "llama", max_tokens=10_000) == [["long", "mid", "short"]]
     two_of_60 = [example("a", 60, 10), example("b", 60, 20)]
-    # what follows may be heavier than what the step begins with
+    # A later micro-batch may be heavier than the step's first one.
     assert heaviest([[long, *two_of_60], plan[1]], "llama", max_tokens=120) == [["long"], ["a", "b"]]
 
 
@@ -98,7 +98,7 @@ def test_the_prediction_counts_the_micro_batches_that_the_probe_takes() -> None:
 
 def test_smaller_micro_batches_are_halves_that_cut_otherwise_down_to_the_longest_example() -> None:
     plan = [[example("a", 50, 5), example("b", 40, 5), example("c", 30, 5)]]
-    # the micro-batch has 150 tokens, so 512 and 256 would change nothing
+    # The micro-batch has 150 tokens, so 512 and 256 would change nothing.
     assert batches.smaller(plan, max_tokens=1024) == 128
     assert batches.smaller(plan, max_tokens=128) == 64
     assert [len(batch) for batch in batches.micro_batches(plan[0], max_tokens=64)] == [1, 1, 1]

@@ -129,7 +129,7 @@ MARKED = chatml().replace(
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}\n{% else %}",
 )
 UNTIL_ANSWERED = SYSTEM_LAST.replace("loop.last or loop.revindex == 2 and rest[-1]['role'] == 'assistant'", "loop.last")
-# of two questions these rewrite the first
+# Of two questions these templates rewrite the first.
 MOVES, LEAVES = (
     "a system prompt that moves to the last question",
     "a system prompt that leaves its question with the answer",
@@ -511,7 +511,7 @@ def test_a_template_that_asks_the_day_is_told_the_one_that_was_chosen() -> None:
     )
 
 
-# --- calls of tools
+# --- tool calls
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"title": "여름의 책", "copies": 3}}}
@@ -584,7 +584,7 @@ def test_alpaca_shows_no_calls() -> None:
         PromptFormat(tiny_tokenizer(), "alpaca").tokenize(record(CALLING))
 
 
-# --- the shipped records, with a stand-in of each one's kind
+# --- the shipped records, with a stand-in for each kind
 
 LLAMA_3 = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
@@ -612,7 +612,7 @@ KINDS = {
     "smollm2-135m": (chatml(), "<|im_end|>"),
     "smollm2-360m": (chatml(), "<|im_end|>"),
 }
-# those that are not made from another, whose record they share
+# Models that are not made from another, whose record they share.
 SHIPPED = {
     name: model for name, model in configuration.load(PROJECT / "experiments.yaml").models.items() if not model.parent
 }
@@ -643,7 +643,7 @@ def test_a_shipped_records_end_is_learned_and_its_bos_stands_in_front(name: str)
     assert not form.tells_the_day
 
 
-# --- real tokenizers, where somebody has them
+# --- real tokenizers, where a folder has them
 
 REAL = Path(os.environ.get("FEATHERWEIGHT_TOKENIZERS") or "/nowhere")
 FOLDERS = sorted(path.parent for path in REAL.rglob("tokenizer_config.json")) if REAL.is_dir() else []

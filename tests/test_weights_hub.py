@@ -427,7 +427,7 @@ def test_a_data_set_that_cannot_be_had_is_unavailable_with_a_word(
         list(hub_records(HubSource(dataset="nobody/new", split="train")))
 
 
-# --- the whole command, in a process of its own
+# --- the whole command, in a separate process
 
 
 def fetch(online: Hub, project: Any, **environment: str) -> subprocess.CompletedProcess[str]:

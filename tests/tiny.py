@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 32, "num_hidden_lay
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "opt": {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512},
-    # opt-350m's shape: projections in and out, layer norm after the block
+    # The shape of opt-350m: projections in and out, layer norm after the block.
     "opt-350m": {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False, "max_position_embeddings": 512},
     "gpt_neo": {
         "vocab_size": WORDS, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
@@ -24,7 +24,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {**SIZES, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 512},
     "llama": {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512},
 }  # fmt: skip
-# what the grid does not hold, but the loss must be right for: soft-capped logits, tied heads
+# Not in the grid, but the loss must be right for it: soft-capped logits, tied heads.
 MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma2": {
         **ARCHITECTURES["gemma"], "final_logit_softcapping": 3.0, "attn_logit_softcapping": 20.0, "sliding_window": 64,

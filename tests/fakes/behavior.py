@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, get_args
 
 Wire = Literal["openai", "anthropic"]
-# An HTTP error each; what they look like stands in fake_wire.ERRORS
+# Each is an HTTP error; fakes.wire.ERRORS has their form.
 ErrorFault = Literal[
     "overloaded",
     "server_error",
@@ -53,11 +53,12 @@ OPTIONAL_NUMBERS = ("rate", "burst", "tokens_per_minute", "retry_after_seconds")
 # These errors come after the latency, the others at once.
 LATE_ERRORS = ("overloaded", "server_error", "unavailable")
 
-# Protocol, prompt (the last message; "POST /v1/batches" and the like for every other call), how often it came, from 1
+# Arguments: the protocol, the prompt (the last message; "POST /v1/batches" and so on for other
+# calls), and its count from 1.
 Script = Callable[[Wire, str, int], Fault | None]
-# A batch's result lines as they would be sent → those that are sent
+# Maps the result lines of a batch to the lines that are sent.
 Lines = Callable[[Wire, list[str]], list[str]]
-# The prompt and the schema's verdicts → the verdict
+# Maps the prompt and the schema's verdicts to a verdict.
 Judge = Callable[[str, list[Any]], Any]
 
 
@@ -75,7 +76,8 @@ class Behavior:
     # At most this many seconds are added to the latency.
     jitter: float = 0.0
 
-    # Limits, each protocol its own. A refused request uses nothing up and is answered at once.
+    # Limits, separate for each protocol. A refused request uses nothing up and is answered at
+    # once.
 
     # Requests per second; None: no limit.
     rate: float | None = None

@@ -30,7 +30,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# The prompt (the last message) and how often it has come so far, from 1 → what to say
+# Maps the prompt (the last message) and its count so far, from 1, to the reply.
 Answers = Callable[[str, int], Reply]
 
 

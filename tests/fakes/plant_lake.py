@@ -46,7 +46,7 @@ from tests.fakes.provider import FakeProvider, fake_provider
 from tests.tiny import tiny_tokenizer
 
 ARCHIVE = Path(__file__).with_name("lake-2026-11.tar.xz")
-# Specs hold the absolute path of their data root, so it must say nothing of who planted it
+# Specs hold the absolute path of their data root, so it must not reveal who planted it.
 ROOT = Path("/tmp/planted")
 DATA = DataRoot(ROOT / "data")
 EXPERIMENTS = ROOT / "experiments.yaml"
@@ -183,14 +183,14 @@ def main() -> None:
     print(f"{ARCHIVE}: {ARCHIVE.stat().st_size / 1000:.0f} kB")
 
 
-# What a user brings
+# The user's input
 
 
 def write_inputs() -> None:
     corpus = sorted(read_corpus(PROJECT / "data" / "corpus.json"), key=lambda one: len(str(one).encode()))[:RECORDS]
     write_jsonl(ROOT / "records.jsonl", [*corpus, {"messages": TURNS}, corpus[0], *BROKEN])
     DATA.root.mkdir()
-    # inputs of its own, so that the ones that the project ships may change
+    # Separate inputs, so that the shipped ones may change.
     (DATA.root / "topics.yaml").write_text(yaml.safe_dump(GRID, allow_unicode=True), encoding="utf-8")
     write_json(DATA.root / "general.json", GENERAL)
     configure({})

@@ -54,7 +54,7 @@ MEASURED = {
     "unshown_share": 0.0, "peak_memory_gb": 2.0, "trainable_params": 1000, "total_params": 5000, "artifact_mb": 4.0, "layers": 2,
     "hidden_size": 64, "weights_dtype": "float32", "last_step": 2, "steps": 2,
 }  # fmt: skip
-# base trains nothing, so a real one measures none of this
+# base trains nothing, so a real row has none of these measurements.
 ONLY_TRAINED = (
     "train_loss",
     "train_seconds",

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from tests.fakes.behavior import Behavior, ErrorFault, Wire
 
 PROMPT_OVERHEAD = 8
-# What Anthropic's structured outputs do not take (anthropic.transform_schema moves them into the description)
+# Keywords that Anthropic's structured outputs refuse (anthropic.transform_schema moves them into
+# the description).
 UNSUPPORTED = {
     "minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
     "maxItems", "uniqueItems", "oneOf", "patternProperties", "minProperties", "maxProperties",
@@ -19,7 +20,8 @@ QUOTA = (
     "You exceeded your current quota, please check your plan and billing details. For more information on this error, "
     "read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
 )
-# By fault, for OpenAI (status, type, code, message) and for Anthropic (status, type, details' error_code, message)
+# By fault: OpenAI's (status, type, code, message) and Anthropic's (status, type, details'
+# error_code, message).
 ERRORS: dict[ErrorFault, dict[Wire, tuple[int, str, str | None, str]]] = {
     "overloaded": {
         "openai": (503, "server_error", None, "The engine is currently overloaded, please try again later"),
