@@ -62,7 +62,7 @@ class Nights:
             requests = self.tick("night_goes_on")
             if not requests:
                 return
-            assert not self.tick("lake_has_changed"), "a night publishes once, at its end"
+            assert not self.tick("lake_has_changed"), "a night publishes only once, at its end"
             self.execute(requests)
         raise AssertionError("the night does not end")
 

@@ -216,7 +216,7 @@ def test_what_somebody_picks_is_run_and_of_everything_only_what_the_profile_name
     of_the_profile: Any = Run(instance, "full", backfill=backfilled(instance, every))
     assert reason_not_run(of_the_profile, now, False) is None
     deleted: Any = Run(instance, "lora-r8", backfill="deleted")
-    assert is_of_everything(deleted), "nobody knows any more what was picked"
+    assert is_of_everything(deleted), "the selection is no longer known"
 
 
 def test_a_name_that_is_gone_is_said_and_nothing_fails(project: TinyProject, instance: dg.DagsterInstance) -> None:
@@ -285,7 +285,9 @@ def test_in_a_backfill_a_cell_without_result_is_materialized_as_nothing(
         assert record.partition_key == full and record.asset_materialization
         assert (record.asset_materialization.tags or {})["dagster/data_version"] == NOTHING
         assert "does not name" in str(record.asset_materialization.metadata["not run"].value)
-        assert _state(instance, AssetCheckKey(key, check)) == {str(full): Status.FAILED}, "green hides nothing"
+        assert _state(instance, AssetCheckKey(key, check)) == {str(full): Status.FAILED}, (
+            "a green check still shows its text"
+        )
 
 
 def cell_config(**config: Any) -> CellConfig:
@@ -298,7 +300,7 @@ def test_the_launchpad_offers_every_limit_and_nothing_that_a_night_sets() -> Non
     assert defaults["max_examples"] == 0 and defaults["budget_usd"] == NO_CAP
     assert not {"night", "seen"} & {*CellConfig.model_fields, *Spending.model_fields}
     assert cell_config().cap_usd is None and cell_config(budget_usd=None).cap_usd is None
-    assert cell_config(budget_usd=0.0).cap_usd == 0.0, "nothing may be spent"
+    assert cell_config(budget_usd=0.0).cap_usd == 0.0, "the budget is zero"
     for wrong in ({"budget_usd": -2.0}, {"max_examples": -1}):
         with pytest.raises(ValueError, match="expected"):
             cell_config(**wrong)

@@ -123,7 +123,9 @@ def test_schedule_and_sensors_are_on_by_default_and_the_alert_where_somebody_is_
     assert repository.get_schedule_def("nightly").default_status == dg.DefaultScheduleStatus.RUNNING
     on = dict.fromkeys(["night_goes_on", "lake_has_changed", "inputs_have_changed"], "RUNNING")
     assert {one.name: one.default_status.value for one in repository.sensor_defs} == {**on, "failure_alert": "STOPPED"}
-    assert min(one.minimum_interval_seconds or 0 for one in repository.sensor_defs) >= 60, "each tick costs an idle UI"
+    assert min(one.minimum_interval_seconds or 0 for one in repository.sensor_defs) >= 60, (
+        "every tick costs time in an idle UI"
+    )
     monkeypatch.setenv(WEBHOOK, "http://127.0.0.1:9/x")
     sensor = importlib.reload(alerts).failure_alert
     monkeypatch.undo()
@@ -139,7 +141,7 @@ def test_the_untouched_model_is_a_dependency_and_no_other_cells_step_trains_it(
     graph = defs.resolve_asset_graph()
     assert dg.AssetKey("base_evaluation") in graph.get(dg.AssetKey("evaluation")).parent_keys
     assert make_cell(instance, "lora-r8").success
-    assert not cells.attempts(project.data, project.key("base")), "nobody asked for it"
+    assert not cells.attempts(project.data, project.key("base")), "no run requested it"
     base = defs.resolve_job_def("base").execute_in_process(instance=instance, partition_key=MODEL)
     assert base.success and base.asset_materializations_for_node("base_evaluation")
     (attempt,) = cells.attempts(project.data, project.key("base"))
@@ -310,7 +312,7 @@ def test_settings_that_somebody_edited_stay_and_what_they_lack_is_said(
     assert yaml.safe_load(lines) == {
         "run_launcher": ours["run_launcher"],
         "concurrency": {"pools": ours["concurrency"]["pools"]},
-    }, "its own limit of runs is its own business"
+    }, "its own limit of runs is kept"
     assert yaml.safe_load((home / "dagster.yaml").read_text(encoding="utf-8")) == edited
 
 

@@ -143,7 +143,7 @@ def test_dagster_and_the_table_call_the_same_cells_stale(week: Nights) -> None:
     project.change(profiles={"local": {"evaluation": {"answers": 2}, "max_train_examples": 7}})
     assert stale(week) == {"lora-r8"}, "base trains on nothing"
     project.change(profiles={"local": {"max_train_examples": 8}})
-    assert stale(week) == set(), "as it was"
+    assert stale(week) == set(), "the cell is unchanged"
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_seeds_share_what_their_run_may_spend(week: Nights) -> None:
     week.project.change(methods={"lora-r8": {"weight_decay": 0.1}})
     week.carry_on()
     limits = [cells.attempts(week.project.data, key)[-1].spec.time_limit_minutes or 0.0 for key in keys]
-    assert 20.0 > limits[0] > limits[1] > limits[2] > 0, "what is left to the night"
+    assert 20.0 > limits[0] > limits[1] > limits[2] > 0, "the rest of the night's budget"
     assert week.record()["spent_usd"] <= 1200.0
 
 

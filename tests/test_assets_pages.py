@@ -113,7 +113,7 @@ def test_a_grid_is_shown_in_place_in_parts_that_lose_no_cell() -> None:
     shown = "".join(str(part.value) for part in parts.values())
     assert [shown.count(f"| lora-r{rank}-searched |") for rank in range(1, 18)] == [1] * 17
     many = grid_of([row(f"model-{one}", f"method-{other}") for one in range(4) for other in range(30)])
-    assert list(many) == ["grid"], "behind a click, in one piece"
+    assert list(many) == ["grid"], "shown behind a click, in one piece"
 
 
 def test_a_name_in_the_grid_is_text() -> None:

@@ -219,7 +219,7 @@ def test_a_cell_that_begins_while_it_is_published_waits(daemon: Daemon, monkeypa
     daemon.lake.cell("lora-r8")
     (request,) = daemon.due()
     assert daemon.publish(request) and daemon.publish()
-    assert "the publication (process " in str(held[0]) and held[1] is None, "by hand it waits for nobody"
+    assert "the publication (process " in str(held[0]) and held[1] is None, "a publication by hand does not wait"
     assert devices.holder(watched_locks()) is None
 
 
@@ -264,7 +264,7 @@ def test_a_daemon_that_was_away_publishes_what_it_finds(daemon: Daemon) -> None:
 
 def test_a_lock_ends_with_its_holder_whatever_stands_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "cpu.lock"
-    assert devices.holder([path]) is None and not path.exists(), "looking makes nothing"
+    assert devices.holder([path]) is None and not path.exists(), "a look creates no file"
     with locked(path, "tiny × full"):
         pass
     program = (
@@ -283,10 +283,10 @@ def test_all_devices_are_held_or_none(tmp_path: Path) -> None:
     with locked(processors, "a cell"):
         with pytest.raises(InUseError, match="a cell"), devices.held([card, processors], "we", seconds=0):
             raise AssertionError
-        assert devices.holder([card]) is None, "none is kept while another is waited for"
+        assert devices.holder([card]) is None, "no lock is held while another is awaited"
     with devices.held([card, processors], "we", seconds=0):
         assert "we" in str(devices.holder([card])) and "we" in str(devices.holder([processors]))
-        assert devices.holder([card]), "looking takes nothing away"
+        assert devices.holder([card]), "a look removes nothing"
     assert devices.holder([card, processors]) is None
 
 

@@ -324,7 +324,7 @@ def test_what_a_model_adds_is_predicted_from_a_cell_like_it(lake: Lake, monkeypa
     swept = replace(quantized, key=CellKey("tiny", "of-a-sweep", 1))
     predictions = engines._predicted_bytes(lake.project, [base, lora, quantized, swept])
     assert predicted_cells == [("tiny", "base"), ("tiny", "qlora-r8")]
-    assert list(predictions.values()) == [4e9, 4e9, 3e9, None], "nobody knows a cell that the configuration lacks"
+    assert list(predictions.values()) == [4e9, 4e9, 3e9, None], "a cell outside the configuration has no prediction"
 
 
 # the answering process

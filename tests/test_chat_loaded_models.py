@@ -71,7 +71,7 @@ def answer_as_alone(lake: Lake, held: LoadedModels, order: Sequence[str]) -> Non
     for method in order:
         for place, prompt in enumerate(ASKED):
             assert list(ask(held, members[method], prompt).tokens) == expected[method][place], (method, prompt)
-    assert len({str(answers) for answers in expected.values()}) == len(members), "else equal answers prove nothing"
+    assert len({str(answers) for answers in expected.values()}) == len(members), "otherwise equal answers prove nothing"
 
 
 def test_cells_that_share_a_base_answer_as_each_alone_in_any_order(lake: Lake) -> None:
@@ -137,7 +137,7 @@ def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why
     whole = ask(held, one, ASKED[0])
     question = Question([{"role": "user", "content": ASKED[0]}], LIMIT)
     held.answer(one, question, pieces.append, lambda: False)
-    assert len(pieces) > 2 and whole.text.rstrip("\ufffd ") == "".join(pieces), "but for half a character at its end"
+    assert len(pieces) > 2 and whole.text.rstrip("\ufffd ") == "".join(pieces), "all but half a character at its end"
     stopped = held.answer(one, question, pieces.append, lambda: len(pieces) > 4)
     assert stopped.ended == "stopped" and list(stopped.tokens) == list(whole.tokens[: len(stopped.tokens)])
     assert 0 < len(stopped.tokens) < len(whole.tokens) and whole.ended == "limit"
@@ -145,7 +145,7 @@ def test_text_comes_piece_by_piece_and_an_answer_can_be_stopped_and_ends_say_why
     assert ask(held, one, "a " * (window - 30), limit=64).ended in ("window", "itself")
     with pytest.raises(WindowFullError, match=f"holds {window}"):
         ask(held, one, "a " * window)
-    assert list(ask(held, one, ASKED[0]).tokens) == list(whole.tokens), "nothing of these stays"
+    assert list(ask(held, one, ASKED[0]).tokens) == list(whole.tokens), "none of these remains"
 
 
 def test_a_temperature_draws_and_does_not_stay(lake: Lake) -> None:

@@ -114,7 +114,9 @@ def test_a_question_with_hidden_signs_stands_on_its_twin_s_side(data: DataRoot) 
     sides_by_text: dict[str, set[str]] = {comparable(normalized(text)): set() for text in questions}
     for row in examples(result):
         sides_by_text[comparable(normalized(row["instruction"]))].add(row["split"])
-        assert row["instruction"] in {one["instruction"] for one in plain + twins}, "the text keeps what nobody sees"
+        assert row["instruction"] in {one["instruction"] for one in plain + twins}, (
+            "the text keeps its invisible characters"
+        )
     assert result.reasons == {} and Counter(map(len, sides_by_text.values())) == {1: 40}
     assert len({side for sides in sides_by_text.values() for side in sides}) == 2
 

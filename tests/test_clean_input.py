@@ -269,7 +269,7 @@ def test_only_a_part_of_a_large_file_is_held(tmp_path: Path) -> None:
     assert first.value == json.loads(GOOD_LINES[0])
     broken = saved(tmp_path, "b.json", "[" + ",".join(GOOD_LINES * 500))
     read = read_file(broken)
-    assert next(read).value == json.loads(GOOD_LINES[0]), "the first record is there before the end was seen"
+    assert next(read).value == json.loads(GOOD_LINES[0]), "the first record arrives before the end is read"
     with pytest.raises(UsageError, match=r"b\.json:1:\d+: not JSON"):
         list(read)
 

@@ -258,7 +258,7 @@ def test_train_takes_what_the_launchpad_takes(
     assert (attempt.spec.selection["max_train"], attempt.key.seed) == (4, 1)
     assert "budget_usd caps nothing: profile local has no price_per_hour" in capsys.readouterr().err
     assert main(["train", MODEL, "lora-r8", "--rerun-for", "code"]) == 0
-    assert "(current, reused)" in capsys.readouterr().out, "its examples have changed, which is not asked for"
+    assert "(current, reused)" in capsys.readouterr().out, "its examples have changed, which was not requested"
     assert main(["train", MODEL, "lora-r8", "--profile", "priced", "--max-examples", "4", "--budget-usd", "0.6"]) == 0
     spec = list(all_attempts(project.data))[-1].spec
     assert (spec.profile, spec.seed, spec.time_limit_minutes) == ("priced", 3, pytest.approx(1.0))

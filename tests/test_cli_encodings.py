@@ -89,7 +89,7 @@ def test_every_cheap_command_prints_in_every_encoding(lake: Lake) -> None:
     assert {code for (_, command), code in codes.items() if command in CHEAP} <= {0, 3}
     assert b"Traceback" not in done.stderr
     assert "메모".encode("cp949") in printed and rb"\ud55c\uad6d\uc5b4" in printed, (
-        "shown where that can be, else escaped"
+        "shown where possible, otherwise escaped"
     )
 
 

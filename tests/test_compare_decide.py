@@ -145,7 +145,7 @@ def test_a_time_that_others_disturbed_decides_no_cost(lake: Lake) -> None:
         "1 more cell is within the limits, but timed beside other programs, so that costs are not compared"
     )
     alone = ask(lake, memory_gb=1.5, minutes=60)
-    assert alone.method == "qlora-r8", "within the limit of time even so"
+    assert alone.method == "qlora-r8", "within the limit of time all the same"
     assert alone.reasons[-1].startswith("other programs ran beside it")
 
 

@@ -230,4 +230,4 @@ def test_many_disturbed_rows_are_told_in_one_line() -> None:
         "* speed disturbed: other programs used 20 % of the processors while tiny × m0 was measured, 21 % while tiny × m1 was "
         "measured, 22 % while tiny × m2 was measured, and much while 2 more were"
     )
-    assert disturbed.note([row(speed_disturbed=True)], full_name) is None, "nothing of it is shown"
+    assert disturbed.note([row(speed_disturbed=True)], full_name) is None, "it is not shown at all"

@@ -127,7 +127,7 @@ def test_the_page_has_the_newest_nights_first_with_links_to_their_runs(lake: Lak
     assert first.startswith("| 2026-11-28T0200 | 2026-11-26 17:00 UTC")
     assert r" | 90.0 | 0.2500 | 2, 1 ok | not ok | \*over\* \| done | " in first
     newest = str(metadata["newest night"].value)
-    assert len(newest) < 1000, "else Dagster puts it behind a click"
+    assert len(newest) < 1000, "otherwise Dagster puts it behind a click"
     assert "| cells | 2, 1 ok |" in newest and "| runs | [run-0](/runs/run-0)" in newest
     assert "[run-0](/runs/run-0)" in first and "run-12" not in first and first.endswith("and 3 more |")
     assert "[01234567](/runs/0123456789abcdef)" in second

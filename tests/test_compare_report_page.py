@@ -113,6 +113,6 @@ def test_a_heading_sorts_by_keyboard_and_says_so(browser: Browser, report: str) 
         seen.append((head.get_attribute("aria-sort"), methods()))
     assert [state for state, _ in seen] == ["ascending", "descending", "none"]
     assert seen[1][1][0] == "qlora-r8", "it had the most"
-    assert [order[-1] for _, order in seen[:2]] == ["base", "base"], "not measured comes last either way"
+    assert [order[-1] for _, order in seen[:2]] == ["base", "base"], "unmeasured values come last in both directions"
     assert seen[2][1] == as_given == ["base", "full", "lora-r8", "lora-r64", "qlora-r8"]
     page.close()

@@ -195,7 +195,7 @@ def test_one_run_borrows_the_spread_of_the_models_other_cells() -> None:
     assert spread is not None
     assert (spread.value, spread.degrees, spread.seen) == (pytest.approx(0.1 / BITS), 2, "m2")
     measured, method = known.difference(rows[0], rows[1]), known.method_difference(rows[0], rows[1])
-    assert measured == of(once, other)[0].difference(rows[0], rows[1]), "what was measured is as it was"
+    assert measured == of(once, other)[0].difference(rows[0], rows[1]), "the measurements are unchanged"
     assert width(method) > 2 * width(measured)
     assert width(method) > 2 * 1.96 * math.sqrt(2) * 0.1 / BITS, "both borrow"
     assert known.method_difference(rows[0], rows[0]) == Interval(0.0, 0.0, 0.0)
@@ -251,7 +251,7 @@ def test_as_many_runs_are_proposed_as_bring_the_half_width_down() -> None:
     assert halves[needed] <= 0.015 < halves[needed - 1]
     assert sources.runs_needed(0.001) is None, "not by ten runs"
     assert Sources(40, 1e-6, 0.0, None).runs_needed(1.0) is None, "their spread is not known"
-    assert sources.records_needed(0.03, 0.015) is None, "no number of records undoes what runs differ by"
+    assert sources.records_needed(0.03, 0.015) is None, "more records cannot remove the spread between runs"
     assert Sources(40, 1e-4, 0.0, 0.0).records_needed(0.02, 0.01) == 160
 
 
@@ -400,4 +400,4 @@ def test_a_seed_changes_nothing_that_a_cell_is_measured_on(cleaned: TinyProject)
         [row["example_id"] for row in read_jsonl(evaluation.folder / "losses.jsonl")] for evaluation in evaluations
     ]
     assert examples[0] == examples[1] != []
-    assert same(first, final_weights(cleaned, "lora-r8", 1)[1]), "and the same seed ends the same to the bit"
+    assert same(first, final_weights(cleaned, "lora-r8", 1)[1]), "and the same seed gives equal bits"

@@ -337,7 +337,7 @@ def test_a_report_before_anything_was_trained_says_missing(tmp_path: Path) -> No
     write_report(lake.project, Content(comparison_rows(lake.resolved())))
     page = Page(lake.data.report.read_text(encoding="utf-8"))
     assert page.texts.count("missing") == 4
-    assert "svg" in page.tags, "how long the examples are is known already"
+    assert "svg" in page.tags, "the lengths of the examples are known already"
 
 
 def test_every_row_of_a_real_lake_is_in_the_report(tmp_path: Path) -> None:

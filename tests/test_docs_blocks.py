@@ -236,7 +236,7 @@ def test_quick_commands_are_run(
     arguments: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert any(shlex.join([FEATHERWEIGHT, *arguments.split()]) in block.text for block in of("sh")), (
-        "no page has it any more"
+        "no page has this command any more"
     )
     monkeypatch.setenv("FEATHERWEIGHT_DATA", str(here / "data"))
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(here / "data" / "experiments.yaml"))

@@ -233,7 +233,7 @@ def test_the_lock_goes_without_torch_only_where_one_is_linked(colab: Path, capsy
     assert install.torch_here("torch==1.0") == []
     assert "the project needs torch==1.0: installing that of the lock" in capsys.readouterr().out
     next(colab.glob("torch-*/RECORD")).unlink()
-    assert install.torch_here(install.requirement()) == [], "what cannot be linked is installed"
+    assert install.torch_here(install.requirement()) == [], "a torch that cannot be linked is installed"
 
 
 def test_the_installer_is_of_the_standard_library_alone() -> None:

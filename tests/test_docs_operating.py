@@ -170,7 +170,7 @@ def test_kept_news_is_bounded_and_a_killed_sender_or_a_refused_message_holds_up_
     assert news.deliver(data, now=True) is None
     assert [one["text"] for one in webhook] == ["too long", *texts[5 : 5 + news.AT_ONCE]]
     with locked(data.locks / "news.lock", "somebody else"):
-        assert news.tell(data, "meanwhile") is None, "who sends already sends this later"
+        assert news.tell(data, "meanwhile") is None, "the current sender sends this later"
     assert kept_news(data)[-1] == "meanwhile"
 
 

@@ -105,7 +105,7 @@ def test_it_says_of_a_set_that_ships_what_we_say(name: str) -> None:
             assert row["prompt"] == other["prompt"] and row["reference"] == other["reference"]
             assert json.loads(row["loglikelihoods"]) == pytest.approx(json.loads(other["loglikelihoods"]), abs=1e-3)
         likelihoods_by_model.append([row["loglikelihoods"] for row in theirs])
-    assert likelihoods_by_model[0] != likelihoods_by_model[1], "the adapter is asked, and not its base"
+    assert likelihoods_by_model[0] != likelihoods_by_model[1], "the adapter answers, not its base"
 
 
 @needs_harness

@@ -218,7 +218,7 @@ def test_a_teacher_is_a_row_with_scores_and_without_losses(asking: Judged) -> No
         assert row["p50_latency_ms"] > 0, "as its API answered"
         ended, says, holds = (row[name] for name in ("answers_ended_pct", "metric_says_something", "metric_contains"))
         assert (ended, says, holds) == (0, 1, 0), "six tokens cut every answer off"
-        assert row["metric_says_something_base"] is None, "no model of ours stands behind it"
+        assert row["metric_says_something_base"] is None, "no model of ours is involved"
         assert ("own family" in row["model_note"]) == (name == "claude")
     rows = select(
         asking.project,
@@ -271,7 +271,7 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
         assert not passed and shown["answered now"] == 0
         version = lake_version(project.data)
         compare(project.now())
-        assert lake_version(project.data) == version, "else one publication would call for another, without end"
+        assert lake_version(project.data) == version, "otherwise publications would request each other without end"
         refused, asking.server.behavior = asking.server.ledger.anthropic.requests, Behavior()
         shown, passed = materialized(night="2026-11-24T0200")
         assert passed and (shown["answered now"], shown["missing"]) == (
@@ -305,7 +305,7 @@ def test_verdicts_almost_in_form_are_read_and_the_advice_for_the_others_sends_so
             and "“I like it.”" in output
             and "\x1b" not in output
         )
-        assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "it was answered: it is not asked again"
+        assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "an answered request is not repeated"
         assert "“I like it.”" in capsys.readouterr().out
         rows = published(project)[1].values()
         (advice,) = {row["judge_because"] for row in rows if row["judge_because"]}

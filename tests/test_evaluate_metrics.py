@@ -411,7 +411,7 @@ def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake, monke
     assert full["metric_exact_match_base"] == base["metric_exact_match"] == base["metric_exact_match_base"]
     assert base["metric_exact_match"] == pytest.approx(1 / 3) and full["metric_contains_base"] == pytest.approx(2 / 3)
     assert full["metric_exact_match_low"] < 1 / 3 < full["metric_exact_match_high"]
-    assert lora["metric_exact_match"] == 1 and lora["metric_exact_match_base"] is None, "it was asked other prompts"
+    assert lora["metric_exact_match"] == 1 and lora["metric_exact_match_base"] is None, "it answered other prompts"
     assert {missing[name] for name in missing if name.startswith("metric_")} == {None}
     assert full["metrics_because"] is None
     with connect(lake.data) as db:
@@ -425,7 +425,7 @@ def test_metrics_of_kept_answers_are_published_without_a_model(lake: Lake, monke
         ("5", False, False, True, True),
     ]
     assert not [name for name in rows_of(lake)["full"] if name.startswith("metric_")], (
-        "a setting taken out, they are gone"
+        "without the setting, they are gone"
     )
 
 

@@ -195,7 +195,7 @@ def test_a_judge_that_always_prefers_the_first_has_said_nothing(paired: Paired) 
     assert paired.pairs(replace(PLAIN, judge="first")).answered == 12
     row = paired.rows()["lora-r8"]
     assert (row["win_rate_vs_base"], counts(row), row["pair_agreement"]) == (0.5, (0, 6, 0), 0.0)
-    assert row["win_rate_vs_base_low"] < 0.3 and row["win_rate_vs_base_high"] > 0.7, "six ties are little"
+    assert row["win_rate_vs_base_low"] < 0.3 and row["win_rate_vs_base_high"] > 0.7, "six ties are too few"
     orders = {(one["verdict_shown_first"], one["verdict_shown_second"]) for one in paired.verdicts("lora-r8")}
     assert orders == {("win", "loss")}
 
@@ -329,7 +329,7 @@ def test_rubbish_is_no_verdict_and_is_asked_again_on_request_alone(
         assert (row["win_rate_vs_base"], counts(row)) == (0.5, (0, 3, 0)), "of the three pairs that were read"
         assert row["pair_note"] is not None and "no readable verdict in both orders on 3 of 6 pairs" in row["pair_note"]
         assert "`featherweight judge --again`" in row["pair_note"]
-        assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "answered, so it is not asked again"
+        assert cli.main(["judge"]) == 3 and len(other.bodies) == sent, "an answered request is not repeated"
         assert "mine (pair) warning" in capsys.readouterr().out
         assert cli.main(["judge", "--again"]) == 0 and len(other.bodies) == sent + len(RUBBISH)
     row = paired.rows()["lora-r8"]
@@ -435,7 +435,7 @@ def test_without_a_row_to_stand_against_there_is_no_rate_and_nobody_is_paid(pair
     row = paired.rows()["lora-r8"]
     assert row["win_rate_vs_base"] is None and row["pair_wins"] is None and row["pair_judge"] is None
     assert why in row["pair_note"]
-    assert paired.rows()["full"]["win_rate_vs_base"] is None, "that one answer is alike says nothing of the others"
+    assert paired.rows()["full"]["win_rate_vs_base"] is None, "one equal answer says nothing about the others"
 
 
 def test_new_code_alone_keeps_the_rate_and_a_judge_of_the_models_family_is_named(paired: Paired) -> None:

@@ -259,7 +259,7 @@ def test_items_that_fail_go_into_the_next_batch(ask: Asking, wire: Wire) -> None
     ask.generate("submit")
     ask.finish()
     assert ask.statuses() == {"answered": 4, "failed": 2}
-    assert {row["reserved_usd"] for row in ask.rows()} == {0.0}, "what failed costs nothing"
+    assert {row["reserved_usd"] for row in ask.rows()} == {0.0}, "failed items cost nothing"
     ask.generate("submit")
     ask.finish()
     assert ask.statuses() == {"answered": 6}
@@ -406,7 +406,7 @@ def test_killed_before_it_was_made_the_batch_is_believed_lost_only_after_a_while
     assert ask.rows("SELECT DISTINCT status, in_doubt_count, attempts FROM requests") == [
         {"status": "in_flight", "in_doubt_count": 1, "attempts": 2}
     ]
-    assert ask.charged() == pytest.approx(2 * worst), "what may have been paid stays charged"
+    assert ask.charged() == pytest.approx(2 * worst), "a request that may have been paid stays charged"
     ask.finish()
     assert ask.statuses() == {"answered": 6}
     assert ask.charged() == pytest.approx(worst + ask.account(wire).dollars)
@@ -713,7 +713,7 @@ def test_a_permanent_error_stops_this_provider_alone_however_often_it_comes(
     server.behavior = QUICK
     ask.generate()
     ask.finish()
-    assert ask.statuses() == {"answered": 12}, "that it was turned away is not held against a request"
+    assert ask.statuses() == {"answered": 12}, "a refused batch does not count against its requests"
 
 
 def test_the_key_stands_nowhere(

@@ -49,7 +49,7 @@ def paid(server: FakeProvider) -> float:
 
 def test_a_cap_that_is_met_exactly_is_not_crossed() -> None:
     budget = Budget(Caps(total=1.0), {})
-    assert [budget.hold("a", 0.1) for _ in range(10)] == [None] * 10, "ten tenths are one, whatever floats make of it"
+    assert [budget.hold("a", 0.1) for _ in range(10)] == [None] * 10, "ten tenths are one, in spite of rounding"
     assert budget.hold("a", 0.1) is not None
     assert budget.hold("a", 0.0) is None
 
@@ -66,7 +66,9 @@ def test_each_cap_is_named_with_what_is_charged_and_what_the_next_request_may_co
     assert budget.hold("b", 1.0) is None
     # The reservation of an earlier run, such as a batch's.
     budget.give_back("b", 1.0, of_this_run=False)
-    assert "the budget of this run" in (budget.hold("b", 0.1) or ""), "what an earlier run gives back is not this one's"
+    assert "the budget of this run" in (budget.hold("b", 0.1) or ""), (
+        "money released by an earlier run is not this run's"
+    )
     assert "generation.budget_usd is $5" in (Budget(Caps(total=5.0), before).hold("c", 1.6) or "")
 
 
@@ -118,7 +120,9 @@ def test_no_cap_of_any_kind_is_crossed_by_the_servers_own_count_whatever_goes_wr
         spent = paid(server)
     assert 0 < server.ledger.anthropic.dollars <= 0.2 and 0 < server.ledger.openai.dollars <= 0.15
     assert paid(server) <= ask.charged() <= 0.3 + 1e-9
-    assert all(row["reserved_usd"] > 0 for row in ask.rows() if row["in_doubt_count"]), "what may have been paid"
+    assert all(row["reserved_usd"] > 0 for row in ask.rows() if row["in_doubt_count"]), (
+        "the cost that may have been paid"
+    )
 
 
 def test_who_finds_too_little_waits_for_what_the_other_gives_back(tmp_path: Path, server: FakeProvider) -> None:

@@ -364,7 +364,7 @@ def test_a_token_bucket_refuses_at_once(server: FakeProvider, wire: Wire) -> Non
     with_clients(server, use)
     account = server.ledger.of(wire)
     assert (account.limited, account.answers, account.requests) == (5, 3, 8)
-    assert ended == ["refused"] * 5 + ["answered"] * 3, "no refusal waits as long as an answer takes"
+    assert ended == ["refused"] * 5 + ["answered"] * 3, "a refusal takes less time than an answer"
     assert account.most_at_once >= 3
 
 

@@ -95,7 +95,7 @@ def test_the_key_depends_on_all_that_decides_the_answer(change: dict[str, Any]) 
 
 
 def test_the_key_is_the_same_in_every_version() -> None:
-    assert REQUEST.key == "8cb7f298f950b1ab", "by any other key every answer that is held would be paid for again"
+    assert REQUEST.key == "8cb7f298f950b1ab", "with any other key every stored answer would be paid for again"
 
 
 def test_the_key_does_not_depend_on_the_order_of_parameters() -> None:
@@ -130,7 +130,7 @@ def test_an_answer_is_kept_as_it_came(journal: Journal, raw: str) -> None:
     assert row["response"] == raw
     assert (row["status"], row["stop_reason"], row["input_tokens"], row["output_tokens"]) == ("answered", "stop", 11, 7)
     assert row["latency_ms"] == 12.5
-    assert row["cost_usd"] is None, "a cost that nobody measured is no number"
+    assert row["cost_usd"] is None, "an unmeasured cost is no number"
 
 
 def test_an_answered_request_is_never_sent_again_also_after_a_restart(tmp_path: Path) -> None:

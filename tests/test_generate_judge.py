@@ -213,7 +213,7 @@ def test_what_cannot_be_read_as_a_verdict_is_counted_and_left_out(ask: Asking, f
     row = only_duel(ask)
     assert (row["unreadable"], row["cells"]) == (2, 6)
     assert row["wins"] + row["losses"] + row["ties"] == 6
-    assert judged(ask).answered == 0, "it was answered: it is not asked again"
+    assert judged(ask).answered == 0, "an answered request is not repeated"
 
 
 def test_a_verdict_in_a_block_of_markdown_is_read_and_one_without_reasons_is_not(ask: Asking) -> None:
@@ -331,7 +331,7 @@ def test_what_could_not_be_read_is_counted_shown_and_asked_again_on_request_alon
         assert (again.answered, again.reused, len(other.bodies)) == (0, 4, 4), "all can be read now"
     assert (only_duel(ask)["unreadable"], only_duel(ask)["cells"], only_duel(ask)["ties"]) == (0, 2, 2)
     rows = ask.rows("SELECT status, response FROM requests WHERE provider = 'arbiter'")
-    assert len(rows) == 8, "the answers that nobody could read are kept, and so is what they cost"
+    assert len(rows) == 8, "unreadable answers are kept, and so is their cost"
 
 
 def fits(verdict: str) -> str:

@@ -125,7 +125,7 @@ def test_a_compatible_server_gets_the_schema_as_it_is_a_seed_and_no_key_of_anybo
     for body in bodies:
         assert body["max_tokens"] == 200
         assert body["response_format"]["json_schema"]["schema"]["properties"]["output"]["maxLength"] == 400
-    assert {row["cost_usd"] for row in ask.rows()} == {None}, "nobody said what it costs"
+    assert {row["cost_usd"] for row in ask.rows()} == {None}, "its price is unknown"
 
 
 def test_no_more_requests_are_under_way_than_slots(ask: Asking, wire: Wire) -> None:
@@ -291,7 +291,7 @@ def test_a_permanent_error_stops_that_provider_at_once_with_its_message_and_leav
     result = both.generate()
     (other,) = [name for name in ("claude", "gpt") if name != NAMES[wire]]
     assert message in stopped(result) and list(result.stopped) == [NAMES[wire]]
-    assert both.account(wire).requests <= 8, "what was under way, and no more"
+    assert both.account(wire).requests <= 8, "only the requests that were under way"
     assert result.providers[other].answered == 40
     assert not result.complete
     assert sum(row["reserved_usd"] for row in both.rows()) == 0
@@ -375,7 +375,7 @@ def test_the_cap_is_never_crossed_with_64_requests_under_way(ask: Asking, wire: 
     assert "budget reached" in stopped(result) and f"providers.{NAMES[wire]}.budget_usd is $0.1" in stopped(result)
     assert 0 < ask.account(wire).dollars <= 0.1
     assert ask.charged() == pytest.approx(ask.account(wire).dollars), "all of it is settled by usage"
-    assert result.answered > 0.5 * 0.1 / (ask.charged() / result.answered), "what settled made room for more"
+    assert result.answered > 0.5 * 0.1 / (ask.charged() / result.answered), "settled requests made room for more"
     ask.configure(providers={NAMES[wire]: {"budget_usd": 10}})
     assert ask.generate().complete
 
@@ -453,7 +453,7 @@ def check_after_kills(ask: Asking, wire: Wire, under_way: int, expected: int) ->
     assert len(records) == expected and all(record.problem is None for record in records)
     assert max(account.attempts.values()) <= 2, "sent again once at most"
     once = {row["key"] for row in answered if not row["in_doubt_count"]}
-    assert {row["attempts"] for row in rows if row["key"] in once} <= {1}, "no journaled answer is asked for again"
+    assert {row["attempts"] for row in rows if row["key"] in once} <= {1}, "no journaled answer is requested again"
     assert sum(row["in_doubt_count"] for row in rows) == under_way
     assert account.answers <= len(answered) + under_way
     assert account.dollars <= ask.charged() + 1e-9

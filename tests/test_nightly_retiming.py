@@ -85,14 +85,14 @@ def test_a_cell_is_measured_again_once_a_week_however_that_ended(lake: Lake) -> 
     retimed(lake, "killed", began=(now - timedelta(days=7.1)).isoformat())
     assert due(lake) == {"lora-r8": BUSY}, "also after more tries than a killed cell has"
     lake.evaluated(retimed(lake, "ok", began=(now - timedelta(days=7.1)).isoformat(), other_cpu_pct=3.0))
-    assert due(lake) == {}, "it is measured well now"
+    assert due(lake) == {}, "its speed is undisturbed now"
 
 
 def test_an_attempt_that_a_wrong_clock_put_into_the_future_holds_nothing_up(lake: Lake) -> None:
     retimed(lake, "killed", began=(datetime.now(UTC) + timedelta(days=400)).isoformat())
     assert due(lake) == {"lora-r8": BUSY}
     retimed(lake, "killed", began="no time at all")
-    assert due(lake) == {"lora-r8": BUSY}, "its id tells"
+    assert due(lake) == {"lora-r8": BUSY}, "its id says so"
 
 
 @pytest.mark.parametrize(

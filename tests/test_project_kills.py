@@ -86,4 +86,4 @@ def test_fifty_kills_of_compare_leave_every_file_whole_and_no_process(tmp_path: 
         assert ended.count(-signal.SIGKILL) > KILLS * 3 / 4, "most came while it ran"
         subprocess.run(COMPARE, stdout=subprocess.DEVNULL, check=True)
         assert published(data) == expected
-        assert len(list((data.root / "warehouse").iterdir())) == KEPT, "what was half published is gone"
+        assert len(list((data.root / "warehouse").iterdir())) == KEPT, "half a publication is gone"

@@ -80,7 +80,7 @@ def test_it_is_made_again_when_the_other_has_become_another(project: TinyProject
     fetched(project)
     assert store.is_present(project.data, "made", other) and store.content(project.data, "made", other) == before
     again.rename(parent.parent / "elsewhere")
-    assert store.is_present(project.data, "made", other), "what was made stays of use without what it was made from"
+    assert store.is_present(project.data, "made", other), "the made model works without its source"
 
 
 def test_its_shape_is_known_before_it_is_there(project: TinyProject) -> None:

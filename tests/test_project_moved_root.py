@@ -107,7 +107,7 @@ def test_commands_that_train_nothing_touch_the_copy_alone(
             assert cli.main(command.split()) in (0, 3), (command, capsys.readouterr().err)
     key = CellKey("tiny", "qlora-r8", 1)
     statuses = [cells.attempts(DataRoot(root), key)[-1].status for root in (tmp_path / "old", new)]
-    assert statuses == ["running", "lost"], "this process is at work on the old one alone"
+    assert statuses == ["running", "lost"], "this process works only on the old root"
 
 
 def test_weights_inside_the_root_are_those_of_the_copy(tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_an_embedding_is_the_mean_of_its_tokens_whatever_stands_beside_it(embedd
     assert together.shape == (4, 16) and together.dtype == np.float32 and not together[1].any()
     assert np.linalg.norm(together[[0, 2, 3]], axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
     for number, text in enumerate(texts[:1] + texts[2:3]):
-        assert embed([text])[0] == pytest.approx(together[2 * number], abs=1e-5), "padding counts for nothing"
+        assert embed([text])[0] == pytest.approx(together[2 * number], abs=1e-5), "padding does not count"
     tokenizer: Any = AutoTokenizer.from_pretrained(embedding_folder)
     with torch.no_grad():
         states = AutoModel.from_pretrained(embedding_folder)(

@@ -157,7 +157,7 @@ def test_each_kind_of_run_ends_alike(lake: Lake, kind: str, name: str):
     assert (result.status, result.reason) == (status, reason), result
     assert words in result.detail
     assert result.finished_at and result.model == "tiny"
-    assert not (folder / disk.ROOM).exists(), "the room that was kept for the last word is given back"
+    assert not (folder / disk.ROOM).exists(), "the space reserved for the last message is released"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "trial"])

@@ -119,7 +119,7 @@ def test_why_torch_cannot_use_a_card_and_what_helps(
     monkeypatch.setattr(torch.version, "cuda", build)
     assert words.format(version=torch.__version__.split("+")[0]) in (card.trouble() or "")
     monkeypatch.setenv(cuda_devices.VISIBLE, "")
-    assert card.trouble() is None, "a card that is hidden is not meant to be used"
+    assert card.trouble() is None, "a hidden card is not to be used"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def expected(made: Lake, data: dict[str, Any], languages: list[str] | None, cap:
 def test_the_spec_that_an_attempt_writes_names_the_same_data_as_its_fingerprint(tmp_path: Path) -> None:
     made = planted(tmp_path, {"provider": "claude", "max_examples": 3}, languages=["en"], max_train_examples=2)
     attempt, reused = train(made.resolved(), CellKey("tiny", "chosen", 1))
-    assert (attempt.status, reused) == ("unavailable", False), "its weights are nowhere"
+    assert (attempt.status, reused) == ("unavailable", False), "its weights do not exist"
     spec = read_json(attempt.folder / "spec.json") or {}
     child = select(made.data.root / spec["examples"], Selection(**spec["selection"]))
     assert child.data_fingerprint == spec["fingerprints"]["data"]

@@ -235,7 +235,7 @@ def test_auto_may_stand_at_every_level_and_the_recipe_holds_what_it_stands_for(p
     project.change(methods={"lora-r8": {"learning_rate": [1e-4, 1e-3]}})
     assert recipe() == before | {"learning_rate": [1e-4, 1e-3], "search_share": 0.2}
     project.change(training={"search_cap": 0.5, "learning_rate": "auto"}, methods={"lora-r8": {"learning_rate": 3e-3}})
-    assert recipe() == before | {"learning_rate": 3e-3}, "a rate that a nearer level names is no search"
+    assert recipe() == before | {"learning_rate": 3e-3}, "a rate from a nearer level is not searched for"
 
 
 def test_a_profile_may_say_something_of_one_pair_and_of_models_made_from_it(project: TinyProject) -> None:

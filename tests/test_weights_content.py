@@ -304,7 +304,7 @@ def test_rows_of_code_without_hashes_are_current_until_the_weights_change(made: 
 def test_weights_written_after_an_old_row_are_not_taken_for_its_own(made: Made) -> None:
     without_hashes(made, "lora-r8", started_at=LONG_AGO)
     row = by_method(made.project.resolved())["lora-r8"]
-    assert row["stale_because"] is None, "nobody knows, so it is not called stale"
+    assert row["stale_because"] is None, "the weights are unknown, so it is not stale"
     assert row["weights_fingerprint"] is None
     assert row["base_bits_per_byte"] is None, "the untouched model's weights are known, the adapter's are not"
 

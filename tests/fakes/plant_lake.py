@@ -383,9 +383,9 @@ def check_outcomes() -> None:
     }  # fmt: skip
     statuses = {method: [attempt.status for attempt in attempts(method)] for method in expected}
     if statuses != expected:
-        raise SystemExit(f"not as wanted: {statuses}")
+        raise SystemExit(f"unexpected statuses: {statuses}")
     if set(requests_by_status()) != {"answered", "failed", "in_doubt", "in_flight"}:
-        raise SystemExit(f"not as wanted: {requests_by_status()}")
+        raise SystemExit(f"unexpected requests: {requests_by_status()}")
 
 
 # The archive
