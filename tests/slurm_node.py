@@ -1,8 +1,11 @@
-"""A real Slurm cluster of one node for tests: every daemon is a child of this process and listens on 127.0.0.1 only.
+"""A real Slurm cluster of one node for tests.
+
+Every daemon is a child of this process and listens only on 127.0.0.1.
 
     with slurm_node(folder) as node: ...  # commands find it by SLURM_CONF, node.conf
 
-No systemd, no cgroups and no root are needed; jobs run as the user who starts it. Without slurmdbd, `sacct` is disabled.
+It needs no systemd, no cgroups and no root; jobs run as the user who starts it. Without slurmdbd,
+`sacct` is disabled.
 """
 
 import os
@@ -26,7 +29,7 @@ START_SECONDS = 600
 
 @dataclass(frozen=True)
 class SlurmNode:
-    """`folder` has the logs and the files slurmctld.pid and slurmd.pid."""
+    """A running node; `folder` has its logs and the files slurmctld.pid and slurmd.pid."""
 
     folder: Path
     conf: Path
@@ -47,7 +50,7 @@ def slurm_node(folder: Path, *, memory_mb: int = 4000) -> Iterator[SlurmNode]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     host, conf = socket.gethostname().split(".")[0], folder / "slurm.conf"
-    # These versions look for cgroups even when nothing is to use them.
+    # Newer versions look for cgroups even when nothing uses them.
     if version() >= (23, 2):
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n", encoding="utf-8")
     env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(conf)}

@@ -99,15 +99,15 @@ def test_a_check_runs_dry_and_reports_on_all_it_expects(name: str, module: Any, 
 
 
 def test_the_head_s_check_sees_a_piece_that_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = ours.head_loss
-    monkeypatch.setattr(ours, "head_loss", lambda hidden, weight, targets: whole(hidden[:-9], weight, targets[:-9]))
+    original = ours.head_loss
+    monkeypatch.setattr(ours, "head_loss", lambda hidden, weight, targets: original(hidden[:-9], weight, targets[:-9]))
     calls = iter(range(100))
     plain = head._both_ways
 
     def only_the_first_is_right(*args: Any) -> Any:
         if next(calls) == 0:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(ours, "head_loss", whole)
+                patch.setattr(ours, "head_loss", original)
                 return plain(*args)
         return plain(*args)
 
@@ -119,17 +119,17 @@ def test_pieces_are_as_large_as_asked() -> None:
     torch.manual_seed(1)
     hidden, weight = torch.randn(10, 4), torch.randn(30, 4)
     targets = torch.randint(30, (10,))
-    seen: list[int] = []
+    sizes: list[int] = []
     plain = ours.chunked.logits_of
 
     def counted(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        seen.append(len(rows))
+        sizes.append(len(rows))
         return plain(rows, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch, ours.pieces_of(4):
         patch.setattr(ours.chunked, "logits_of", counted)
         ours.head_loss(hidden.requires_grad_(), weight, targets)
-    assert seen == [4, 4, 2]
+    assert sizes == [4, 4, 2]
 
 
 def test_one_function_is_an_adapted_layer(bench: Bench) -> None:

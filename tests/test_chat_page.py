@@ -327,10 +327,10 @@ def test_of_very_many_conversations_the_oldest_is_closed(lake: Lake) -> None:
 
 
 def test_a_port_that_is_taken_is_named_with_another() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=rf"port {port} is in use.*make chat PORT={port + 1}"):
             pages._bound(port)
     with pytest.raises(UsageError, match="expected 1 to 65535"):

@@ -107,12 +107,12 @@ def test_a_heading_sorts_by_keyboard_and_says_so(browser: Browser, report: str) 
     head = page.locator(".comparison th", has_text="peak GB")
     methods = lambda: page.locator(".comparison tbody th .method").all_inner_texts()  # noqa: E731
     as_given = methods()
-    seen = []
+    orders = []
     for _ in range(3):
         head.get_by_role("button").press("Enter")
-        seen.append((head.get_attribute("aria-sort"), methods()))
-    assert [state for state, _ in seen] == ["ascending", "descending", "none"]
-    assert seen[1][1][0] == "qlora-r8", "it had the most"
-    assert [order[-1] for _, order in seen[:2]] == ["base", "base"], "unmeasured values come last in both directions"
-    assert seen[2][1] == as_given == ["base", "full", "lora-r8", "lora-r64", "qlora-r8"]
+        orders.append((head.get_attribute("aria-sort"), methods()))
+    assert [state for state, _ in orders] == ["ascending", "descending", "none"]
+    assert orders[1][1][0] == "qlora-r8", "it had the most"
+    assert [order[-1] for _, order in orders[:2]] == ["base", "base"], "unmeasured values come last in both directions"
+    assert orders[2][1] == as_given == ["base", "full", "lora-r8", "lora-r64", "qlora-r8"]
     page.close()

@@ -286,8 +286,8 @@ def test_reload_and_cancel_in_the_ui(project: TinyProject, ui: str) -> None:
     assert attempt is not None
 
     assert "WorkspaceLocationEntry" in str(graphql_answer(ui, RELOAD))
-    seen = len(attempt.curve())
-    until(lambda: len(attempt.curve()) > seen + 2, "training to go on after the reload")
+    points = len(attempt.curve())
+    until(lambda: len(attempt.curve()) > points + 2, "training to go on after the reload")
 
     children = [p for p in psutil.process_iter(["cmdline"]) if str(attempt.folder) in " ".join(p.info["cmdline"] or [])]
     assert children

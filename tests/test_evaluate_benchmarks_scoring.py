@@ -89,10 +89,10 @@ def plainly(model: Any, tokenizer: Any, prompt: str, choice: str, *, first: int 
 
     `first` tokens of an adapter's own stand before them.
     """
-    front, whole = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
+    front, ids = tokenizer.encode(prompt), tokenizer.encode(f"{prompt} {choice}")
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, first:]
-    log_probs = torch.log_softmax(logits.float(), -1)[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first:]
+    log_probs = torch.log_softmax(logits.float(), -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
     return float(log_probs[len(front) - 1 :].double().sum())
 
 
@@ -163,9 +163,9 @@ def test_choices_close_together_are_read_alone_on_either_way(monkeypatch: pytest
     one, alone = prompted_model(tiny_model("llama")), []
     separately = scoring._separately
 
-    def noted(*given: Any, **how: Any) -> Any:
-        alone.append(bool(how.get("alone")))
-        return separately(*given, **how)
+    def noted(*arguments: Any, **options: Any) -> Any:
+        alone.append(bool(options.get("alone")))
+        return separately(*arguments, **options)
 
     monkeypatch.setattr(scoring, "_separately", noted)
     monkeypatch.setattr(scoring, "_is_close", lambda *_: True)

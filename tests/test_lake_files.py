@@ -191,10 +191,10 @@ def test_read_json_of_no_file_or_half_a_file_is_none(tmp_path: Path) -> None:
 def test_read_jsonl_drops_a_last_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "curve.jsonl"
     write_jsonl(path, [{"step": 0, "text": "하나"}, {"step": 1, "text": "둘"}])
-    whole = path.read_bytes()
+    content = path.read_bytes()
     # One cut lies in the middle of a Korean letter.
     for cut in range(2, 16):
-        path.write_bytes(whole[:-cut])
+        path.write_bytes(content[:-cut])
         assert read_jsonl(path) == [{"step": 0, "text": "하나"}], f"{cut} bytes cut off"
 
 

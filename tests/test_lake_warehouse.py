@@ -365,9 +365,9 @@ def test_reading_before_the_first_publication_says_what_to_do(data: DataRoot) ->
 def test_a_damaged_publication_is_said_with_what_to_do(data: DataRoot, cut: slice) -> None:
     warehouse.publish(data, tables(2))
     file = data.warehouse.resolve()
-    whole = file.read_bytes()
+    content = file.read_bytes()
     file.chmod(0o644)
-    file.write_bytes(whole[cut])
+    file.write_bytes(content[cut])
     with pytest.raises(UsageError, match=r"damaged, .* run `featherweight compare`"), warehouse.reading(data) as db:
         assert read(db)
     warehouse.publish(data, tables(3))

@@ -147,8 +147,8 @@ def test_speeds_come_after_all_else_that_is_due_and_within_the_nights_limits(lak
     assert [(cell.method, cell.retimes) for cell in second.cells] == [("lora-r8", True)]
     cell_names += [cell.name for cell in second.cells]
     assert step(lake, Done(data=[True], asked=cell_names)).do == "publish"
-    begun = night.begin(lake.data, NIGHT)
-    write_json(lake.data.lake / "nights" / f"{NIGHT}.json", begun | {"started_at": OLD})
+    record = night.begin(lake.data, NIGHT)
+    write_json(lake.data.lake / "nights" / f"{NIGHT}.json", record | {"started_at": OLD})
     assert step(lake, Done(data=[True]), Nightly(max_hours=1)).do == "publish"
 
 

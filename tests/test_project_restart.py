@@ -155,12 +155,12 @@ def test_sigterm_during_an_evaluation_leaves_its_point_to_the_next_run(
     from pipelines.train.trainer.loop import Trainer
 
     expected = undisturbed("lora-r8")
-    whole = Trainer._eval_loss
+    original = Trainer._eval_loss
 
     def stop_inside(trainer: Any, held_out: Any) -> float:
         if trainer.tally.step == 4:
             trainer.worker.ask_to_stop()
-        return whole(trainer, held_out)
+        return original(trainer, held_out)
 
     monkeypatch.setattr(Trainer, "_eval_loss", stop_inside)
     stopped = attempt_at(cleaned, "lora-r8")
@@ -204,12 +204,12 @@ def early(cleaned: TinyProject) -> TinyProject:
 def test_early_stopping_saves_the_best_steps_weights_also_of_a_cell_that_was_killed_after_it(
     early: TinyProject,
 ) -> None:
-    whole = attempt_at(early, "full")
-    steps = {name: whole.result.measured[name] for name in ("best_step", "last_step", "stopped_early")}
+    undisturbed_attempt = attempt_at(early, "full")
+    steps = {name: undisturbed_attempt.result.measured[name] for name in ("best_step", "last_step", "stopped_early")}
     assert steps == {"best_step": 2, "last_step": 4, "stopped_early": True}
-    least = min(whole.curve()[1:], key=lambda point: point["validation_loss"])
-    assert (least["step"], least["validation_loss"]) == (2, whole.result.measured["best_validation_loss"])
-    expected = outcome(whole)
+    least = min(undisturbed_attempt.curve()[1:], key=lambda point: point["validation_loss"])
+    assert (least["step"], least["validation_loss"]) == (2, undisturbed_attempt.result.measured["best_validation_loss"])
+    expected = outcome(undisturbed_attempt)
     shutil.rmtree(early.key("full").folder(early.data))
 
     # The cell is killed after the best step so far.

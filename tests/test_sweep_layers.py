@@ -129,7 +129,7 @@ def test_a_model_that_cannot_be_made_is_a_row(planted_lake: Lake, monkeypatch: p
 
 def _rows(models: list[str]) -> list[Row]:
     """The untouched row and two trained rows of each model."""
-    given: Row = {
+    common: Row = {
         "eval_bits_per_byte": 1.5,
         "trainable_params": 9,
         "peak_memory_gb": 2.0,
@@ -140,7 +140,7 @@ def _rows(models: list[str]) -> list[Row]:
             model=model,
             method=method,
             layers=30 - 4 * number,
-            **(given | ({"trainable_params": 0} if method == "base" else {})),
+            **(common | ({"trainable_params": 0} if method == "base" else {})),
         )
         for number, model in enumerate(models)
         for method in ("base", "lora-r8", "qlora-r8")

@@ -125,10 +125,10 @@ def test_the_host_waits_once_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_several_numbers_are_read_at_once_and_stay_what_they_are() -> None:
-    given = (torch.tensor(1 / 3), 0.1, torch.tensor(1 / 3, dtype=torch.float64))
+    values = (torch.tensor(1 / 3), 0.1, torch.tensor(1 / 3, dtype=torch.float64))
     with Ran() as ran:
-        numbers = loop._numbers(*given)
-    assert numbers == [given[0].item(), 0.1, 1 / 3]
+        numbers = loop._numbers(*values)
+    assert numbers == [values[0].item(), 0.1, 1 / 3]
     assert ran.names.count("aten.stack.default") == 1
     assert loop._numbers(2.0, 0.5) == [2.0, 0.5]
 

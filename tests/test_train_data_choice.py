@@ -123,13 +123,13 @@ def test_the_spec_that_an_attempt_writes_names_the_same_data_as_its_fingerprint(
 
 
 def test_more_examples_keep_those_of_fewer(tmp_path: Path) -> None:
-    taken: list[str] = []
+    fewer: list[str] = []
     for count in (1, 3, 6, 9):
         made = planted(tmp_path, {"max_examples": count})
         now = ids(made.resolved().cell(made.project.settings.models[0], "chosen").selected.train)
-        assert now[: len(taken)] == taken
+        assert now[: len(fewer)] == fewer
         assert len(now) == count
-        taken = now
+        fewer = now
 
 
 @pytest.mark.parametrize(("data", "languages"), [({"provider": "local"}, None), ({"provider": "gpt"}, ["ko"])])

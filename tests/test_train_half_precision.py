@@ -165,13 +165,15 @@ def test_all_that_passes_through_a_frozen_base_keeps_its_format(
     architecture = "opt" if quantization else "gpt2"
     recipe = {**LORA, "quantization": quantization, "targets": TARGETS[architecture]}
     model = loading.add_adapter(loading.load_model(save_tiny(tmp_path / "tiny", architecture), recipe), recipe).train()
-    seen: dict[str, torch.dtype] = {}
+    formats_seen: dict[str, torch.dtype] = {}
     for name, module in model.named_modules():
         if name.endswith(("ln_1", "mlp", "c_proj", "fc2", "layer_norm")):
-            module.register_forward_hook(lambda _module, _given, made, name=name: seen.update({name: made.dtype}))
+            module.register_forward_hook(
+                lambda _module, _given, made, name=name: formats_seen.update({name: made.dtype})
+            )
     with norms_as_on_a_card(monkeypatch), head_on_positions(model) as positions, precision.autocast(recipe, CPU):
         step_loss(model, examples, positions, CPU, learned=10).backward()
-    assert len(seen) >= 6 and set(seen.values()) == {torch.bfloat16}
+    assert len(formats_seen) >= 6 and set(formats_seen.values()) == {torch.bfloat16}
     assert all(p.grad.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
 
 
@@ -292,9 +294,9 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
     tiny_model(architecture).bfloat16().save_pretrained(tmp_path)
     plain = loading.load_model(tmp_path, FULL)
     dtypes: list[Any] = []
-    whole = loading._load_complete
+    original = loading._load_complete
     monkeypatch.setattr(
-        loading, "_load_complete", lambda folder, **options: dtypes.append(options["dtype"]) or whole(folder, **options)
+        loading, "_load_complete", lambda folder, **options: dtypes.append(options["dtype"]) or original(folder, **options)
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

@@ -47,13 +47,13 @@ def cleaned(project: TinyProject) -> TinyProject:
 
 def test_the_chosen_rate_trains_as_if_it_had_been_given(cleaned: TinyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[set[str]] = []
-    whole = Trainer.loss_of_steps
+    original = Trainer.loss_of_steps
 
     def noted(trainer: Any, plan: Any, rate: float, slice_: Any) -> float:
         judged.append({example.example_id for example in slice_})
         assert not judged[-1] & {example.example_id for step in plan for example in step}
         assert len(plan) == 3
-        return whole(trainer, plan, rate, slice_)
+        return original(trainer, plan, rate, slice_)
 
     monkeypatch.setattr(Trainer, "loss_of_steps", noted)
     searched = trained(cleaned, "lora-r8")
@@ -115,11 +115,11 @@ def test_too_few_examples_to_hold_one_back_are_said(cleaned: TinyProject) -> Non
 def killed_in_trial(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Kill the child in that trial, after its steps and before its loss is recorded; yields the
     rates that were tried."""
-    whole, tried = Trainer.loss_of_steps, []
+    original, tried = Trainer.loss_of_steps, []
 
     def until(trainer: Any, plan: Any, rate: float, judged: Any) -> float:
         tried.append(rate)
-        loss = whole(trainer, plan, rate, judged)
+        loss = original(trainer, plan, rate, judged)
         if len(tried) == number:
             raise KilledError
         return loss

@@ -79,8 +79,8 @@ def test_a_card_has_three_peaks_and_the_host_one_of_its_own(card: Card) -> None:
     assert meter.now()["gpu_reserved_mb"] == 6000 and meter.now()["gpu_device_mb"] == 7000
     # Another program takes memory of the card, which only the sampling thread sees.
     card.grow(allocated=2, reserved=4, free=3)
-    seen, deadline = card.sampled, time.monotonic() + 60
-    while card.sampled < seen + 2 and time.monotonic() < deadline:
+    samples, deadline = card.sampled, time.monotonic() + 60
+    while card.sampled < samples + 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     card.grow(allocated=2, reserved=4, free=11)
     meter.stop()

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from tests.fakes.behavior import Behavior, Fault
-from tests.fakes.wire import UNSUPPORTED, Answer, Asked
+from tests.fakes.wire import UNSUPPORTED, Answer, ModelRequest
 
 ENGLISH_TEXT = (
     "quiet evening river garden letter window morning journey teacher winter little bright story friend paper mountain "
@@ -33,7 +33,7 @@ FORMATS = {
 }
 
 
-def compose(request: Asked, behavior: Behavior, nth: int, fault: Fault | None) -> Answer:
+def compose(request: ModelRequest, behavior: Behavior, nth: int, fault: Fault | None) -> Answer:
     """The answer to the `nth` request with a prompt; equal for equal seeds."""
     text, stop, category = _Writer(request, behavior, nth).text(), "end", None
     if fault == "breaks_schema":
@@ -66,21 +66,21 @@ def _broken(schema: dict[str, Any] | None) -> str:
 class _Writer:
     """Writes one answer, determined by the seed, the prompt and the number of the request."""
 
-    def __init__(self, request: Asked, behavior: Behavior, nth: int) -> None:
-        self._asked, self._behavior = request, behavior
+    def __init__(self, request: ModelRequest, behavior: Behavior, nth: int) -> None:
+        self._request, self._behavior = request, behavior
         self._random = random.Random(f"{behavior.seed}/{request.prompt}/{nth}")
         korean = "korean" in request.text.lower() or "한국어" in request.text
         self._words = KOREAN if korean else ENGLISH
 
     def text(self) -> str:
-        schema = self._asked.schema
+        schema = self._request.schema
         if schema is None:
             return self._sentence()
         root = self._resolved(schema)
         value = self._value(schema, 0)
         verdict = root.get("properties", {}).get("verdict")
         if isinstance(value, dict) and verdict and (enum := self._resolved(verdict).get("enum")):
-            value["verdict"] = judged(self._behavior, self._asked.prompt, enum, self._random)
+            value["verdict"] = judged(self._behavior, self._request.prompt, enum, self._random)
         return json.dumps(value, ensure_ascii=False)
 
     def _sentence(self) -> str:
@@ -100,7 +100,7 @@ class _Writer:
                 return schema
 
     def _referred(self, reference: str) -> dict[str, Any]:
-        node: Any = self._asked.schema
+        node: Any = self._request.schema
         for name in reference.removeprefix("#").strip("/").split("/"):
             node = node[name] if name else node
         return node
@@ -163,7 +163,10 @@ class _Writer:
 
 
 def _described_limits(description: str) -> dict[str, Any]:
-    """The limits that anthropic.transform_schema moved into the description, as in "{minLength: 3, maxLength: 9}"."""
+    """The limits that anthropic.transform_schema moved into the description.
+
+    They look like "{minLength: 3, maxLength: 9}".
+    """
     if not description.endswith("}"):
         return {}
     limits = re.findall(r"(\w+): (-?[\d.]+)(?=[,}])", description[description.rindex("{") :])
@@ -171,16 +174,19 @@ def _described_limits(description: str) -> dict[str, Any]:
 
 
 def _merged(parts: Any) -> dict[str, Any]:
-    whole: dict[str, Any] = {}
+    schema: dict[str, Any] = {}
     for part in parts:
-        properties = {**whole.get("properties", {}), **part.get("properties", {})}
-        required = [*whole.get("required", []), *part.get("required", [])]
-        whole = {**whole, **part, **({"properties": properties, "required": required} if properties else {})}
-    return whole
+        properties = {**schema.get("properties", {}), **part.get("properties", {})}
+        required = [*schema.get("required", []), *part.get("required", [])]
+        schema = {**schema, **part, **({"properties": properties, "required": required} if properties else {})}
+    return schema
 
 
 def judged(behavior: Behavior, prompt: str, verdicts: list[Any], rng: random.Random) -> Any:
-    """The verdict by the rule; `longer` looks for two texts, each under a line or tag that names its verdict."""
+    """The verdict by the behavior's rule.
+
+    `longer` looks for two texts, each under a line or tag that names its verdict.
+    """
     if callable(behavior.judge):
         return behavior.judge(prompt, verdicts)
     if behavior.judge == "random":

@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: an answer or an error with its HTTP status."""
+    """The result of an item: an answer, or an error with its HTTP status."""
 
     custom_id: str
     kind: Kind
@@ -288,7 +288,7 @@ class Batches:
         return Response(lines, media_type="application/x-jsonl")
 
     def _lines(self, wire: Wire, lines: list[dict[str, Any]]) -> bytes:
-        """The lines of these results that are sent."""
+        """These results as JSON lines, changed by the behavior's `batch_lines`."""
         change = self._provider.behavior.batch_lines
         return "".join(change(wire, _jsonl(lines).decode().splitlines(True))).encode() if change else _jsonl(lines)
 

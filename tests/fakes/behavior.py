@@ -175,8 +175,8 @@ class Behavior:
         return {name: None if callable(value) else value for name, value in vars(self).items()}
 
 
-def _expect(name: str, given: Any, allowed: tuple[str, ...]) -> None:
-    for word in given:
+def _expect(name: str, words: Any, allowed: tuple[str, ...]) -> None:
+    for word in words:
         if word not in allowed:
             raise ValueError(f"{name}: {word!r} is none of {', '.join(allowed)}")
 

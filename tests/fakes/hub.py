@@ -155,11 +155,11 @@ class Handler(BaseHTTPRequestHandler):
             self.json(404, {"error": "Entry not found"}, code="EntryNotFound")
             return
         content = repo.files[name]
-        begun, byte_range = 0, self.headers.get("Range")
+        start, byte_range = 0, self.headers.get("Range")
         if byte_range:
             self.hub.ranges.append((name, byte_range))
-            begun = int(byte_range.removeprefix("bytes=").split("-")[0])
-            if repo.no_ranges or begun >= len(content):
+            start = int(byte_range.removeprefix("bytes=").split("-")[0])
+            if repo.no_ranges or start >= len(content):
                 self.json(416, {"error": "Range not satisfiable"})
                 return
         self.send_response(206 if byte_range else 200)
@@ -169,14 +169,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", repo.commit)
         self.send_header("Accept-Ranges", "bytes")
         if byte_range:
-            self.send_header("Content-Range", f"bytes {begun}-{len(content) - 1}/{len(content)}")
-        rest = content[begun:]
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        rest = content[start:]
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         if body:
-            self._send(repo, name, rest[::-1] if repo.damaged else rest, begun)
+            self._send(repo, name, rest[::-1] if repo.damaged else rest, start)
 
-    def _send(self, repo: Repo, name: str, rest: bytes, begun: int) -> None:
+    def _send(self, repo: Repo, name: str, rest: bytes, start: int) -> None:
         limit = min(repo.cut.get(name, len(rest)), repo.stalled.get(name, len(rest))) if repo.times > 0 else len(rest)
         # Counted before the client can have received the bytes.
         self.hub.sent[name] = self.hub.sent.get(name, 0) + limit

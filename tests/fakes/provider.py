@@ -32,7 +32,7 @@ from tests.fakes.answers import compose
 from tests.fakes.batches import Batches, Handler
 from tests.fakes.behavior import ERROR_FAULTS, LATE_ERRORS, Behavior, Fault, Ledger, Limits, Received, Wire
 from tests.fakes.vectors import embeddings_body
-from tests.fakes.wire import Asked, Problem, last_message, parsed, read_request, success_body
+from tests.fakes.wire import ModelRequest, Problem, last_message, parsed, read_request, success_body
 
 # Name of the thread that serves.
 SERVER = "fake provider"
@@ -140,13 +140,13 @@ class FakeProvider:
         if wire == "anthropic" and "anthropic-version" not in request.headers:
             raise Problem("invalid_request", "anthropic-version: header is required")
 
-    def _read(self, wire: Wire, body: dict[str, Any]) -> Asked:
+    def _read(self, wire: Wire, body: dict[str, Any]) -> ModelRequest:
         request = read_request(wire, body, strict=self._behavior.strict_schemas)
         if self._behavior.models and request.model not in self._behavior.models:
             raise Problem("unknown_model")
         return request
 
-    def _admit(self, limits: Limits, request: Asked) -> None:
+    def _admit(self, limits: Limits, request: ModelRequest) -> None:
         if refused := limits.admit(request.input_tokens):
             raise Problem("rate_limited", _limit_message(request, *refused), wait=refused[1])
 
@@ -179,7 +179,7 @@ class FakeProvider:
         return True
 
     def _answer(
-        self, request: Asked, fault: Fault | None, nth: int, limits: Limits | None, *, batch: bool = False
+        self, request: ModelRequest, fault: Fault | None, nth: int, limits: Limits | None, *, batch: bool = False
     ) -> dict[str, Any]:
         """Make an answer and count it."""
         answer = compose(request, self._behavior, nth, fault)
@@ -301,7 +301,7 @@ def _key(request: Request) -> str:
     return request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
-def _limit_message(request: Asked, limit: str, wait: float) -> str:
+def _limit_message(request: ModelRequest, limit: str, wait: float) -> str:
     if request.wire == "anthropic":
         return f"This request would exceed your organization's rate limit of {limit} per minute."
     unit = "requests per min (RPM)" if limit == "requests" else "tokens per min (TPM)"
@@ -335,8 +335,8 @@ async def _delivered(request: Request, response: Response, fault: Fault | None) 
 class _HalfResponse(Response):
     """Announces the whole of another response, sends half of it and closes the connection."""
 
-    def __init__(self, whole: Response) -> None:
-        super().__init__(whole.body, whole.status_code, media_type=whole.media_type)
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.body, response.status_code, media_type=response.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -386,16 +386,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _behavior_and_port(arguments: Sequence[str] | None) -> tuple[Behavior, int]:
     parser = argparse.ArgumentParser(prog="python -m tests.fakes.provider", description="A fake LLM provider.")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--port", type=int, default=0, help="0: a free port")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME=CHANCE", help="any number of times")
     for setting in fields(Behavior):
         if setting.name not in ("script", "faults", "batch_lines"):
             option = f"--{setting.name.replace('_', '-')}"
             parser.add_argument(option, type=_value, default=argparse.SUPPRESS, help=f"default: {setting.default}")
-    given = vars(parser.parse_args(arguments))
-    port, chances = given.pop("port"), dict(one.partition("=")[::2] for one in given.pop("fault"))
+    settings = vars(parser.parse_args(arguments))
+    port, chances = settings.pop("port"), dict(one.partition("=")[::2] for one in settings.pop("fault"))
     try:
-        return Behavior(faults={name: float(chance) for name, chance in chances.items()}, **given), port
+        return Behavior(faults={name: float(chance) for name, chance in chances.items()}, **settings), port
     except ValueError as error:
         parser.error(str(error))
 

@@ -122,7 +122,7 @@ class Problem(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelRequest:
     """A request of either protocol."""
 
     wire: Wire
@@ -179,7 +179,7 @@ def last_message(body: Mapping[str, Any]) -> str:
     return ""
 
 
-def read_request(wire: Wire, body: Mapping[str, Any], *, strict: bool) -> Asked:
+def read_request(wire: Wire, body: Mapping[str, Any], *, strict: bool) -> ModelRequest:
     """Raises Problem where something is missing, or the provider refuses the schema."""
     for name in ("model", "messages", *(("max_tokens",) if wire == "anthropic" else ())):
         if not body.get(name):
@@ -195,7 +195,7 @@ def read_request(wire: Wire, body: Mapping[str, Any], *, strict: bool) -> Asked:
     text = "\n".join(filter(None, texts))
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     tokens = len((text + written).encode()) // 4 + PROMPT_OVERHEAD
-    return Asked(wire, str(body["model"]), last_message(body), text, schema, limit, tokens)
+    return ModelRequest(wire, str(body["model"]), last_message(body), text, schema, limit, tokens)
 
 
 def _text(content: Any) -> str:
@@ -257,13 +257,13 @@ def _own_problem(wire: Wire, node: dict[str, Any]) -> str | None:
     return None
 
 
-def success_body(answer: Answer, request: Asked, number: str, *, batch: bool) -> dict[str, Any]:
+def success_body(answer: Answer, request: ModelRequest, number: str, *, batch: bool) -> dict[str, Any]:
     if request.wire == "openai":
         return _completion(answer, request, number)
     return _message(answer, request, number, "batch" if batch else "standard")
 
 
-def _completion(answer: Answer, request: Asked, number: str) -> dict[str, Any]:
+def _completion(answer: Answer, request: ModelRequest, number: str) -> dict[str, Any]:
     refused = answer.stop == "refusal"
     message = {
         "role": "assistant",
@@ -300,7 +300,7 @@ def _completion(answer: Answer, request: Asked, number: str) -> dict[str, Any]:
     }
 
 
-def _message(answer: Answer, request: Asked, number: str, tier: str) -> dict[str, Any]:
+def _message(answer: Answer, request: ModelRequest, number: str, tier: str) -> dict[str, Any]:
     refused = answer.stop in ("refusal", "content_filter")
     details = None
     if refused:

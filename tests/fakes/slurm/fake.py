@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Slurm's commands for quick tests: a job is a process of this machine, and its state a file under $FAKE_SLURM.
+"""Slurm's commands for quick tests: a job is a local process, and its state a file under $FAKE_SLURM.
 
-sbatch, squeue, scancel, sacct and sinfo are links to this file; put its folder first on PATH. They know the options that the
-launcher uses, and refuse others. $FAKE_SLURM/scene.json, read again at every step, holds any of:
+sbatch, squeue, scancel, sacct and sinfo are links to this file; put its folder first on PATH. They
+know the options that the launcher uses, and refuse others. $FAKE_SLURM/scene.json, read again at
+every step, holds any of:
 
     controller  "down": nothing answers; "late": sbatch's answer is lost, though the job is accepted
-    refuse      what sbatch says instead of taking a job
-    squeue      what squeue says instead of an answer
-    pending     the reason for which jobs wait
+    refuse      the error message of sbatch, which then takes no job
+    squeue      the error message of squeue in place of an answer
+    pending     the reason why jobs wait
     node        "lost": jobs end as NODE_FAIL, and their processes are killed
-    gres        what the partition has, such as gpu:2
+    gres        the resources of the partition, such as gpu:2
     forget      the controller forgets jobs that have ended, so that only sacct knows them
     accounting  false: sacct is disabled
 
@@ -139,7 +140,7 @@ def sinfo() -> None:
 
 
 class Supervisor:
-    """slurmctld and slurmstepd of one job."""
+    """Plays slurmctld and slurmstepd for one job."""
 
     def __init__(self, job_id: str) -> None:
         self.job: Job = json.loads((ROOT / f"{job_id}.job").read_text())
