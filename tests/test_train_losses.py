@@ -197,7 +197,7 @@ def test_fused_adapters_equal_peft(
         "rank": 4, "alpha": 16, "dropout": drop, "targets": TARGETS[name.replace("3_text", "").replace("-tied", "")],
     }  # fmt: skip
     folder = save_tiny(tmp_path / "tiny") if four_bit else None
-    by_path, lengths = {}, []
+    by_path, totals = {}, []
     for fused in (False, True):
         monkeypatch.setattr(loading, "fuse", adapters.fuse if fused else lambda _: None)
         model = loading.load_model(folder, recipe) if folder else tiny_model(name)
@@ -212,11 +212,11 @@ def test_fused_adapters_equal_peft(
         with head_on_positions(model) as positions:
             loss = step_loss(model, examples, positions, CPU, learned=10)
         loss.backward()
-        lengths.append(loss.item())
+        totals.append(loss.item())
         by_path[fused] = gradients_of(model)
         adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
         assert all(("forward" in vars(module)) == fused for module in adapted)
-    assert lengths[1] == pytest.approx(lengths[0], rel=1e-5)
+    assert totals[1] == pytest.approx(lengths[0], rel=1e-5)
     assert by_path[True].keys() == by_path[False].keys() and len(by_path[True]) >= 2 * 2 * len(recipe["targets"]) - 4
     for parameter, gradient in by_path[False].items():
         assert gradient.abs().sum() > 0
