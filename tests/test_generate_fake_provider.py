@@ -689,7 +689,7 @@ def test_settings_and_sums_over_http(server: FakeProvider) -> None:
             assert http.post("/_behavior", json=wrong).status_code == 400
         assert with_clients(server, lambda clients: clients.ask("anthropic", "Hello")) == ""
         ledger = http.get("/_ledger?bodies=1").json()
-        assert ledger["anthropic"]["answers"] == 1 and ledger["anthropic"]["asked"] == {"Hello": 1}
+        assert ledger["anthropic"]["answers"] == 1 and ledger["anthropic"]["attempts"] == {"Hello": 1}
         assert ledger["received"][0]["body"]["model"] == "some-model"
         http.post("/_reset")
         assert "received" not in http.get("/_ledger").json() and server.ledger.anthropic.requests == 0
