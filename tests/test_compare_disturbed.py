@@ -8,7 +8,7 @@ import pytest
 from pipelines.compare import disturbed
 from pipelines.compare.history import history_rows
 from pipelines.compare.plots import night_by_night, rank_sweep
-from pipelines.compare.ranking import make_picks, mark_pareto, speed_stands
+from pipelines.compare.ranking import has_valid_speed, make_picks, mark_pareto
 from pipelines.compare.report import Content, write_report
 from pipelines.compare.show import full_name, pick_answer, render, wide
 from pipelines.compare.table import Row, comparison
@@ -140,7 +140,9 @@ def test_a_card_needs_few_processors(lake: Lake, device: str, percent: float, is
 
 def test_a_row_of_older_code_stands() -> None:
     assert (
-        speed_stands(row()) and speed_stands(row(speed_disturbed=False)) and not speed_stands(row(speed_disturbed=True))
+        has_valid_speed(row())
+        and has_valid_speed(row(speed_disturbed=False))
+        and not has_valid_speed(row(speed_disturbed=True))
     )
 
 

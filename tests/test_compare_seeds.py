@@ -193,7 +193,7 @@ def test_one_run_borrows_the_spread_of_the_models_other_cells() -> None:
     known, rows = of(once, other, several)
     spread = known.spread(rows[0])
     assert spread is not None
-    assert (spread.value, spread.degrees, spread.seen) == (pytest.approx(0.1 / BITS), 2, "m2")
+    assert (spread.value, spread.degrees, spread.source) == (pytest.approx(0.1 / BITS), 2, "m2")
     measured, method = known.difference(rows[0], rows[1]), known.method_difference(rows[0], rows[1])
     assert measured == of(once, other)[0].difference(rows[0], rows[1]), "the measurements are unchanged"
     assert width(method) > 2 * width(measured)
@@ -213,7 +213,7 @@ def test_a_spread_is_assumed_only_where_no_cell_of_the_model_shows_one() -> None
     assert alone.spread(rows[0]) == spread
     assert alone.spread(rows[1]) is None
     seen, rows = of(once, several, assumed=assumed)
-    assert (model_spread := seen.spread(rows[0])) and model_spread.seen == "m1"
+    assert (model_spread := seen.spread(rows[0])) and model_spread.source == "m1"
     nothing, rows = of(once, cell(luck(12, seed=4)))
     assert nothing.spread(rows[0]) is None
     assert nothing.method_difference(*rows) == nothing.difference(*rows)
@@ -224,7 +224,7 @@ def test_spreads_are_pooled_by_their_degrees_of_freedom() -> None:
     assert pooled([]) is None
     spread = pooled([Spread(0.1, 4, "a"), Spread(0.2, 1, "b"), Spread(0.2, 1, "c")])
     assert spread is not None
-    assert (spread.value, spread.degrees, spread.seen) == (pytest.approx(math.sqrt(0.12 / 6)), 6, "a, b and c")
+    assert (spread.value, spread.degrees, spread.source) == (pytest.approx(math.sqrt(0.12 / 6)), 6, "a, b and c")
 
 
 def test_only_the_packaged_model_has_a_spread_beforehand(lake: Lake) -> None:

@@ -4,14 +4,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.compare.disturbed import in_words, speed_stands
+from pipelines.compare.disturbed import has_valid_speed, in_words
 from pipelines.compare.left_out import left_out_in_words
 from pipelines.compare.rates import at_edge, method_name, not_its_best, still_open, trained_at
 from pipelines.compare.retrieval_report import in_words as in_words_of_retrieval
 from pipelines.runs.fitting import ONE_ROW
 
 Row = dict[str, Any]
-SURE = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
+SAFETY_FACTOR = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
 
 
 def advise(row: Row, rows: Sequence[Row]) -> str:
@@ -40,8 +40,8 @@ def next_run(row: Row) -> str:
     """What `train` would do now: go on from a checkpoint, as the row's detail says, or begin anew where the cell has changed."""
     if row["stale_because"]:
         return f"the next run starts it again, since it has changed: {row['stale_because']}"
-    found = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
-    return found.group() if found else "the next run goes on from its last checkpoint, if it wrote one"
+    match = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
+    return match.group() if match else "the next run goes on from its last checkpoint, if it wrote one"
 
 
 def _of_ok(row: Row, rows: Sequence[Row]) -> str:
@@ -51,13 +51,13 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
     if bits is None:
         return "trained, not evaluated: run `featherweight evaluate`"
     if row["trainable_params"] == 0:
-        told = "" if base in (None, bits) else " with examples in its prompt"
-        told = (
-            told
-            if (found := row.get("retrieved")) is None
-            else f" with what was retrieved in its prompt ({found:.1f} on average)"
+        context = "" if base in (None, bits) else " with examples in its prompt"
+        context = (
+            context
+            if (retrieved := row.get("retrieved")) is None
+            else f" with what was retrieved in its prompt ({retrieved:.1f} on average)"
         )
-        return f"the untouched model{told}: what the others must beat"
+        return f"the untouched model{context}: what the others must beat"
     if base is None and (other := _base_of_other_weights(row, rows)):
         old = row if row["is_stale"] else other
         return (
@@ -96,10 +96,10 @@ def _against_full(row: Row, rows: Sequence[Row]) -> str:
     costs += [f"{row['speedup_vs_full']:.2f} times its speed"] if row["speedup_vs_full"] else []
     both = [*(one for one in rows if one["model"] == row["model"] and one["method"] == "full"), row]
     rates = trained_at(both, method_name)
-    apart = f"{_apart_from_full(row, both)}{f' ({rates})' if rates else ''}"
+    difference = f"{_apart_from_full(row, both)}{f' ({rates})' if rates else ''}"
     edge = at_edge(both)
     unsettled = f"; which of the two is better is not settled: {still_open(edge, method_name)}" if edge else ""
-    return f"; {apart}{', with ' if costs else ''}{' and '.join(costs)}{unsettled}"
+    return f"; {difference}{', with ' if costs else ''}{' and '.join(costs)}{unsettled}"
 
 
 def _apart_from_full(row: Row, both: Sequence[Row]) -> str:
@@ -110,7 +110,7 @@ def _apart_from_full(row: Row, both: Sequence[Row]) -> str:
 
 
 def _of_speed(row: Row) -> str:
-    if speed_stands(row):
+    if has_valid_speed(row):
         return ""
     return f"speed disturbed: {in_words([row], lambda _: 'it')}, so train it on a quiet machine"
 
@@ -118,10 +118,10 @@ def _of_speed(row: Row) -> str:
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
     """How much memory the cell needs against what there was, which cells did or would fit, and whether smaller micro-batches
     would help."""
-    room, foretold = row["memory_budget_gb"], row["estimated_memory_gb"]
+    room, predicted = row["memory_budget_gb"], row["estimated_memory_gb"]
     budget = f" of {room:g} GB" if room else ""
-    if foretold and room and foretold > room:
-        needed = f"{row['method']} needs about {foretold:.1f} GB of {room:g}"
+    if predicted and room and predicted > room:
+        needed = f"{row['method']} needs about {predicted:.1f} GB of {room:g}"
     elif row["peak_memory_gb"]:
         needed = f"it had {row['peak_memory_gb']:.2f} GB{budget} when it failed"
     else:
@@ -148,10 +148,10 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
     if measured := [(other["peak_memory_gb"], other["method"]) for other in others if _is_measured_beside(other, row)]:
         peak, method = min(measured)
         return f"{method} needs {peak:.2f} GB{batches[method]}"
-    foretold = [
+    predicted = [
         (other["estimated_memory_gb"], other["method"]) for other in others if _is_predicted_within(other, room)
     ]
-    return f"{min(foretold)[1]} would need about {min(foretold)[0]:.1f} GB" if foretold else None
+    return f"{min(predicted)[1]} would need about {min(predicted)[0]:.1f} GB" if predicted else None
 
 
 def _is_measured_beside(other: Row, row: Row) -> bool:
@@ -165,7 +165,7 @@ def _is_predicted_within(row: Row, room: float | None) -> bool:
     """Whether a row without an outcome of its own is predicted to stay well within `room` GB."""
     if not row["estimated_memory_gb"] or not room or row["status"] in ("out_of_memory", "ok"):
         return False
-    return row["estimated_memory_gb"] * SURE < room
+    return row["estimated_memory_gb"] * SAFETY_FACTOR < room
 
 
 def _with_batches(other: Row, row: Row) -> str:
@@ -182,4 +182,4 @@ def _smaller_batches(row: Row) -> str | None:
     half, room = row["estimated_half_batch_gb"], row["memory_budget_gb"]
     if half is None or room is None:
         return "lower micro_batch_tokens"
-    return f"halve micro_batch_tokens (about {half:.1f} GB)" if half * SURE < room else None
+    return f"halve micro_batch_tokens (about {half:.1f} GB)" if half * SAFETY_FACTOR < room else None

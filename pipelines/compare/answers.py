@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.compare.columns.configured import comparison_for
 from pipelines.compare.table import Row
-from pipelines.evaluate import answers as kept
+from pipelines.evaluate import answers as answer_store
 from pipelines.evaluate import judge, pairs, scores, teacher
 from pipelines.evaluate.cell import evaluated_by
 from pipelines.evaluate.statistics import percentile
@@ -24,63 +24,67 @@ from pipelines.settings.judging import Teacher
 def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
     """The cells' rows with their judge columns, then the teachers'."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
-    with kept.reading(project) as journal:
-        bases = kept.base_evaluations(resolved, project.settings.models)
+    with answer_store.reading(project) as journal:
+        bases = answer_store.base_evaluations(resolved, project.settings.models)
         for row in rows:
-            seeds = kept.kept_answers(project, row["model"], row["method"], fingerprint)
+            seeds = answer_store.kept_answers(project, row["model"], row["method"], fingerprint)
             row |= judge.cell_columns(journal, project.experiments, seeds)
-            found = kept.cell_matches(resolved, row["model"], row["method"], bases, fingerprint)
-            row |= pairs.cell_columns(journal, project.experiments, row["model"], found)
-        return [*rows, *(_teacher_row(resolved, journal, one, bases) for one in _taught(resolved, journal))]
+            matches = answer_store.cell_matches(resolved, row["model"], row["method"], bases, fingerprint)
+            row |= pairs.cell_columns(journal, project.experiments, row["model"], matches)
+        return [*rows, *(_teacher_row(resolved, journal, one, bases) for one in _answers_by_teacher(resolved, journal))]
 
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
     """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
-    bases = kept.base_evaluations(resolved, project.settings.models)
+    bases = answer_store.base_evaluations(resolved, project.settings.models)
     if not bases:
         return []
-    with kept.reading(project) as journal:
-        found = [(cell, one) for cell in project.grid for one in kept.cell_matches(resolved, *cell, bases, fingerprint)]
-        for one in _taught(resolved, journal):
-            if against := kept.teacher_match(project, one.teacher, one.answers, bases):
-                found.append(((one.teacher.provider, one.teacher.method), against))
+    with answer_store.reading(project) as journal:
+        matches = [
+            (cell, match)
+            for cell in project.grid
+            for match in answer_store.cell_matches(resolved, *cell, bases, fingerprint)
+        ]
+        for match in _answers_by_teacher(resolved, journal):
+            if against := answer_store.teacher_match(project, match.teacher, match.answers, bases):
+                matches.append(((match.teacher.provider, match.teacher.method), against))
         return [
             {**row, "model": model, "method": method}
-            for (model, method), one in found
-            if isinstance(one, pairs.Match)
-            for row in pairs.verdict_rows(journal, project.experiments, one)
+            for (model, method), match in matches
+            if isinstance(match, pairs.Match)
+            for row in pairs.verdict_rows(journal, project.experiments, match)
         ]
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherAnswers:
     """A teacher, its answers as rows, and to how many records answers are wanted."""
 
     teacher: Teacher
     answers: list[dict[str, Any]]
-    wanted: int
+    prompts: int
 
 
-def _taught(resolved: Resolved, journal: Journal | None) -> list[Taught]:
+def _answers_by_teacher(resolved: Resolved, journal: Journal | None) -> list[TeacherAnswers]:
     """The teachers that may be asked, with what they have answered so far."""
     names = teacher.teachers(resolved.project)
-    records = kept.sample(resolved) if names else []
-    return [Taught(one, teacher.answers(journal, resolved, one, records), len(records)) for one in names]
+    records = answer_store.sample(resolved) if names else []
+    return [TeacherAnswers(one, teacher.answers(journal, resolved, one, records), len(records)) for one in names]
 
 
 def _teacher_row(
-    resolved: Resolved, journal: Journal | None, taught: Taught, bases: Mapping[str, Evaluation | str]
+    resolved: Resolved, journal: Journal | None, entry: TeacherAnswers, bases: Mapping[str, Evaluation | str]
 ) -> Row:
     """A row of what a provider's answers can show: no losses, no training, no memory."""
-    one, answers, project = taught.teacher, taught.answers, resolved.project
+    one, answers, project = entry.teacher, entry.answers, resolved.project
     name = one.provider
     provider = resolved.experiments.provider(name)
-    against = kept.teacher_match(project, one, answers, bases)
-    status, detail = _outcome(project, name, len(answers), taught.wanted)
+    against = answer_store.teacher_match(project, one, answers, bases)
+    status, detail = _outcome(project, name, len(answers), entry.prompts)
     tokens = [row["answer_tokens"] for row in answers if row["answer_tokens"] is not None]
-    waited = [row["latency_ms"] for row in answers if row["latency_ms"] is not None]
-    found = [row["retrieved"] for row in answers if "retrieved" in row]
+    latencies = [row["latency_ms"] for row in answers if row["latency_ms"] is not None]
+    retrieved = [row["retrieved"] for row in answers if "retrieved" in row]
     return {
         **comparison_for(project.settings.evaluation).empty(),
         "model": name,
@@ -98,8 +102,8 @@ def _teacher_row(
         "run_id": one.run_id,
         "answers": len(answers) or None,
         "answer_tokens": sum(tokens) if tokens else None,
-        "p50_latency_ms": percentile(waited, 0.5),
-        "retrieved": fmean(found) if found else None,
+        "p50_latency_ms": percentile(latencies, 0.5),
+        "retrieved": fmean(retrieved) if retrieved else None,
         "device": provider.model,
         **scores.cell_scores(answers),
         **judge.cell_columns(journal, project.experiments, [answers] if answers else []),
@@ -107,20 +111,20 @@ def _teacher_row(
     }
 
 
-def _outcome(project: Project, name: str, held: int, wanted: int) -> tuple[Status, str | None]:
-    if wanted and held == wanted:
+def _outcome(project: Project, name: str, answered: int, prompts: int) -> tuple[Status, str | None]:
+    if prompts and answered == prompts:
         return "ok", None
-    if not wanted:
+    if not prompts:
         return "missing", "no model has answered yet, so there is nothing to ask the teacher"
     why = missing_key(project.experiments.provider(name)) or "run `featherweight judge` to ask for what is missing"
-    return "unavailable", f"{held} of {wanted} prompts are answered: {why}"
+    return "unavailable", f"{answered} of {prompts} prompts are answered: {why}"
 
 
 def _note(experiments: Experiments, name: str) -> str:
-    provider, judging = experiments.provider(name), experiments.judging.judge
-    asked = f"{provider.model}, asked over its API with the same prompts; its losses cannot be seen."
-    related = judging is not None and family(experiments.provider(judging)) == family(provider)
-    return f"{asked} Its judge is of its own family, which may favour it." if related else asked
+    provider, judge_name = experiments.provider(name), experiments.judging.judge
+    note = f"{provider.model}, asked over its API with the same prompts; its losses cannot be seen."
+    related = judge_name is not None and family(experiments.provider(judge_name)) == family(provider)
+    return f"{note} Its judge is of its own family, which may favour it." if related else note
 
 
 def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
@@ -128,13 +132,13 @@ def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
     project = resolved.project
     if not teacher.teachers(project):
         return []
-    found = []
-    with kept.reading(project) as journal:
-        for taught in _taught(resolved, journal):
-            one = taught.teacher
-            named = {"run_id": one.run_id, "model": one.provider, "method": one.method}
-            found += [{**row, **named} for row in with_verdicts(journal, project.experiments, taught.answers)]
-    return found
+    rows = []
+    with answer_store.reading(project) as journal:
+        for entry in _answers_by_teacher(resolved, journal):
+            one = entry.teacher
+            identity = {"run_id": one.run_id, "model": one.provider, "method": one.method}
+            rows += [{**row, **identity} for row in with_verdicts(journal, project.experiments, entry.answers)]
+    return rows
 
 
 def with_verdicts(

@@ -66,8 +66,10 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
 
 def _missing(rows: Sequence[Row]) -> list[str]:
     """Why a row that was evaluated lacks a benchmark."""
-    told = ((row, row["status_detail"] or "") for row in rows)
-    return [f"{full_name(row)}: {detail}." for row, detail in told if row["status"] == "ok" and "benchmark" in detail]
+    details = ((row, row["status_detail"] or "") for row in rows)
+    return [
+        f"{full_name(row)}: {detail}." for row, detail in details if row["status"] == "ok" and "benchmark" in detail
+    ]
 
 
 def long_form(rows: Sequence[Row]) -> list[Row]:

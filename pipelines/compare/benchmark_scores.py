@@ -35,8 +35,8 @@ class Scores:
 
     def of(self, tasks: Iterable[str]) -> "Scores | None":
         """The same on the questions of these tasks; None where there are none."""
-        wanted = set(tasks)
-        places = [place for place, (task, _) in enumerate(self.questions) if task in wanted]
+        names = set(tasks)
+        places = [place for place, (task, _) in enumerate(self.questions) if task in names]
         if not places:
             return None
         return Scores(tuple(self.questions[place] for place in places), self.correct[:, places], self.trained)
@@ -53,13 +53,13 @@ class Scores:
 
 def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | None:
     """Over the runs of a cell: the questions that all of them were asked; None of none."""
-    found = [_correct(read_jsonl(evaluation.folder / FILE)) for evaluation in evaluations]
-    if not found:
+    runs = [_correct(read_jsonl(evaluation.folder / FILE)) for evaluation in evaluations]
+    if not runs:
         return None
-    questions = tuple(key for key in found[0] if all(key in one for one in found))
+    questions = tuple(key for key in runs[0] if all(key in one for one in runs))
     if not questions:
         return None
-    return Scores(questions, np.array([[one[key] for key in questions] for one in found], dtype=float), trained)
+    return Scores(questions, np.array([[one[key] for key in questions] for one in runs], dtype=float), trained)
 
 
 def _correct(rows: Sequence[Row]) -> dict[Key, bool]:
@@ -75,24 +75,24 @@ def difference(one: Scores, other: Scores) -> Interval | None:
     places = {key: place for place, key in enumerate(other.questions)}
     theirs = other.correct.mean(axis=0)[[places[key] for key in one.questions]]
     each = one.correct - theirs
-    found = _tango(each.mean(axis=0))
+    paired = _tango(each.mean(axis=0))
     runs = each if one.trained else each[:1]
-    if found is None or len(runs) < 2:
-        return found
+    if paired is None or len(runs) < 2:
+        return paired
     (sampled,) = intervals([runs * log(2)], np.ones(runs.shape[1]))
     if sampled is None:
-        return found
-    return Interval(found.value, min(found.low, sampled.low), max(found.high, sampled.high))
+        return paired
+    return Interval(paired.value, min(paired.low, sampled.low), max(paired.high, sampled.high))
 
 
-def _tango(each: np.ndarray) -> Interval | None:
+def _tango(differences: np.ndarray) -> Interval | None:
     """Of mean differences by question, each from -1 to 1; None under two questions."""
-    gained, lost = round(float(each[each > 0].sum())), round(float(-each[each < 0].sum()))
-    found = win_rate_interval(gained, lost, len(each) - gained - lost)
-    if found is None:
+    gained, lost = round(float(differences[differences > 0].sum())), round(float(-differences[differences < 0].sum()))
+    ends = win_rate_interval(gained, lost, len(differences) - gained - lost)
+    if ends is None:
         return None
-    value = float(each.mean())
-    low, high = (2 * end - 1 for end in found)
+    value = float(differences.mean())
+    low, high = (2 * end - 1 for end in ends)
     return Interval(value, min(low, value), max(high, value))
 
 
@@ -105,11 +105,11 @@ def add_benchmarks(row: Row, base: Row | None, known: Mapping[Key, Scores], sett
     same = base is not None and base["weights_fingerprint"] == row["weights_fingerprint"]
     theirs = known.get((base["model"], base["method"])) if base and same else None
     for one in settings.benchmarks:
-        found = _compared(own, theirs, [one.name], is_base=row is base)
+        columns = _compared(own, theirs, [one.name], is_base=row is base)
         name = column_name("benchmark", one.name)
-        row |= {f"{name}{end}": value for end, value in found.items()}
-    found = _compared(own, theirs, [one.name for one in settings.benchmarks if one.ships], is_base=row is base)
-    for end, value in found.items():
+        row |= {f"{name}{end}": value for end, value in columns.items()}
+    columns = _compared(own, theirs, [one.name for one in settings.benchmarks if one.ships], is_base=row is base)
+    for end, value in columns.items():
         if not end.startswith(("_base", "_vs_base")):
             row[f"benchmark_accuracy{end}"] = value
         elif end.startswith("_vs_base"):
@@ -121,13 +121,13 @@ def _compared(own: Scores, theirs: Scores | None, tasks: Sequence[str], *, is_ba
     mine = own.of(tasks)
     if mine is None:
         return {}
-    found: Row = {"": mine.share}
+    columns: Row = {"": mine.share}
     if ends := mine.interval():
-        found |= {"_low": ends[0], "_high": ends[1]}
+        columns |= {"_low": ends[0], "_high": ends[1]}
     other = theirs.of(tasks) if theirs else None
     if other is None or (paired := difference(mine, other)) is None:
-        return found
-    found["_base"] = other.share
+        return columns
+    columns["_base"] = other.share
     if not is_base:
-        found |= {"_vs_base": paired.value, "_vs_base_low": paired.low, "_vs_base_high": paired.high}
-    return found
+        columns |= {"_vs_base": paired.value, "_vs_base_low": paired.low, "_vs_base_high": paired.high}
+    return columns

@@ -27,6 +27,6 @@ PARTS: tuple[Section, ...] = (
 def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table], project: Project | None = None) -> list[Markup]:
     """The section's parts for the rows of the comparison, and the tables that are published beside it; last the part on fewer
     layers, which needs to know the models."""
-    found = [part(rows, tables) for part in PARTS]
+    sections = [part(rows, tables) for part in PARTS]
     layers = layers_report.section(project, rows) if project else None
-    return [one for one in (*found, layers) if one]
+    return [one for one in (*sections, layers) if one]

@@ -48,35 +48,35 @@ def compare(project: Project) -> Publication:
     """
     resolved = project.resolve()
     keep_predictions(resolved)
-    found = comparison(resolved)
-    picks = make_picks(found.rows, found.qualities)
+    current = comparison(resolved)
+    picks = make_picks(current.rows, current.qualities)
     ballot = Ballot(resolved)
-    rows = with_votes(ballot, with_judgements(resolved, found.rows))
+    rows = with_votes(ballot, with_judgements(resolved, current.rows))
     compared = {
         PAIR_VERDICTS: pair_verdicts(resolved),
         PREFERENCES: list(vote_rows(ballot)),
         PREFERENCE_DUELS: list(duel_rows(ballot)),
     }
-    evaluation, taught = project.settings.evaluation, teacher_answers(resolved)
+    evaluation, teacher_rows = project.settings.evaluation, teacher_answers(resolved)
     scores = Scores(evaluation.metrics)
-    add_metrics(resolved, rows, taught, scores)
+    add_metrics(resolved, rows, teacher_rows, scores)
     tables = all_tables(
         project.data,
         project.experiments,
         rows,
         evaluation=evaluation,
         picks=picks,
-        taught=taught,
+        teacher_rows=teacher_rows,
         scores=scores,
         compared=compared,
     )
     published = datetime.now(UTC)
-    made_from = stamp(rows, project.profile, published)
-    said = "; ".join(f"{label}: {text}" for label, text in made_from.items())
-    tables["comparison"] = warehouse.with_comment(tables["comparison"], f"{said}.")
+    origin = stamp(rows, project.profile, published)
+    comment = "; ".join(f"{label}: {text}" for label, text in origin.items())
+    tables["comparison"] = warehouse.with_comment(tables["comparison"], f"{comment}.")
     warehouse.publish(project.data, tables, VIEWS)
     write_report(project, Content.of(rows, tables), published=published)
-    return Publication(rows, picks, project.data.warehouse, project.data.report, made_from)
+    return Publication(rows, picks, project.data.warehouse, project.data.report, origin)
 
 
 def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
@@ -87,9 +87,9 @@ def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]]
         UsageError: nothing was cleaned yet, or one of `also` has no row.
     """
     resolved = project.resolve()
-    found = decide(comparison(resolved), limits, also)
-    if found.verdict == "use":
-        return found
+    choice = decide(comparison(resolved), limits, also)
+    if choice.verdict == "use":
+        return choice
     keep_predictions(resolved)
     return decide(comparison(resolved), limits, also)
 

@@ -10,13 +10,13 @@ Row = dict[str, Any]
 COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def basis(runs: Sequence[int], lent: "Sequence[Spread]") -> str:
+def basis(runs: Sequence[int], spreads: "Sequence[Spread]") -> str:
     """What a verdict between methods rests on: the training runs of each, and the spreads that its intervals were widened by."""
     least, most = min(runs, default=0), max(runs, default=0)
-    told = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
-    seen = " and ".join(f"{one.seen}: {one.value:.4f}" for one in lent)
-    widened = f", widened by the spread between training runs seen in {seen}" if lent else ""
-    return f"{told}{' each' if len(runs) > 1 else ''}{widened}"
+    counts = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
+    sources = " and ".join(f"{one.source}: {one.value:.4f}" for one in spreads)
+    suffix = f", widened by the spread between training runs seen in {sources}" if spreads else ""
+    return f"{counts}{' each' if len(runs) > 1 else ''}{suffix}"
 
 
 def covers(row: Row) -> str:

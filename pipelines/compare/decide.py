@@ -7,17 +7,17 @@ from typing import Any, Literal
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.outside import considered
 from pipelines.compare.quality import Interval, Qualities
-from pipelines.compare.ranking import SAME_BATCH, comparable_rows, of_equal_batches, speed_stands, stands
+from pipelines.compare.ranking import SAME_BATCH, comparable_rows, has_valid_speed, of_equal_batches, stands
 from pipelines.compare.rates import rates_of
-from pipelines.compare.seeds import MOST_RUNS, Sources
+from pipelines.compare.seeds import MAX_RUNS, Sources
 from pipelines.compare.table import Comparison
 
 Row = dict[str, Any]
 Verdict = Literal["use", "run next", "nothing fits"]
-NEAREST = 5  # cells whose failing is told
+MAX_FAILINGS = 5  # cells whose failing is told
 # that a new run ends otherwise is not to be hoped for
-HOPELESS = ("out_of_memory", "diverged", "failed", "unavailable")
-ONE_MORE_RUN = (
+FINAL_STATUSES = ("out_of_memory", "diverged", "failed", "unavailable")
+RUN_SECONDS = (
     "load_seconds", "quantize_seconds", "search_seconds", "train_seconds", "other_seconds", "evaluation_seconds",
 )  # fmt: skip
 
@@ -60,11 +60,11 @@ def decide(comparison: Comparison, limits: Limits, also: Collection[tuple[str, s
         UsageError: a cell of `also` has no row.
     """
     comparison = replace(comparison, rows=considered(comparison.rows, also))
-    found = _decide(comparison, limits)
+    decision = _decide(comparison, limits)
     trained = [row for row in comparison.rows if row["status"] == "ok" and row["method"] != comparison.base]
-    aside = [row for row in trained if leaves_out_too_much(row)]
-    named = [f"not used: {' × '.join(_named(row))}, with {TOO_MUCH}: {left_out_in_words(row)}" for row in aside]
-    return replace(found, reasons=(*found.reasons, *named))
+    excluded = [row for row in trained if leaves_out_too_much(row)]
+    notes = [f"not used: {' × '.join(_cell(row))}, with {TOO_MUCH}: {left_out_in_words(row)}" for row in excluded]
+    return replace(decision, reasons=(*decision.reasons, *notes))
 
 
 def _decide(comparison: Comparison, limits: Limits) -> Decision:
@@ -72,7 +72,7 @@ def _decide(comparison: Comparison, limits: Limits) -> Decision:
     sure, likely, unsure = ranked.within(limits)
     candidates = sure or likely
     if limits.max_loss is not None and candidates and (edge := ranked.at_edge(candidates)):
-        return _other_rates(edge)
+        return _widen_rates(edge)
     if sure:
         return _use(ranked, sure, limits)
     if likely:
@@ -87,17 +87,17 @@ def _decide(comparison: Comparison, limits: Limits) -> Decision:
 
 def _use(ranked: "_Ranked", sure: Sequence[Row], limits: Limits) -> Decision:
     equal = of_equal_batches(sure)
-    timed = [row for row in equal if speed_stands(row)]
+    timed = [row for row in equal if has_valid_speed(row)]
     if timed:
         chosen = min(timed, key=lambda row: (row["peak_memory_gb"] or 0) * (row["train_seconds"] or 0))
     else:
         chosen = min(equal, key=lambda row: row["peak_memory_gb"] or 0)
-    told = [
+    reasons = [
         *ranked.numbers(chosen, limits),
         *_with_other_batches(chosen, len(sure) - len(equal)),
         *_disturbed(len(equal) - len(timed), only=not timed),
     ]
-    return Decision("use", *_named(chosen), ranked.loss(chosen), tuple(told))
+    return Decision("use", *_cell(chosen), ranked.loss(chosen), tuple(reasons))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Ranked:
     def within(self, limits: Limits) -> tuple[list[Row], list[Row], list[Row]]:
         """The rows within the limits of memory and time whose loss is surely within `max_loss`; those of which it is not sure and
         that seem to be; all of which it is not sure."""
-        inside = [row for row in self.rows if stands(row) and not _breaks(row, limits)]
+        inside = [row for row in self.rows if stands(row) and not _broken_limits(row, limits)]
         sure = [row for row in inside if self.keeps(row, limits) is True]
         unsure = [row for row in inside if self.keeps(row, limits) is None]
         likely = [row for row in unsure if (loss := self.loss(row)) and loss.value <= (limits.max_loss or 0)]
@@ -146,41 +146,43 @@ class _Ranked:
         row = min(rows, key=lambda one: loss.value if (loss := self.loss(one)) else float("inf"))
         loss, best = self.loss(row), self.rows[0]
         if loss is None:
-            told = "it was measured on too few records to have an interval"
+            reason = "it was measured on too few records to have an interval"
         else:
-            told = f"it is within the other limits, but its loss is {_told(loss)}: not sure against {limits.max_loss:g}"
-        told = f"{told} ({self.basis(row)})"
+            reason = f"it is within the other limits, but its loss is {_loss_text(loss)}: not sure against {limits.max_loss:g}"
+        reason = f"{reason} ({self.basis(row)})"
         sources = self.qualities.sources(row, best)
         pair = [row] if row is best else [row, best]
-        return Decision("run next", *_named(row), loss, (told, *_more(pair, sources, loss, limits)))
+        return Decision("run next", *_cell(row), loss, (reason, *_more(pair, sources, loss, limits)))
 
     def basis(self, row: Row) -> str:
         """What the row's loss rests on: training runs, and learning rates."""
         pair = [row] if row is self.rows[0] else [row, self.rows[0]]
-        told = self.qualities.basis(pair)
+        basis = self.qualities.basis(pair)
         shared = any(rates_of(one) == "shared" for one in pair)
-        return f"{told}, at one shared learning rate" if shared and len(self.rows) > 1 else told
+        return f"{basis}, at one shared learning rate" if shared and len(self.rows) > 1 else basis
 
     def numbers(self, row: Row, limits: Limits) -> list[str]:
         best, loss = self.rows[0], self.loss(row)
         if row is best:
             quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, the best of {len(self.rows)} comparable cells"
         else:
-            quality = f"{row['eval_bits_per_byte']:.4f} bits per byte, {_told(loss)} to the best ({best['method']})"
-        told = [f"{quality}; {self.basis(row)}"]
-        if row["peak_memory_gb"] is not None:
-            told.append(f"{row['peak_memory_gb']:.2f} GB at its peak{_of(limits.memory_gb)}")
-        if row["train_seconds"] is not None:
-            told.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
-        if row["delta_base_high"] is not None and not self._better_than_base(row):
-            told.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
-        if left_out := left_out_in_words(row):
-            told.append(left_out)
-        if row["is_stale"]:
-            told.append(
-                f"measured before an upgrade changed the code: `featherweight train {' '.join(_named(row))}` anew to be sure"
+            quality = (
+                f"{row['eval_bits_per_byte']:.4f} bits per byte, {_loss_text(loss)} to the best ({best['method']})"
             )
-        return told
+        lines = [f"{quality}; {self.basis(row)}"]
+        if row["peak_memory_gb"] is not None:
+            lines.append(f"{row['peak_memory_gb']:.2f} GB at its peak{_of(limits.memory_gb)}")
+        if row["train_seconds"] is not None:
+            lines.append(f"{row['train_seconds'] / 60:.1f} minutes{_of(limits.minutes)}")
+        if row["delta_base_high"] is not None and not self._better_than_base(row):
+            lines.append("it is not told apart from the untouched model, or worse: tuning may not be worth it")
+        if left_out := left_out_in_words(row):
+            lines.append(left_out)
+        if row["is_stale"]:
+            lines.append(
+                f"measured before an upgrade changed the code: `featherweight train {' '.join(_cell(row))}` anew to be sure"
+            )
+        return lines
 
     def _better_than_base(self, row: Row) -> bool:
         base = self.base.get(row["model"])
@@ -190,93 +192,95 @@ class _Ranked:
     def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
         """What keeps each cell out, those that were measured and lose least first."""
         places = {id(row): place for place, row in enumerate(self.rows)}
-        told = []
-        for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:NEAREST]:
-            why = _breaks(row, limits) or ([] if row["status"] == "ok" else [row["status"]])
+        lines = []
+        for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:MAX_FAILINGS]:
+            why = _broken_limits(row, limits) or ([] if row["status"] == "ok" else [row["status"]])
             if row["status"] == "ok" and leaves_out_too_much(row):
                 why.append(TOO_MUCH)
             if id(row) in places and self.keeps(row, limits) is False:
-                why.append(f"it loses {_told(self.loss(row))}")
-            told.append(f"{row['model']} × {row['method']}: {', '.join(why) or 'it cannot be compared'}")
-        return told
+                why.append(f"it loses {_loss_text(self.loss(row))}")
+            lines.append(f"{row['model']} × {row['method']}: {', '.join(why) or 'it cannot be compared'}")
+        return lines
 
 
-def _breaks(row: Row, limits: Limits) -> list[str]:
+def _broken_limits(row: Row, limits: Limits) -> list[str]:
     """The limits of memory and time that the row was measured to break, or cannot be said to keep."""
-    told = []
+    breaches = []
     for limit, value, unit in (
         (limits.memory_gb, row["peak_memory_gb"], "GB"),
         (limits.minutes, None if row["train_seconds"] is None else row["train_seconds"] / 60, "minutes"),
     ):
         if limit is not None and value is None:
-            told.append(f"{unit} not measured")
+            breaches.append(f"{unit} not measured")
         elif limit is not None and value is not None and value > limit:
-            told.append(f"{value:.2f} {unit}{_of(limit)}")
-    return told
+            breaches.append(f"{value:.2f} {unit}{_of(limit)}")
+    return breaches
 
 
 def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
     """The cells without a current result that may fit: those with a prediction first, the largest first."""
-    found = [row for row in rows if _can_change(row, limits) and _may_fit(row, limits)]
-    return sorted(found, key=lambda row: -(_needs(row) or 0))
+    candidates = [row for row in rows if _can_change(row, limits) and _may_fit(row, limits)]
+    return sorted(candidates, key=lambda row: -(_memory_gb(row) or 0))
 
 
 def _can_change(row: Row, limits: Limits) -> bool:
     """Whether another run of the cell may end otherwise than its last one."""
-    done = row["status"] == "ok" and stands(row) and not _retimed(row, limits)
+    done = row["status"] == "ok" and stands(row) and not _is_only_slowed(row, limits)
     stopped = row["status"] == "timed_out" and limits.minutes is not None
-    return not (done or stopped or row["status"] in HOPELESS)
+    return not (done or stopped or row["status"] in FINAL_STATUSES)
 
 
 def _may_fit(row: Row, limits: Limits) -> bool:
-    if limits.memory_gb is not None and (_needs(row) or 0) > limits.memory_gb:
+    if limits.memory_gb is not None and (_memory_gb(row) or 0) > limits.memory_gb:
         return False
-    took = row["train_seconds"] if row["status"] == "ok" else None
-    return took is None or limits.minutes is None or took / 60 <= limits.minutes or _retimed(row, limits)
+    seconds = row["train_seconds"] if row["status"] == "ok" else None
+    return seconds is None or limits.minutes is None or seconds / 60 <= limits.minutes or _is_only_slowed(row, limits)
 
 
-def _retimed(row: Row, limits: Limits) -> bool:
+def _is_only_slowed(row: Row, limits: Limits) -> bool:
     """Whether the row is over the limit of time as measured, but may be within it without the programs that ran beside it."""
-    took = row["train_seconds"] if row["status"] == "ok" and not speed_stands(row) else None
-    return took is not None and limits.minutes is not None and took / 60 > limits.minutes
+    seconds = row["train_seconds"] if row["status"] == "ok" and not has_valid_speed(row) else None
+    return seconds is not None and limits.minutes is not None and seconds / 60 > limits.minutes
 
 
-def _needs(row: Row) -> float | None:
+def _memory_gb(row: Row) -> float | None:
     """GB: measured where the cell was trained before, else predicted, else None."""
     return row["peak_memory_gb"] if row["status"] == "ok" and row["peak_memory_gb"] else row["estimated_memory_gb"]
 
 
 def _run(rows: Sequence[Row], limits: Limits) -> Decision:
     row = rows[0]
-    model, method = _named(row)
+    model, method = _cell(row)
     state = f"{row['status']}, measured before {row['stale_because']} changed" if row["is_stale"] else row["status"]
     how = "measured" if row["status"] == "ok" else "predicted"
-    memory = f"{_needs(row):.2f} GB {how}{_of(limits.memory_gb)}" if _needs(row) else "no prediction of its memory"
-    told = f"no measured cell is sure to stay within the limits; this one is {state}, {memory}"
+    memory = (
+        f"{_memory_gb(row):.2f} GB {how}{_of(limits.memory_gb)}" if _memory_gb(row) else "no prediction of its memory"
+    )
+    reason = f"no measured cell is sure to stay within the limits; this one is {state}, {memory}"
     force = ""
-    if _retimed(row, limits):
-        told += f", and took {row['train_seconds'] / 60:.1f} minutes beside other programs"
+    if _is_only_slowed(row, limits):
+        reason += f", and took {row['train_seconds'] / 60:.1f} minutes beside other programs"
         force = "" if row["is_stale"] else " --force"
     if len(rows) > 1:
-        told += f" (the largest of {len(rows)} that may fit)"
+        reason += f" (the largest of {len(rows)} that may fit)"
     under_way = row["status"] in ("queued", "running")
     command = (
         f"`featherweight train {model} {method}{force}`, `featherweight evaluate {model} {method}`, then decide again"
     )
-    return Decision("run next", model, method, None, (told, "it is under way: wait for it" if under_way else command))
+    return Decision("run next", model, method, None, (reason, "it is under way: wait for it" if under_way else command))
 
 
-def _other_rates(row: Row) -> Decision:
-    model, method = _named(row)
-    told = (
+def _widen_rates(row: Row) -> Decision:
+    model, method = _cell(row)
+    reason = (
         f"its learning rate, {row['learning_rate']:g}, lies at the edge of those tried: a better one may lie beyond, "
         "so that no cell is surely within max_loss"
     )
-    how = (
+    advice = (
         f"move its list of learning rates in experiments.yaml, or take learning_rate: auto; then `featherweight train {model} "
         f"{method}`, `featherweight evaluate {model} {method}`, and decide again"
     )
-    return Decision("run next", model, method, None, (told, how))
+    return Decision("run next", model, method, None, (reason, advice))
 
 
 def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, limits: Limits) -> list[str]:
@@ -289,7 +293,7 @@ def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, l
     if runs and (records is None or sources.runs > sources.records):
         return [_more_runs(pair, runs, "the training runs differ more than the choice of records does")]
     if records is None:
-        return [_more_records(pair[0], None), _more_runs(pair, MOST_RUNS, "more records alone would not settle it")]
+        return [_more_records(pair[0], None), _more_runs(pair, MAX_RUNS, "more records alone would not settle it")]
     if sources.of_one_run is None:
         return [
             _more_records(pair[0], records),
@@ -299,15 +303,15 @@ def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, l
 
 
 def _more_records(row: Row, needed: int | None) -> str:
-    model, method = _named(row)
-    asked = f" from {row['eval_records']} to about {needed}" if needed and row["eval_records"] else ""
-    return f"raise max_eval_examples{asked}, clean, and run `featherweight evaluate {model} {method}`"
+    model, method = _cell(row)
+    change = f" from {row['eval_records']} to about {needed}" if needed and row["eval_records"] else ""
+    return f"raise max_eval_examples{change}, clean, and run `featherweight evaluate {model} {method}`"
 
 
 def _more_runs(pair: Sequence[Row], runs: int, because: str) -> str:
     """To train each of `pair` so many times in all, and the minutes that this takes."""
     missing = [max(0, runs - (row["seeds_ok"] or 0)) for row in pair]
-    seconds = sum(count * (row[name] or 0.0) for count, row in zip(missing, pair, strict=True) for name in ONE_MORE_RUN)
+    seconds = sum(count * (row[name] or 0.0) for count, row in zip(missing, pair, strict=True) for name in RUN_SECONDS)
     names = " and ".join(row["method"] for row in pair)
     return (
         f"{because}: {runs} runs of {names} would tell, about {max(1, round(seconds / 60))} more minutes "
@@ -333,11 +337,11 @@ def _disturbed(others: int, *, only: bool) -> list[str]:
     return [f"{more} within the limits, but timed beside other programs, so that costs are not compared"]
 
 
-def _named(row: Row) -> tuple[str, str]:
+def _cell(row: Row) -> tuple[str, str]:
     return row["model"], row["method"]
 
 
-def _told(loss: Interval | None) -> str:
+def _loss_text(loss: Interval | None) -> str:
     return f"{loss.value:+.4f} (95 % interval {loss.low:+.4f} to {loss.high:+.4f})" if loss else "an unknown loss"
 
 

@@ -3,30 +3,30 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.compare.rates import MOST_NAMES, Name, Row
+from pipelines.compare.rates import MAX_NAMES, Name, Row
 
 MARK = "*"
 # values that would be others on a quiet machine. Latencies are measured later, while nothing watches the other programs
-RESTS_ON_SPEED = ("train_seconds", "tokens_per_second", "seconds_to_target", "train_usd", "minutes")
+SPEED_COLUMNS = ("train_seconds", "tokens_per_second", "seconds_to_target", "train_usd", "minutes")
 
 
-def speed_stands(row: Mapping[str, Any]) -> bool:
+def has_valid_speed(row: Mapping[str, Any]) -> bool:
     """Whether the row's training speed is the cell's own. One of older code, which did not watch other programs, counts as such."""
     return not row.get("speed_disturbed")
 
 
 def is_marked(row: Mapping[str, Any], column: str) -> bool:
     """Whether the row's value of the column rests on a disturbed speed."""
-    return column in RESTS_ON_SPEED and not speed_stands(row) and row.get(column) is not None
+    return column in SPEED_COLUMNS and not has_valid_speed(row) and row.get(column) is not None
 
 
 def in_words(rows: Sequence[Row], name: Name) -> str:
     """ "other programs used 70 % of the processors while full was measured", for all of `rows`, whose speeds are disturbed."""
-    shown = rows[:MOST_NAMES]
-    told = [f"{_share(row)} while {name(row)} was measured" for row in shown[1:]]
-    more = f", and much while {len(rows) - MOST_NAMES} more were" if len(rows) > MOST_NAMES else ""
+    shown = rows[:MAX_NAMES]
+    others = [f"{_share(row)} while {name(row)} was measured" for row in shown[1:]]
+    more = f", and much while {len(rows) - MAX_NAMES} more were" if len(rows) > MAX_NAMES else ""
     first = f"{_share(rows[0])} of the processors while {name(rows[0])} was measured"
-    return f"other programs used {', '.join([first, *told])}{more}"
+    return f"other programs used {', '.join([first, *others])}{more}"
 
 
 def _share(row: Row) -> str:
@@ -36,5 +36,5 @@ def _share(row: Row) -> str:
 
 def note(rows: Sequence[Row], name: Name) -> str | None:
     """The line under a table of `rows` whose marked values are shown; None where there is none."""
-    marked = [row for row in rows if any(is_marked(row, column) for column in RESTS_ON_SPEED)]
+    marked = [row for row in rows if any(is_marked(row, column) for column in SPEED_COLUMNS)]
     return f"{MARK} speed disturbed: {in_words(marked, name)}" if marked else None

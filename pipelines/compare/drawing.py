@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # colour alone tells so
 DASHES = ("-", "--", "-.", ":")
 Kind = Literal["png", "svg"]
 WIDTH = 4.6  # inches
-MOST_BARS = 40
+MAX_BARS = 40
 
 
 def stacked(panels: int, height: float, heights: Sequence[float] = ()) -> tuple[Any, list[Any]]:
@@ -61,16 +61,16 @@ def styles() -> Iterator[dict[str, Any]]:
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:
     """One legend below the figure for all of its axes, in as many columns as its longest name lets fit."""
-    found = {
+    handles = {
         label: handle
         for panel in axes
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }  # fmt: skip
-    if found:
-        longest = max(map(len, found))
+    if handles:
+        longest = max(map(len, handles))
         columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
         place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-        figure.legend(list(found.values()), list(found), labelcolor=INK, fontsize=9, **place)
+        figure.legend(list(handles.values()), list(handles), labelcolor=INK, fontsize=9, **place)
 
 
 def dress(axes: Any, title: str, x: str, y: str) -> None:
@@ -119,6 +119,6 @@ def row_names(rows: Sequence[Row]) -> list[str]:
     return [f"{row['model']} {row['method']}" if several else row["method"] for row in rows]
 
 
-def left_out(found: int, most: int, what: str = "cells") -> str:
+def left_out(count: int, limit: int, things: str = "cells") -> str:
     """What a caption says of a picture that draws `most` at most; nothing where it draws all."""
-    return f" {most} of {found} {what} are drawn; the numbers below hold all." if found > most else ""
+    return f" {limit} of {count} {things} are drawn; the numbers below hold all." if count > limit else ""

@@ -67,7 +67,7 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
         notes.append(
             "Predicted at the configured micro_batch_tokens; fit_micro_batch halves them where that does not fit."
         )
-    notes += [told for e in estimates if (told := _otherwise(e))]
+    notes += [note for e in estimates if (note := _otherwise(e))]
     notes += [f"{e.model} × {e.method}: {e.because}" for e in estimates if e.because]
     return notes
 
@@ -75,19 +75,19 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
 def _otherwise(estimate: Estimate) -> str | None:
     """What the other choice of gradient checkpointing comes to on the cards where it decides: those that the cell would fit with
     it, or that it fits even without, and is faster."""
-    checkpointed, told = is_checkpointed(estimate.found), []
+    checkpointed, cards = is_checkpointed(estimate.found), []
     for card in CARDS:
         peak, fits = estimate.otherwise_gb(card), estimate.fits(card)
         if peak is None:
             continue
         other = verdict(peak, card.usable / 1e9)
         if other != "no" and (checkpointed or fits == "no"):
-            told.append(f"{card.name} ({peak:.1f} GB, {other})")
-    if not told:
+            cards.append(f"{card.name} ({peak:.1f} GB, {other})")
+    if not cards:
         return None
     how = (
         "fits even without gradient_checkpointing, which is faster"
         if checkpointed
         else "gradient_checkpointing would fit"
     )
-    return f"{estimate.model} × {estimate.method}: {how}: {', '.join(told)}"
+    return f"{estimate.model} × {estimate.method}: {how}: {', '.join(cards)}"

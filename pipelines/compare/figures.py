@@ -13,8 +13,8 @@ from pipelines.compare.columns.comparison import COMPARISON, HISTORY
 from pipelines.compare.columns.examples import CLEANING_SUMMARY
 from pipelines.compare.columns.providers import PROVIDER_COMPARISON
 from pipelines.compare.columns.training import TRAINING_CURVE
-from pipelines.compare.disturbed import MARK, speed_stands
-from pipelines.compare.drawing import MOST_BARS, left_out
+from pipelines.compare.disturbed import MARK, has_valid_speed
+from pipelines.compare.drawing import MAX_BARS, left_out
 from pipelines.compare.memory_bars import memory_bars, with_memory
 from pipelines.compare.outside import is_outside
 from pipelines.compare.rates import Name, at_edge, method_name, still_open, trained_at
@@ -30,7 +30,7 @@ from pipelines.settings.method_settings import Method
 Row = dict[str, Any]
 CURVE_POINTS = 12  # of a curve in its table
 QUIET_ALONE = " Times measured beside other programs are left out."
-MOST_NIGHTS = 500  # in the numbers of the history
+MAX_NIGHTS = 500  # in the numbers of the history
 
 TRADE_OFF = COMPARISON.pick(
     "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates",
@@ -95,8 +95,8 @@ def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
-    found = [Group(model, list(_of_model(project, model, of_model))) for model, of_model in by_model.items()]
-    groups = [group for group in found if group.figures]  # a teacher's row has none
+    by_name = [Group(model, list(_of_model(project, model, of_model))) for model, of_model in by_model.items()]
+    groups = [group for group in by_name if group.figures]  # a teacher's row has none
     overview = list(_trade_off(rows, "trade-off")) if len(groups) > 1 else []
     return [Group(None, overview), *groups] if overview else groups
 
@@ -108,14 +108,14 @@ def _of_model(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Fig
         "Bars are measured, diamonds predicted beforehand; the red line is the budget. A hatched bar ran out of memory: it needs "
         "at least what it had, what was predicted, or the budget, whichever is most."
     )
-    says += left_out(len(drawn), MOST_BARS)
+    says += left_out(len(drawn), MAX_BARS)
     title = "Memory: measured, predicted, allowed"
     yield from _figure(f"memory-{model}", title, says, memory_bars(rows), (MEMORY, drawn))
     families = rank_families(project.experiments, rows)
     says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
     numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
     says += of_rates(numbers, method_name)
-    says += "" if all(map(speed_stands, numbers)) else QUIET_ALONE
+    says += "" if all(map(has_valid_speed, numbers)) else QUIET_ALONE
     yield from _figure(f"ranks-{model}", "Rank", says, plots.rank_sweep(families), (RANKS, numbers))
     yield from _curves(project, model, rows)
 
@@ -132,7 +132,7 @@ def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
     says += of_rates(shown, full_name if several else method_name)
     if not several and any(map(is_outside, shown)):
         says += " A triangle is a cell outside the profile."
-    if not all(map(speed_stands, shown)):
+    if not all(map(has_valid_speed, shown)):
         says += f" {MARK} marks a disturbed speed: the size of its dot says nothing."
     yield from _figure(key, "Memory, quality, time", says, trade_off(rows), (TRADE_OFF, shown))
 
@@ -144,9 +144,9 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
         "than 256 on a fixed sample."
     )
     longest = max(map(len, curves.values()), default=0)
-    if longest > plots.MOST_POINTS:
-        says += f" Of more than {plots.MOST_POINTS} steps, each point above is the mean of several."
-    says += left_out(len(curves), plots.MOST_SERIES)
+    if longest > plots.MAX_POINTS:
+        says += f" Of more than {plots.MAX_POINTS} steps, each point above is the mean of several."
+    says += left_out(len(curves), plots.MAX_SERIES)
     if longest > CURVE_POINTS:
         says += f" The numbers are those of about {CURVE_POINTS} of up to {longest:,} points; all are in the table training_curve."
     says += of_rates([row for row in rows if row["status"] == "ok"], method_name)
@@ -159,38 +159,38 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
 def of_rates(rows: Sequence[Row], name: Name) -> str:
     """What a caption adds on the learning rates of the rows that its picture compares; nothing where each has a tuned one."""
     edge = at_edge(rows) if len(rows) > 1 else []
-    told = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
-    return "".join(f" Learning rates: {one}." for one in ["; ".join(told)] if one)
+    notes = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
+    return "".join(f" Learning rates: {one}." for one in ["; ".join(notes)] if one)
 
 
 def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
     several = len({row["model"] for row in rows}) > 1
     seed = project.settings.seeds[0]
-    found = {}
+    curves = {}
     for row in rows:
         attempt = cells.latest(project.data, CellKey(row["model"], row["method"], seed))
-        found[f"{row['model']} {row['method']}" if several else row["method"]] = attempt.curve() if attempt else []
-    return found
+        curves[f"{row['model']} {row['method']}" if several else row["method"]] = attempt.curve() if attempt else []
+    return curves
 
 
 def _thinned(points: Sequence[Row]) -> list[Row]:
     """Few enough for a table, the last among them; what a point lacks is None."""
     step = -(-len(points) // CURVE_POINTS) or 1
-    kept = [point for number, point in enumerate(points, start=1) if number % step == 0 or number == len(points)]
-    return [{name: point.get(name) for name in ("examples", "train_loss", "eval_loss")} for point in kept]
+    chosen = [point for number, point in enumerate(points, start=1) if number % step == 0 or number == len(points)]
+    return [{name: point.get(name) for name in ("examples", "train_loss", "eval_loss")} for point in chosen]
 
 
 def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
     """The ok rows of adapters by all that they have in common but rank and alpha: family → (rank, row), by rank."""
     several = len({row["model"] for row in rows}) > 1
-    found: dict[tuple[str, str], list[tuple[int, Row]]] = {}
+    by_settings: dict[tuple[str, str], list[tuple[int, Row]]] = {}
     for row in rows:
         method = experiments.methods.get(row["method"])
         if method and (rank := method.traits.rank) and row["status"] == "ok":
-            found.setdefault((row["model"], _all_but_rank(method)), []).append((rank, row))
+            by_settings.setdefault((row["model"], _all_but_rank(method)), []).append((rank, row))
     families = {}
-    for (model, _), points in found.items():
+    for (model, _), points in by_settings.items():
         if len(points) > 1:
             points.sort(key=lambda point: point[0])
             first, last = points[0][1]["method"], points[-1][1]["method"]
@@ -207,13 +207,13 @@ def of_history(rows: Sequence[Row]) -> Iterator[Figure]:
         "Every run that ended ok, in bits per byte on the records it shares with the run before it, and in minutes. A change whose "
         "interval lies above zero is worse."
     )
-    says += "" if all(map(speed_stands, rows)) else QUIET_ALONE
+    says += "" if all(map(has_valid_speed, rows)) else QUIET_ALONE
     again = plots.ran_again(rows)
-    says += left_out(len(again), plots.MOST_SERIES)
+    says += left_out(len(again), plots.MAX_SERIES)
     repeated = [row for row in rows for runs in [again.get(f"{row['model']} {row['method']} {row['seed']}")] if runs]
-    if len(repeated) > MOST_NIGHTS:
-        says += f" The numbers are those of the newest {MOST_NIGHTS} of {len(repeated):,} runs; all are in the table history."
-        repeated = sorted(repeated, key=lambda row: str(row["finished_at"]))[-MOST_NIGHTS:]
+    if len(repeated) > MAX_NIGHTS:
+        says += f" The numbers are those of the newest {MAX_NIGHTS} of {len(repeated):,} runs; all are in the table history."
+        repeated = sorted(repeated, key=lambda row: str(row["finished_at"]))[-MAX_NIGHTS:]
     yield from _figure("history", "Night by night", says, plots.night_by_night(rows), (NIGHTS, repeated))
 
 
@@ -228,7 +228,9 @@ def of_cleaning(cleaned: CleaningResult) -> Iterator[Figure]:
     yield from _figure("reasons", "What was dropped", says, plots.reasons_bar(cleaned.reasons), (REASONS, counts))
     lengths: Mapping[str, Sequence[tuple[int, int]]] = summary.length_counts(cleaned)
     bins = [
-        {"of": kind, "start": start, "examples": count} for kind, found in lengths.items() for start, count in found
+        {"of": kind, "start": start, "examples": count}
+        for kind, histogram in lengths.items()
+        for start, count in histogram
     ]
     says = "How many characters the accepted examples have, in steps of 50."
     yield from _figure("lengths", "How long the examples are", says, plots.length_histograms(lengths), (LENGTHS, bins))

@@ -14,10 +14,10 @@ from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
 Row = dict[str, Any]
-REMEMBERED = 5  # earlier runs that the newest is held against
-ENOUGH_RUNS = 4  # of the same recipe, data and machine, before their spread says what noise is
+MAX_PAST_RUNS = 5  # earlier runs that the newest is held against
+MIN_RUNS = 4  # of the same recipe, data and machine, before their spread says what noise is
 MADS = 3 * 1.4826  # three standard deviations of a normal, by the median absolute deviation
-LEAST_COST = 0.10  # less is noise whatever the spread
+MIN_COST_INCREASE = 0.10  # less is noise whatever the spread
 
 
 def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
@@ -43,11 +43,11 @@ def _of_cell(runs: Sequence[tuple[Attempt, Quality]]) -> list[Row]:
         shared = _shared([before, quality])
         row = _row(attempt, quality, quality.on(shared))
         row["changed"] = ", ".join(_changed(earlier, attempt)) or None
-        if shared and (found := paired_difference(quality.on(shared), before.on(shared))):
-            row |= {"delta_previous": found.value, "low": found.low, "high": found.high}
+        if shared and (difference := paired_difference(quality.on(shared), before.on(shared))):
+            row |= {"delta_previous": difference.value, "low": difference.low, "high": difference.high}
         rows.append(row)
     rows[-1]["is_newest"] = True
-    rows[-1]["worse"] = "; ".join([*_worse_quality(runs), *_dearer(runs)]) or None
+    rows[-1]["worse"] = "; ".join([*_worse_quality(runs), *_higher_costs(runs)]) or None
     return rows
 
 
@@ -87,14 +87,14 @@ def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
 def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     """The newest against the mean of the runs before it, where the paired interval lies above zero."""
     *past, (_, newest) = runs
-    remembered = [quality for _, quality in past[-REMEMBERED:]]
+    remembered = [quality for _, quality in past[-MAX_PAST_RUNS:]]
     shared = _shared([newest, *remembered]) if remembered else []
-    found = _from_mean(newest.on(shared), [one.on(shared) for one in remembered]) if shared else None
-    if found is None or not found.above:
+    difference = _from_mean(newest.on(shared), [one.on(shared) for one in remembered]) if shared else None
+    if difference is None or not difference.above:
         return []
     return [
-        f"{found.value:.4f} bits per byte above its last {_runs(remembered)} (95 % interval {found.low:.4f} to "
-        f"{found.high:.4f}, {len(shared)} shared records)"
+        f"{difference.value:.4f} bits per byte above its last {_runs(remembered)} (95 % interval {difference.low:.4f} to "
+        f"{difference.high:.4f}, {len(shared)} shared records)"
     ]
 
 
@@ -107,22 +107,22 @@ def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
     return paired_difference(newest, Quality(newest.examples, mean[None], newest.sizes))
 
 
-def _dearer(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
+def _higher_costs(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
     """Time and memory of the newest beyond what equal runs before it spread over; disturbed times do not count."""
     newest = runs[-1][0]
     tokens = micro_batch_tokens(newest.result, newest.spec)
-    alike = [
+    equal_runs = [
         earlier
         for earlier, _ in runs[:-1]
         if not _changed_but_code(earlier, newest) and micro_batch_tokens(earlier.result, earlier.spec) == tokens
     ]
-    told = []
+    notes = []
     for name, unit, scale in (("train_seconds", "minutes", 60), ("peak_memory_gb", "GB", 1)):
-        past = [value for one in alike if (value := _undisturbed(one, name))]
+        past = [value for one in equal_runs if (value := _undisturbed(one, name))]
         value = _undisturbed(newest, name)
-        if value and len(past) >= ENOUGH_RUNS and value > usual_limit(past):
-            told.append(f"{value / scale:.2f} {unit}, {fmean(past) / scale:.2f} in its {len(past)} equal runs before")
-    return told
+        if value and len(past) >= MIN_RUNS and value > usual_limit(past):
+            notes.append(f"{value / scale:.2f} {unit}, {fmean(past) / scale:.2f} in its {len(past)} equal runs before")
+    return notes
 
 
 def _undisturbed(attempt: Attempt, name: str) -> float | None:
@@ -139,4 +139,4 @@ def _changed_but_code(earlier: Attempt, attempt: Attempt) -> bool:
 def usual_limit(past: Sequence[float]) -> float:
     """What a further run stays below unless something is wrong: the median and three robust standard deviations, at least 10 %."""
     middle = median(past)
-    return middle + max(MADS * median(abs(value - middle) for value in past), LEAST_COST * middle)
+    return middle + max(MADS * median(abs(value - middle) for value in past), MIN_COST_INCREASE * middle)

@@ -38,9 +38,9 @@ def say_points(axes: Any, x: Sequence[Any], y: Sequence[Any], texts: Sequence[st
 
 def titled(svg: str) -> str:
     """matplotlib's SVG with the texts as titles of their marks."""
-    head, *found = re.split(rf' id="({MARK}|{POINTS})([^"]*)"', svg)
+    head, *pieces = re.split(rf' id="({MARK}|{POINTS})([^"]*)"', svg)
     parts = [head]
-    for kind, text, following in zip(found[::3], found[1::3], found[2::3], strict=True):
+    for kind, text, following in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
         titles = [f"<title>{escape(one)}</title>" for one in html.unescape(text).split(BETWEEN)]
         if kind == MARK:
             parts.append(following.replace(">", f">{titles[0]}", 1))

@@ -30,15 +30,15 @@ def place_labels(axes: Any, labels: Sequence[Label], others: Sequence[Label] = (
     figure = axes.figure
     figure.draw_without_rendering()  # the layout: from here on the axes stand where they will be saved
     figure.set_layout_engine("none")
-    taken = [_around(axes, one) for one in (*labels, *others)]
-    taken += [text.get_window_extent().extents for text in axes.texts]
+    occupied = [_around(axes, one) for one in (*labels, *others)]
+    occupied += [text.get_window_extent().extents for text in axes.texts]
     left_out = 0
     for label in labels:
         text = axes.annotate(label.text, (label.x, label.y), xytext=(0, 0), textcoords="offset points", **style)
         for right, up, away, box in _places(text, label, _around(axes, label), figure.dpi / 72):
-            if _inside(box, axes.bbox.extents) and not any(_overlap(box, other) for other in taken):
+            if _inside(box, axes.bbox.extents) and not any(_overlap(box, other) for other in occupied):
                 text.set(position=(right * away, up * away), ha=HORIZONTAL[right], va=VERTICAL[up])
-                taken.append(box)
+                occupied.append(box)
                 break
         else:
             text.remove()

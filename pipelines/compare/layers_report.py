@@ -39,15 +39,15 @@ def with_drop(row: Row, dropped: int, experiments: Experiments) -> Row:
 
 def families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The measured rows of every model that is shortened and of those made from it, by the whole model's name, the whole first."""
-    found: dict[str, list[Row]] = {}
+    by_whole: dict[str, list[Row]] = {}
     for row in rows:
         model = experiments.models.get(row["model"])
         if model is None or row["eval_bits_per_byte"] is None:
             continue
         whole, dropped = _whole(row["model"], model)
-        found.setdefault(whole, []).append(with_drop(row, dropped, experiments))
-    kept = {whole: of for whole, of in found.items() if any(row["dropped"] for row in of)}
-    return {whole: sorted(of, key=lambda row: row["dropped"]) for whole, of in kept.items()}
+        by_whole.setdefault(whole, []).append(with_drop(row, dropped, experiments))
+    shortened = {whole: of for whole, of in by_whole.items() if any(row["dropped"] for row in of)}
+    return {whole: sorted(of, key=lambda row: row["dropped"]) for whole, of in shortened.items()}
 
 
 def _whole(name: str, model: Model) -> tuple[str, int]:

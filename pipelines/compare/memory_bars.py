@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.compare.drawing import COLORS, MOST_BARS, Kind, Row, dress, legend, render, row_names, stacked
+from pipelines.compare.drawing import COLORS, MAX_BARS, Kind, Row, dress, legend, render, row_names, stacked
 from pipelines.compare.hover import row_says, say, say_points
 
 MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget_gb")
@@ -12,7 +12,7 @@ MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget
 def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Per row the measured peak (bar), the predicted one (diamond) and the budget (line). A row that ran out of memory always has
     a hatched bar: what it needs at least, as far as that is known."""
-    shown = with_memory(rows)[:MOST_BARS]
+    shown = with_memory(rows)[:MAX_BARS]
     if not shown:
         return None
     figure, (axes,) = stacked(1, 1.0 + 0.3 * len(shown))

@@ -28,7 +28,7 @@ SAYS = (
     "Each dot is the share of the answers that pass, with its 95 % interval (Wilson). The upright bar is the untouched model's "
     "share on the same prompts, which has an interval of its own."
 )
-FEW = 30  # answers
+FEW_ANSWERS = 30  # answers
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
@@ -72,8 +72,8 @@ def _in_words(row: Row, name: str) -> str:
 
 
 def _few(answered: Sequence[Row]) -> list[str]:
-    fewest = min((row["answers"] for row in answered if row["answers"]), default=FEW)
-    if fewest >= FEW:
+    fewest = min((row["answers"] for row in answered if row["answers"]), default=FEW_ANSWERS)
+    if fewest >= FEW_ANSWERS:
         return []
     return [
         f"Only {fewest:.0f} answers: with more of them (evaluation.answers in experiments.yaml) the intervals become narrower."

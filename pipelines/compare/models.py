@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Listed:
+class ModelList:
     """One row a model, and the methods whose memory was predicted: of each kind the first of the grid."""
 
     rows: list[Row]
@@ -31,7 +31,7 @@ class Listed:
     capacity_gb: float
 
 
-def listed(project: Project) -> Listed:
+def listed(project: Project) -> ModelList:
     """Every model of the grid in its order, on the profile's settings.
 
     Raises:
@@ -39,10 +39,10 @@ def listed(project: Project) -> Listed:
     """
     experiments = project.experiments
     methods = one_of_each_kind(experiments)
-    found = estimates(project, [(model, method) for model in experiments.models for method in methods])
-    predicted = {(one.model, one.method): one for one in found}
+    predictions = estimates(project, [(model, method) for model in experiments.models for method in methods])
+    predicted = {(one.model, one.method): one for one in predictions}
     rows = [_row(project, name, [predicted[name, method] for method in methods]) for name in experiments.models]
-    return Listed(rows, methods, found[0].capacity_gb if found else 0.0)
+    return ModelList(rows, methods, predictions[0].capacity_gb if predictions else 0.0)
 
 
 def one_of_each_kind(experiments: Experiments) -> list[str]:
@@ -89,20 +89,22 @@ def _weights_gb(project: Project, name: str, parameters: int | None) -> float | 
     model = project.experiments.model(name)
     if store.is_present(project.data, name, model):
         folder = store.model_folder(project.data, name, model)
-        held = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-        return sum(path.stat().st_size for path in held) / 1e9 if held else None
+        files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        return sum(path.stat().st_size for path in files) / 1e9 if files else None
     width = 4 if model.origin.source.wheel else shipped.width_of(config_of(project.data, name, model) or {})
     return parameters * width / 1e9 if parameters else None
 
 
-def render(found: Listed, form: Format, room: int | None = None) -> str:
+def render(listing: ModelList, form: Format, room: int | None = None) -> str:
     """A row a model; notes of text keep to lines of `room` cells."""
     if form == "json":
-        return as_json(found.rows)
+        return as_json(listing.rows)
     if form == "csv":
-        return as_csv(found.rows)
-    fits = (text(method, "Whether training by this method fits, and the GB that remain.") for method in found.methods)
-    return tabulate([_shown(row, found.methods) for row in found.rows], (*COLUMNS, *fits), _notes(found), form, room)
+        return as_csv(listing.rows)
+    fits = (text(method, "Whether training by this method fits, and the GB that remain.") for method in listing.methods)
+    return tabulate(
+        [_shown(row, listing.methods) for row in listing.rows], (*COLUMNS, *fits), _notes(listing), form, room
+    )
 
 
 def _shown(row: Row, methods: list[str]) -> Row:
@@ -113,15 +115,15 @@ def _shown(row: Row, methods: list[str]) -> Row:
     return {**row, "millions": row["parameters"] and row["parameters"] / 1e6, **fits}
 
 
-def _notes(found: Listed) -> list[str]:
+def _notes(listing: ModelList) -> list[str]:
     links: dict[tuple[str, str], list[str]] = {}
-    for row in found.rows:
+    for row in listing.rows:
         if row["license_link"]:
             links.setdefault((row["license"], row["license_link"]), []).append(row["model"])
     return [
-        f"Under a method: does training fit this machine ({machine.machine_class()}, {found.capacity_gb:.1f} GB), and the GB that "
+        f"Under a method: does training fit this machine ({machine.machine_class()}, {listing.capacity_gb:.1f} GB), and the GB that "
         "remain free; tight: within the prediction's error. All methods, and cards: `featherweight estimate MODEL`.",
         "here: the weights are in the data folder; `featherweight fetch MODEL` brings the others.",
         *(f"licence {name}, {link}: {', '.join(models)}" for (name, link), models in links.items()),
-        *(f"{row['model']}: {row['because']}" for row in found.rows if row["because"]),
+        *(f"{row['model']}: {row['because']}" for row in listing.rows if row["because"]),
     ]

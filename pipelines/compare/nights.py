@@ -23,26 +23,26 @@ def night_rows(data: DataRoot) -> list[Row]:
 
 def _row(file: Path, *, is_newest: bool) -> Row:
     try:
-        return _told(read_json(file) or {}, is_newest=is_newest)
+        return _columns(read_json(file) or {}, is_newest=is_newest)
     except (WorkError, ValueError, TypeError, KeyError, AttributeError):
         return {"outcome": "unreadable", "reason": f"{file.name} is not the record of a night"}
 
 
-def _told(record: Mapping[str, Any], *, is_newest: bool) -> Row:
+def _columns(record: Mapping[str, Any], *, is_newest: bool) -> Row:
     """What the record says. Until it has published, a night has only the time at which it was done."""
     started, ended = _time(record["started_at"]), _time(record.get("ended_at") or record.get("done_at"))
-    statuses, asked = record.get("outcome"), len(asked_cells(record))
-    good = None if statuses is None else sum(set(found) == {"ok"} for found in statuses.values())
+    statuses, cell_count = record.get("outcome"), len(asked_cells(record))
+    good = None if statuses is None else sum(set(seeds) == {"ok"} for seeds in statuses.values())
     runs = record.get("runs")
     return {
         "started_at": started and started.isoformat(),
         "ended_at": ended and ended.isoformat(),
         "minutes": (ended - started).total_seconds() / 60 if started and ended else None,
         "spent_usd": None if record.get("spent_usd") is None else float(record["spent_usd"]),
-        "cells": asked,
+        "cells": cell_count,
         "cells_ok": good,
-        "cells_not_ok": None if good is None else asked - good,
-        "outcome": _outcome(record, good == asked, is_newest=is_newest),
+        "cells_not_ok": None if good is None else cell_count - good,
+        "outcome": _outcome(record, good == cell_count, is_newest=is_newest),
         "reason": record.get("why"),
         "run_ids": json.dumps([str(run) for run in runs]) if runs else None,
     }
@@ -52,8 +52,8 @@ def _time(text: str | None) -> datetime | None:
     """In UTC, as the nights write it; None where there is none."""
     if text is None:
         return None
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _outcome(record: Mapping[str, Any], all_ok: bool, *, is_newest: bool) -> str:

@@ -20,8 +20,10 @@ def is_outside(row: Row) -> bool:
 
 def note(rows: Sequence[Row]) -> str | None:
     """What the mark in a table means, as one sentence; None where no row bears it."""
-    found = [row for row in rows if is_outside(row)]
-    return f"run by hand, and not named by profile {found[0]['profile']}: compared, but never picked" if found else None
+    marked = [row for row in rows if is_outside(row)]
+    return (
+        f"run by hand, and not named by profile {marked[0]['profile']}: compared, but never picked" if marked else None
+    )
 
 
 def of_profile(rows: Sequence[Row]) -> list[Row]:

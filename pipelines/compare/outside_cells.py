@@ -9,8 +9,8 @@ def cells_outside(project: Project) -> dict[tuple[str, str], list[CellKey]]:
     """(model, method) → its seeds that ran under the profile, in the order of experiments.yaml. A cell of another profile's runs
     is that profile's, and one that experiments.yaml no longer names cannot be compared: table training_runs holds both."""
     known = [cell for cell in project.experiments.cells if cell not in set(project.grid)]
-    found = {cell: _seeds_of(project, cell) for cell in known if (project.data.cells / cell[0] / cell[1]).is_dir()}
-    return {cell: keys for cell, keys in found.items() if keys}
+    seeds = {cell: _seeds_of(project, cell) for cell in known if (project.data.cells / cell[0] / cell[1]).is_dir()}
+    return {cell: keys for cell, keys in seeds.items() if keys}
 
 
 def _seeds_of(project: Project, cell: tuple[str, str]) -> list[CellKey]:

@@ -38,13 +38,13 @@ HEADINGS = {
     "pair_agreement": "agreement",
     "pair_judge": "judge",
 }
-VOTED = {"preference_win_rate": "votes won", "preference_votes": "votes"}
+VOTE_HEADINGS = {"preference_win_rate": "votes won", "preference_votes": "votes"}
 SAYS = (
     "Each dot is the share of questions on which the cell's answer is preferred to the untouched model's, with its 95 % interval; "
     "a tie counts half. On the dotted line both are as good: an interval that crosses it tells nothing apart."
 )
-FEW = 30  # pairs
-A_COIN = 0.6  # of agreement: one who tosses a coin agrees with himself on half of the pairs
+FEW_PAIRS = 30  # pairs
+COIN_AGREEMENT = 0.6  # of agreement: one who tosses a coin agrees with himself on half of the pairs
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
@@ -65,17 +65,17 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
         if svg
         else [],
         caption="Answers to the same questions, side by side with the untouched model's",
-        columns=(*COMPARISON.pick("model", "method"), *_columns(HEADINGS | (VOTED if voted else {}))),
+        columns=(*COMPARISON.pick("model", "method"), *_columns(HEADINGS | (VOTE_HEADINGS if voted else {}))),
         rows=[{**row, **{name: _in_words(row, name) for name in RATES.values()}} for row in shown],
     ).html()
 
 
 def _columns(headings: Mapping[str, str]) -> list[Column]:
     """The columns under short headings; a win rate is a text, its interval in it."""
-    found = [(COMPARISON[name], heading) for name, heading in headings.items()]
+    columns = [(COMPARISON[name], heading) for name, heading in headings.items()]
     return [
         text(one.name, one.meaning, heading=heading) if one.name in RATES.values() else replace(one, heading=heading)
-        for one, heading in found
+        for one, heading in columns
     ]
 
 
@@ -106,7 +106,7 @@ def long_form(rows: Sequence[Row]) -> list[Row]:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What limits the figures, in words; what holds for several rows is said once."""
     judged = [row for row in rows if row.get("pair_wins") is not None]
-    unsure = [row for row in judged if row["pair_agreement"] is not None and row["pair_agreement"] < A_COIN]
+    unsure = [row for row in judged if row["pair_agreement"] is not None and row["pair_agreement"] < COIN_AGREEMENT]
     notes = []
     if unsure:
         agreed = ", ".join(f"{100 * row['pair_agreement']:.0f} % ({_name(row)})" for row in unsure)
@@ -114,15 +114,15 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             f"The judge said the same in both orders of only {agreed} of the pairs. That is little better than a coin; "
             "the other pairs count as ties."
         )
-    fewest = min((row["pair_wins"] + row["pair_ties"] + row["pair_losses"] for row in judged), default=FEW)
-    if fewest < FEW:
+    fewest = min((row["pair_wins"] + row["pair_ties"] + row["pair_losses"] for row in judged), default=FEW_PAIRS)
+    if fewest < FEW_PAIRS:
         more = "with more answers (evaluation.answers in experiments.yaml) the intervals become narrower"
         notes.append(f"Only {fewest} pairs: {more}.")
-    said: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for row in rows:
         for why in filter(None, (row.get("pair_note"), row.get("preference_note"))):
-            said.setdefault(why, []).append(_name(row))
-    return [*notes, *(f"{', '.join(names)}: {why}." for why, names in said.items())]
+            reasons.setdefault(why, []).append(_name(row))
+    return [*notes, *(f"{', '.join(names)}: {why}." for why, names in reasons.items())]
 
 
 def _name(row: Row) -> str:

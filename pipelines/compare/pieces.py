@@ -40,10 +40,10 @@ class Part:
 @cache
 def environment() -> Environment:
     """Where the page's templates lie, and what they may call."""
-    made = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
-    made.filters |= {"plain": plain, "lang": language_attribute}
-    made.globals |= {"cell_text": cell_text, "row_text": row_text, "pick_answer": pick_answer, "beside": _beside}
-    return made
+    jinja = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
+    jinja.filters |= {"plain": plain, "lang": language_attribute}
+    jinja.globals |= {"cell_text": cell_text, "row_text": row_text, "pick_answer": pick_answer, "beside": _beside}
+    return jinja
 
 
 def _beside(row: Row, column: Column) -> str | None:

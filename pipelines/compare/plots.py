@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from pipelines.clean.summary import BIN_CHARS
-from pipelines.compare.disturbed import MARK, is_marked, speed_stands
+from pipelines.compare.disturbed import MARK, has_valid_speed, is_marked
 from pipelines.compare.drawing import (
     COLORS,
     INK,
-    MOST_BARS,
+    MAX_BARS,
     Kind,
     Row,
     colors,
@@ -29,15 +29,15 @@ from pipelines.compare.hover import row_says, say, say_points
 from pipelines.compare.show import full_name
 from pipelines.compare.stamp import moment
 
-MOST_SERIES = 18
-MOST_POINTS = 250  # of a line: more do not show, and a long run would make a page of many megabytes
-MOST_SAID = 12  # points of a curve that say their numbers
-MOST_PANELS = 8
+MAX_SERIES = 18
+MAX_POINTS = 250  # of a line: more do not show, and a long run would make a page of many megabytes
+MAX_HOVER_POINTS = 12  # points of a curve that say their numbers
+MAX_PANELS = 8
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
     """Train loss and, below it, loss on a sample of held-out records over examples seen, one line a cell."""
-    curves = {name: points for name, points in itertools.islice(curves.items(), MOST_SERIES) if points}
+    curves = {name: points for name, points in itertools.islice(curves.items(), MAX_SERIES) if points}
     if not curves:
         return None
     figure, axes = stacked(2, 2.3)
@@ -86,9 +86,9 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = 
         axes.plot(*zip(*ok, strict=True), color=color, linewidth=1.8) if ok else None
         for place, row in zip(places, rows, strict=True):
             if row["status"] != "ok":
-                said = row["status"].replace("_", " ")
+                label = row["status"].replace("_", " ")
                 axes.annotate(
-                    said, (place, 0.03), xycoords=("data", "axes fraction"), ha="center", color=COLORS[7], fontsize=8
+                    label, (place, 0.03), xycoords=("data", "axes fraction"), ha="center", color=COLORS[7], fontsize=8
                 )
         axes.set_xticks(places, [f"{row['rank']}" for row in rows])
         axes.margins(y=0.3)
@@ -130,9 +130,9 @@ def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes |
     """Bits per byte, peak memory of training and tokens answered per second over the number of layers that are left; a line a
     name. None where no row has a number of layers and bits per byte."""
     known = {
-        name: found
-        for name, rows in itertools.islice(lines.items(), MOST_SERIES)
-        if (found := [row for row in rows if row["layers"] and row["eval_bits_per_byte"] is not None])
+        name: measured
+        for name, rows in itertools.islice(lines.items(), MAX_SERIES)
+        if (measured := [row for row in rows if row["layers"] and row["eval_bits_per_byte"] is not None])
     }
     if not known:
         return None
@@ -140,7 +140,7 @@ def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes |
     panels: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
         ("quality", "bits per byte", lambda row: row["eval_bits_per_byte"]),
         ("peak memory of training", "GB", lambda row: row["peak_memory_gb"] if row["trainable_params"] else None),
-        ("answers", "tokens/s", lambda row: row["answer_tokens_per_second"] if speed_stands(row) else None),
+        ("answers", "tokens/s", lambda row: row["answer_tokens_per_second"] if has_valid_speed(row) else None),
     )
     layers = sorted({row["layers"] for rows in known.values() for row in rows})
     for panel, (title, unit, value) in zip(axes, panels, strict=True):
@@ -163,23 +163,23 @@ def _lines_over_layers(
 
 
 def _means(points: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
-    """At most MOST_POINTS points, each the mean of as many that follow one another, at the place of its last."""
-    size = -(-len(points) // MOST_POINTS) or 1
+    """At most MAX_POINTS points, each the mean of as many that follow one another, at the place of its last."""
+    size = -(-len(points) // MAX_POINTS) or 1
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
     return [(piece[-1][0], fmean(y for _, y in piece)) for piece in pieces]
 
 
-def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: str, of: str) -> None:
+def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: str, quantity: str) -> None:
     """Have some points of a line, its last among them, say their numbers."""
-    step = -(-len(points) // MOST_SAID)
+    step = -(-len(points) // MAX_HOVER_POINTS)
     chosen = points[::-1][::step]
-    at = [moment(x) if isinstance(x, datetime) else f"{x:g} {of}" for x, _ in chosen]
-    said = [f"{name}\n{y:.4g} {unit}\n{place}" for (_, y), place in zip(chosen, at, strict=True)]
-    say_points(panel, [x for x, _ in chosen], [y for _, y in chosen], said)
+    places = [moment(x) if isinstance(x, datetime) else f"{x:g} {quantity}" for x, _ in chosen]
+    texts = [f"{name}\n{y:.4g} {unit}\n{place}" for (_, y), place in zip(chosen, places, strict=True)]
+    say_points(panel, [x for x, _ in chosen], [y for _, y in chosen], texts)
 
 
 def _quiet_minutes(row: Row) -> float | None:
-    return row["train_seconds"] / 60 if row["train_seconds"] and speed_stands(row) else None
+    return row["train_seconds"] / 60 if row["train_seconds"] and has_valid_speed(row) else None
 
 
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
@@ -187,7 +187,7 @@ def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     that are disturbed are left out."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    cells = dict(itertools.islice(ran_again(rows).items(), MOST_SERIES))
+    cells = dict(itertools.islice(ran_again(rows).items(), MAX_SERIES))
     if not cells:
         return None
     models, seeds = ({row[name] for runs in cells.values() for row in runs} for name in ("model", "seed"))
@@ -223,7 +223,7 @@ def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     it beats retrieval."""
     from matplotlib.ticker import MaxNLocator
 
-    shown = [row for row in rows if row["delta_retrieval_low"] is not None][:MOST_BARS]
+    shown = [row for row in rows if row["delta_retrieval_low"] is not None][:MAX_BARS]
     if not shown:
         return None
     figure, (axes,) = stacked(1, 1.0 + 0.3 * len(shown))
@@ -233,8 +233,8 @@ def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
         color = COLORS[2] if high < 0 else COLORS[7] if low > 0 else INK
         axes.plot([low, high], [place] * 2, color=color, linewidth=2, marker="|", markersize=8)
         axes.plot(row["delta_retrieval"], place, marker="o", color=color, markersize=6)
-        said = row_says(row, "delta_retrieval", "delta_retrieval_low", "delta_retrieval_high")
-        say_points(axes, [row["delta_retrieval"]], [place], [said])
+        text = row_says(row, "delta_retrieval", "delta_retrieval_low", "delta_retrieval_high")
+        say_points(axes, [row["delta_retrieval"]], [place], [text])
     axes.axvline(0, color=INK, linestyle=":", linewidth=1)
     axes.set_yticks(places, row_names(shown))
     axes.margins(x=0.1)
@@ -298,10 +298,10 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "answers") -> bytes | None:
     """A panel for each `metric`: every method's `share` with its interval (`low` to `high`), and an upright bar at the untouched
     model's (`base`) where that is known."""
-    names = list(dict.fromkeys(row["metric"] for row in rows))[:MOST_PANELS]
+    names = list(dict.fromkeys(row["metric"] for row in rows))[:MAX_PANELS]
     if not names:
         return None
-    panels = [[row for row in rows if row["metric"] == name][:MOST_BARS] for name in names]
+    panels = [[row for row in rows if row["metric"] == name][:MAX_BARS] for name in names]
     figure, axes = stacked(len(panels), 0, [0.75 + 0.26 * len(shown) for shown in panels])
     for panel, name, shown in zip(axes, names, panels, strict=True):
         places = range(len(shown))[::-1]
@@ -325,10 +325,10 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "an
 
 def win_rates(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """A panel for each `by`: every method's win `rate` with its interval (`low` to `high`), and a line at one half."""
-    names = list(dict.fromkeys(row["by"] for row in rows))[:MOST_PANELS]
+    names = list(dict.fromkeys(row["by"] for row in rows))[:MAX_PANELS]
     if not names:
         return None
-    panels = [[row for row in rows if row["by"] == name][:MOST_BARS] for name in names]
+    panels = [[row for row in rows if row["by"] == name][:MAX_BARS] for name in names]
     figure, axes = stacked(len(panels), 0, [0.85 + 0.26 * len(shown) for shown in panels])
     for color, panel, name, shown in zip(colors(), axes, names, panels, strict=False):
         places = range(len(shown))[::-1]
@@ -392,4 +392,4 @@ def left_out_of_panels(rows: Sequence[Row], panel: str) -> str:
     """The same of a picture that has a panel for each value of the column `panel`."""
     panels = Counter(row[panel] for row in rows)
     most = max(panels.values(), default=0)
-    return left_out(len(panels), MOST_PANELS, "panels") + left_out(most, MOST_BARS, "cells of a panel")
+    return left_out(len(panels), MAX_PANELS, "panels") + left_out(most, MAX_BARS, "cells of a panel")

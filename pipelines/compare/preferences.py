@@ -36,12 +36,12 @@ class Tally:
     def votes(self) -> int:
         return sum(map(len, self.scores.values()))
 
-    def ended(self, score: float) -> float:
+    def count_of(self, score: float) -> float:
         """How many of the different comparisons ended so; one that was voted on several times counts in parts."""
-        return sum(found.count(score) / len(found) for found in self.scores.values())
+        return sum(scores.count(score) / len(scores) for scores in self.scores.values())
 
     def columns(self) -> Row:
-        wins, ties, losses = (self.ended(score) for score in (WIN, HALF, LOSS))
+        wins, ties, losses = (self.count_of(score) for score in (WIN, HALF, LOSS))
         low, high = win_rate_interval(wins, losses, ties, correction=CORRECTION) or (None, None)
         rate = (wins + ties / 2) / len(self.scores)
         return {"votes": self.votes, "comparisons": len(self.scores), "wins": wins, "ties": ties, "losses": losses,
@@ -78,7 +78,7 @@ class Ballot:
 
     def tallies(self) -> dict[tuple[Cell, Cell], Tally]:
         """By two cells, in both directions: what current votes say of the first against the second."""
-        found: dict[tuple[Cell, Cell], Tally] = {}
+        tallies: dict[tuple[Cell, Cell], Tally] = {}
         for vote in self.votes:
             for one, other in combinations(vote.shown, 2):
                 score = score_of(vote, one, other)
@@ -89,8 +89,8 @@ class Ballot:
                 ):
                     continue
                 for mine, theirs, won in ((one, other, score), (other, one, 1 - score)):
-                    found.setdefault((cell_of(mine), cell_of(theirs)), Tally()).add(vote.prompt, mine, theirs, won)
-        return found
+                    tallies.setdefault((cell_of(mine), cell_of(theirs)), Tally()).add(vote.prompt, mine, theirs, won)
+        return tallies
 
     def left_out(self, cell: Cell, base: Cell) -> int:
         """How many votes on the cell against the untouched model are on runs that no longer speak for them."""
@@ -122,21 +122,25 @@ def with_votes(ballot: Ballot, rows: Sequence[Row]) -> list[Row]:
 
 
 def _columns(ballot: Ballot, tallies: Mapping[tuple[Cell, Cell], Tally], cell: Cell, base: Cell) -> Row:
-    found: Row = {}
+    columns: Row = {}
     if tally := tallies.get((cell, base)):
-        said = tally.columns()
-        found = {f"preference_{name}": said[name] for name in ("win_rate", "win_rate_low", "win_rate_high", "votes")}
+        values = tally.columns()
+        columns = {
+            f"preference_{name}": values[name] for name in ("win_rate", "win_rate_low", "win_rate_high", "votes")
+        }
     if earlier := ballot.left_out(cell, base):
         note = f"{earlier} votes are on runs whose data or recipe is no longer the cell's, and are left out"
-        found["preference_note"] = note
-    return found
+        columns["preference_note"] = note
+    return columns
 
 
 def vote_rows(ballot: Ballot) -> Iterator[Row]:
     """Rows of the table preferences: each answer that was shown, vote by vote."""
     for vote in ballot.votes:
         for place, one in enumerate(vote.shown):
-            ended = vote.chosen if isinstance(vote.chosen, str) else "chosen" if vote.chosen == place else "not chosen"
+            outcome = (
+                vote.chosen if isinstance(vote.chosen, str) else "chosen" if vote.chosen == place else "not chosen"
+            )
             yield {
                 "vote_id": vote.id,
                 "voted_at": vote.at,
@@ -146,7 +150,7 @@ def vote_rows(ballot: Ballot) -> Iterator[Row]:
                 "run_id": one.run_id,
                 "place": place + 1,
                 "shown": len(vote.shown),
-                "ended": ended,
+                "ended": outcome,
                 "prompt": vote.prompt,
                 "answer": one.answer,
                 "settings": json.dumps(dict(vote.settings), ensure_ascii=False, sort_keys=True),

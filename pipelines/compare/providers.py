@@ -25,7 +25,7 @@ from pipelines.settings.experiments import Experiments
 
 Row = dict[str, Any]
 DUPLICATES = ("exact_duplicate", "near_duplicate")
-LEAST_FOR_P95 = 20
+MIN_FOR_P95 = 20
 
 
 def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
@@ -103,35 +103,35 @@ def _note(name: str, *, has_common: bool, uncleaned: int, is_used: bool) -> str 
 def _requests(reading: RequestSource, name: str) -> list[Request]:
     """What the provider is asked, with those requests that were given up as lost: they count against it."""
     experiments = reading.experiments
-    found = requests_for(name, experiments.provider(name), experiments.generation, reading.prompts)
-    return [asked.request for asked in found]
+    planned = requests_for(name, experiments.provider(name), experiments.generation, reading.prompts)
+    return [entry.request for entry in planned]
 
 
 def _has_outcome(call: Row) -> bool:
     return call["purpose"] == "generate" and call["status"] != "in_flight"
 
 
-def _counts(mine: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
+def _counts(calls: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
     """The numbers of these calls. `fates` is None where it is not known what cleaning makes of them."""
-    answered = [call for call in mine if call["status"] == "answered"]
-    kept = None if fates is None else [fates.get(call["key"]) for call in answered]
+    answered = [call for call in calls if call["status"] == "answered"]
+    outcomes = None if fates is None else [fates.get(call["key"]) for call in answered]
     counts = {
         "answered": len(answered),
         "valid": sum(call["key"] in valid for call in answered),
         "refused": sum(call["stop_reason"] in REFUSALS for call in answered),
         "truncated": sum(call["stop_reason"] in TRUNCATIONS for call in answered),
-        "duplicate": None if kept is None else sum(fate in DUPLICATES for fate in kept),
-        "accepted": None if kept is None else kept.count(ACCEPTED),
+        "duplicate": None if outcomes is None else sum(fate in DUPLICATES for fate in outcomes),
+        "accepted": None if outcomes is None else outcomes.count(ACCEPTED),
     }
-    row: Row = {"requested": len(mine), **counts}
+    row: Row = {"requested": len(calls), **counts}
     for name, count in counts.items():
-        row |= _share(name, count, len(mine))
+        row |= _share(name, count, len(calls))
     return row | {
         **_tokens(answered),
-        "failed": sum(call["status"] == "failed" for call in mine),
-        "in_doubt": sum(call["in_doubt_count"] > 0 for call in mine),
-        "attempts": sum(call["attempts"] for call in mine),
-        **_costs(mine, answered, counts["accepted"]),
+        "failed": sum(call["status"] == "failed" for call in calls),
+        "in_doubt": sum(call["in_doubt_count"] > 0 for call in calls),
+        "attempts": sum(call["attempts"] for call in calls),
+        **_costs(calls, answered, counts["accepted"]),
         **_latencies(answered),
     }
 
@@ -148,10 +148,10 @@ def _tokens(answered: list[Row]) -> Row:
     return {name: sum(counts) if counts else None for name, counts in counted.items()}
 
 
-def _costs(mine: list[Row], answered: list[Row], accepted: int | None) -> Row:
-    reserved = sum(call["reserved_usd"] for call in mine)
+def _costs(calls: list[Row], answered: list[Row], accepted: int | None) -> Row:
+    reserved = sum(call["reserved_usd"] for call in calls)
     known = all(call["cost_usd"] is not None or call["reserved_usd"] for call in answered)
-    cost = sum(call["cost_usd"] or 0.0 for call in mine) if known else None
+    cost = sum(call["cost_usd"] or 0.0 for call in calls) if known else None
     return {
         "cost_usd": cost,
         "reserved_usd": reserved,
@@ -163,7 +163,7 @@ def _latencies(answered: list[Row]) -> Row:
     latencies = [call["latency_ms"] for call in answered if call["latency_ms"] is not None]
     return {
         "p50_latency_ms": percentile(latencies, 0.5),
-        "p95_latency_ms": percentile(latencies, 0.95) if len(latencies) >= LEAST_FOR_P95 else None,
+        "p95_latency_ms": percentile(latencies, 0.95) if len(latencies) >= MIN_FOR_P95 else None,
     }
 
 
@@ -173,15 +173,15 @@ def _fates(data: DataRoot) -> dict[str, str]:
     if cleaned is None:
         return {}
     rejects = reading.table(cleaned.folder / "rejects.parquet", columns=["call_key", "reason"]).to_pylist()
-    kept = reading.table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
+    accepted = reading.table(cleaned.folder / "examples.parquet", columns=["call_key"]).to_pylist()
     fates = {row["call_key"]: row["reason"] for row in rejects if row["call_key"]}
-    return fates | {row["call_key"]: ACCEPTED for row in kept if row["call_key"]}
+    return fates | {row["call_key"]: ACCEPTED for row in accepted if row["call_key"]}
 
 
-def _win_rates(found: list[Duel]) -> dict[str, float]:
+def _win_rates(results: list[Duel]) -> dict[str, float]:
     """Mean of a provider's win rates against the others it was compared with."""
     rates: dict[str, list[float]] = defaultdict(list)
-    for duel in found:
+    for duel in results:
         if duel.scores:
             rates[duel.one].append(fmean(duel.scores))
             rates[duel.other].append(1 - fmean(duel.scores))

@@ -23,15 +23,15 @@ from pipelines.runs.cells import Evaluation
 
 Row = dict[str, Any]
 Cell = tuple[str, str]
-LEAST_RECORDS = 5  # fewer have no interval worth the name
-ENOUGH_DEGREES = 2  # of freedom, three runs: two say too little of their own method
+MIN_RECORDS = 5  # fewer have no interval worth the name
+MIN_DEGREES = 2  # of freedom, three runs: two say too little of their own method
 RESAMPLES = 4_000
 GROUPS = (
     250  # of more records, so many groups are resampled: the spread is known within 5 %, and the work stays the same
 )
 SEED = 1
 TAIL = 0.025
-AT_ONCE = 500  # cells whose resamples are held in memory together
+BATCH = 500  # cells whose resamples are held in memory together
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ def record_values(evaluation: Evaluation) -> dict[str, tuple[float, int]]:
 
 def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), trained: bool = True) -> Quality | None:
     """The quality over the evaluations of a cell's runs; None where they were not measured on the same records, or on none."""
-    found = [record_values(evaluation) for evaluation in evaluations]
-    if not found or not found[0] or any(one.keys() != found[0].keys() for one in found):
+    runs = [record_values(evaluation) for evaluation in evaluations]
+    if not runs or not runs[0] or any(one.keys() != runs[0].keys() for one in runs):
         return None
-    examples = tuple(sorted(found[0]))
-    nats = np.array([[one[name][0] for name in examples] for one in found], dtype=float)
-    sizes = np.array([found[0][name][1] for name in examples], dtype=float)
+    examples = tuple(sorted(runs[0]))
+    nats = np.array([[one[name][0] for name in examples] for one in runs], dtype=float)
+    sizes = np.array([runs[0][name][1] for name in examples], dtype=float)
     return Quality(examples, nats, sizes, tuple(seeds), trained)
 
 
@@ -145,51 +145,51 @@ class Qualities:
         if quality is None or not quality.trained:
             return None
         cell = row["model"], row["method"]
-        own = self._seen.get(cell)
-        if quality.runs > 1 or (own and own.degrees >= ENOUGH_DEGREES):
+        own = self._own_spreads.get(cell)
+        if quality.runs > 1 or (own and own.degrees >= MIN_DEGREES):
             return own
         return self._pooled.get(row["model"]) or self._assumed.get(cell)
 
     def sources(self, row: Row, other: Row) -> Sources | None:
         """What makes the difference between the methods uncertain; None where it has no interval."""
         mine, theirs = self.of(row), self.of(other)
-        if mine is None or theirs is None or not same_records(mine, theirs) or len(mine.sizes) < LEAST_RECORDS:
+        if mine is None or theirs is None or not same_records(mine, theirs) or len(mine.sizes) < MIN_RECORDS:
             return None
         records = records_variance((mine.mean_nats - theirs.mean_nats)[0], mine.sizes)
-        runs = sum(one.variance for one in [*_components(mine, theirs), *self._lent_to(row, other)])
+        runs = sum(one.variance for one in [*_components(mine, theirs), *self._borrowed_components(row, other)])
         spreads = [self.spread(one) for one, quality in ((row, mine), (other, theirs)) if quality.trained]
         known = [one.value**2 for one in spreads if one]
         return Sources(len(mine.sizes), records, runs, sum(known) if len(known) == len(spreads) else None)
 
-    def _lent_to(self, row: Row, other: Row) -> list[Component]:
-        lent = [spread for one in (row, other) for spread in self.lent([one])]
-        return [spread.of_single_runs(lent.count(spread)) for spread in dict.fromkeys(lent)]
+    def _borrowed_components(self, row: Row, other: Row) -> list[Component]:
+        spreads = [spread for one in (row, other) for spread in self.borrowed([one])]
+        return [spread.of_single_runs(spreads.count(spread)) for spread in dict.fromkeys(spreads)]
 
-    def lent(self, rows: Sequence[Row]) -> list[Spread]:
+    def borrowed(self, rows: Sequence[Row]) -> list[Spread]:
         """The spreads that the differences between the methods of `rows` were widened by, each once."""
-        once = [row for row in rows if (quality := self.of(row)) and quality.runs == 1]
-        return list(dict.fromkeys(found for row in once if (found := self.spread(row))))
+        single_runs = [row for row in rows if (quality := self.of(row)) and quality.runs == 1]
+        return list(dict.fromkeys(spread for row in single_runs if (spread := self.spread(row))))
 
     def basis(self, rows: Sequence[Row]) -> str:
         """What a verdict between the methods of `rows` rests on: how many training runs, and what its intervals were widened by."""
-        lent = self.lent(rows) if len(rows) > 1 else []
-        return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], lent)
+        spreads = self.borrowed(rows) if len(rows) > 1 else []
+        return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], spreads)
 
     @cached_property
     def _pooled(self) -> dict[str, Spread]:
         by_model: dict[str, list[Spread]] = {}
-        for (model, _), spread in self._seen.items():
+        for (model, _), spread in self._own_spreads.items():
             by_model.setdefault(model, []).append(spread)
-        return {model: found for model, spreads in by_model.items() if (found := pooled(spreads))}
+        return {model: common for model, spreads in by_model.items() if (common := pooled(spreads))}
 
     @cached_property
-    def _seen(self) -> dict[Cell, Spread]:
-        found = {
+    def _own_spreads(self) -> dict[Cell, Spread]:
+        spreads = {
             cell: spread_of(quality.nats, quality.sizes, cell[1])
             for cell, quality in {**self._known, **self._runs}.items()
-            if quality.trained and len(quality.sizes) >= LEAST_RECORDS
+            if quality.trained and len(quality.sizes) >= MIN_RECORDS
         }
-        return {cell: spread for cell, spread in found.items() if spread}
+        return {cell: spread for cell, spread in spreads.items() if spread}
 
     def _differences(self, rows: Sequence[Row], other: Row, *, borrow: bool) -> list[Interval | None]:
         theirs = self.of(other)
@@ -197,15 +197,15 @@ class Qualities:
             return [None] * len(rows)
         paired = {n: mine for n, row in enumerate(rows) if (mine := self.of(row)) and same_records(mine, theirs)}
         nats = [mine.mean_nats - theirs.mean_nats for mine in paired.values()]
-        found = dict(zip(paired, over_records(nats, theirs.sizes), strict=True))
-        made: list[Interval | None] = [None] * len(rows)
-        for (number, mine), difference in zip(paired.items(), nats, strict=True):
-            added = _components(mine, theirs)
+        intervals = dict(zip(paired, over_records(nats, theirs.sizes), strict=True))
+        differences: list[Interval | None] = [None] * len(rows)
+        for (number, mine), values in zip(paired.items(), nats, strict=True):
+            components = _components(mine, theirs)
             if borrow and mine is not theirs:
-                added += self._lent_to(rows[number], other)
-            if interval := found[number]:
-                made[number] = _widened(interval, difference[0], theirs.sizes, added)
-        return made
+                components += self._borrowed_components(rows[number], other)
+            if interval := intervals[number]:
+                differences[number] = _widened(interval, values[0], theirs.sizes, components)
+        return differences
 
 
 def same_records(one: Quality, other: Quality) -> bool:
@@ -229,46 +229,46 @@ def _components(one: Quality, other: Quality) -> list[Component]:
         and one.seeds == other.seeds
         and len(one.nats) == len(other.nats)
     ):
-        found = [component(one.nats - other.nats, one.sizes)]
+        components = [component(one.nats - other.nats, one.sizes)]
     else:
-        found = [component(quality.nats, quality.sizes) for quality in (one, other) if quality.trained]
-    return [added for added in found if added]
+        components = [component(quality.nats, quality.sizes) for quality in (one, other) if quality.trained]
+    return [added for added in components if added]
 
 
-def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, added: Sequence[Component]) -> Interval:
+def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, components: Sequence[Component]) -> Interval:
     """`interval`, over the records of `nats` and `sizes`, with what training runs add to it."""
-    if not added:
+    if not components:
         return interval
-    wider = widening(len(sizes), records_variance(nats, sizes), added)
+    wider = widening(len(sizes), records_variance(nats, sizes), components)
     low, high = wider.of(interval.value - interval.low), wider.of(interval.high - interval.value)
     return Interval(interval.value, interval.value - low, interval.value + high)
 
 
 def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
     """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (runs, records) over the same records of `sizes` bytes, with its interval over
-    records and, where there are several, training runs; None under `LEAST_RECORDS` records."""
+    records and, where there are several, training runs; None under `MIN_RECORDS` records."""
     means = [one.mean(axis=0, keepdims=True) for one in nats]
-    made = zip(nats, means, over_records(means, sizes), strict=True)
+    parts = zip(nats, means, over_records(means, sizes), strict=True)
     return [
         interval and _widened(interval, mean[0], sizes, [added] if (added := component(one, sizes)) else [])
-        for one, mean, interval in made
+        for one, mean, interval in parts
     ]
 
 
 def over_records(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
     """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (1, records) over the same records of `sizes` bytes, with its interval over the
-    records; None under `LEAST_RECORDS` of them."""
-    if len(sizes) < LEAST_RECORDS:
+    records; None under `MIN_RECORDS` of them."""
+    if len(sizes) < MIN_RECORDS:
         return [None] * len(nats)
     tail = expanded_tail(TAIL, len(sizes))
-    made: list[Interval | None] = []
-    for start in range(0, len(nats), AT_ONCE):
-        some = nats[start : start + AT_ONCE]
-        sampled = np.column_stack([_resampled(one, sizes) for one in some])
+    results: list[Interval | None] = []
+    for start in range(0, len(nats), BATCH):
+        batch = nats[start : start + BATCH]
+        sampled = np.column_stack([_resampled(one, sizes) for one in batch])
         lows, highs = np.quantile(sampled, [tail, 1 - tail], axis=0)
-        values = [one[0].sum() / (log(2) * sizes.sum()) for one in some]
-        made += [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(values, lows, highs, strict=True)]
-    return made
+        values = [one[0].sum() / (log(2) * sizes.sum()) for one in batch]
+        results += [Interval(float(v), float(lo), float(hi)) for v, lo, hi in zip(values, lows, highs, strict=True)]
+    return results
 
 
 def _resampled(nats: np.ndarray, sizes: np.ndarray) -> np.ndarray:

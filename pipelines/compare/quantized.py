@@ -21,19 +21,19 @@ MEASURED = (
 
 def newest(folder: Path) -> RunResult | None:
     """The last measurement in a folder of one result and format."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
-    return result_in(found[-1]) if found else None
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+    return result_in(folders[-1]) if folders else None
 
 
 def rows(data: DataRoot, experiments: Experiments) -> list[Row]:
     """The table `quantized_inference`: the newest measurement of every result and format."""
-    found = list(_rows(data, experiments))
-    plain = {(row["run_id"], row["eval_set"]): row["bits_per_byte"] for row in found if row["format"] == "fp32"}
-    for row in found:
+    measured = list(_rows(data, experiments))
+    plain = {(row["run_id"], row["eval_set"]): row["bits_per_byte"] for row in measured if row["format"] == "fp32"}
+    for row in measured:
         reference = plain.get((row["run_id"], row["eval_set"]))
         if reference is not None and row["bits_per_byte"] is not None:
             row["bits_per_byte_vs_fp32"] = row["bits_per_byte"] - reference
-    return found
+    return measured
 
 
 def _rows(data: DataRoot, experiments: Experiments) -> Iterator[Row]:

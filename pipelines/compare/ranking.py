@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.compare.columns.comparison import PICKS
+from pipelines.compare.disturbed import has_valid_speed
 from pipelines.compare.disturbed import in_words as disturbed_in_words
-from pipelines.compare.disturbed import speed_stands
 from pipelines.compare.left_out import TOO_MUCH, leaves_out_too_much, left_out_in_words
 from pipelines.compare.outside import is_outside, of_profile
 from pipelines.compare.quality import Interval, Qualities
@@ -15,7 +15,7 @@ from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, tra
 Row = dict[str, Any]
 MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
 TIME_NOISE = 0.10  # and took times within a few per cent, on a machine of their own
-AT_ONCE = 8  # rivals: the first few settle most rows
+BATCH = 8  # rivals: the first few settle most rows
 AXES = ("eval_bits_per_byte", "peak_memory_gb", "train_seconds")
 MUST_MATCH = {
     "data_fingerprint": "data",
@@ -32,7 +32,7 @@ def incomparable(one: Row, other: Row) -> str | None:
     weights."""
     if one["model"] == other["model"] and one["weights_fingerprint"] != other["weights_fingerprint"]:
         return "weights"
-    return next((called for name, called in MUST_MATCH.items() if one[name] != other[name]), None)
+    return next((label for name, label in MUST_MATCH.items() if one[name] != other[name]), None)
 
 
 def other_costs(one: Row, other: Row) -> str | None:
@@ -43,8 +43,8 @@ def other_costs(one: Row, other: Row) -> str | None:
 def of_equal_batches(rows: Sequence[Row]) -> list[Row]:
     """The rows whose memory and speed may be compared: those with the largest micro-batches. Smaller ones need less memory, so that
     a row with them cannot be said to need less than these."""
-    among = [row for row in rows if stands(row)] or rows
-    largest = max((row[SAME_BATCH] or 0 for row in among), default=0)
+    candidates = [row for row in rows if stands(row)] or rows
+    largest = max((row[SAME_BATCH] or 0 for row in candidates), default=0)
     return [row for row in rows if (row[SAME_BATCH] or 0) == largest]
 
 
@@ -70,7 +70,7 @@ def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
 
 
 def _is_complete(row: Row) -> bool:
-    return all(row[axis] is not None for axis in AXES) and speed_stands(row)
+    return all(row[axis] is not None for axis in AXES) and has_valid_speed(row)
 
 
 def _is_ranked(row: Row, qualities: Qualities) -> bool:
@@ -96,7 +96,7 @@ def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool
     if any(rival["eval_bits_per_byte"] <= bits and _costs_clearly_less(rival, row) for rival in rivals):
         return True
     likeliest = sorted(rivals, key=lambda rival: rival["eval_bits_per_byte"])
-    return any(_one_dominates(row, some, qualities) for some in _batched(likeliest, AT_ONCE))
+    return any(_one_dominates(row, batch, qualities) for batch in _batched(likeliest, BATCH))
 
 
 def _one_dominates(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool:
@@ -122,7 +122,7 @@ def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
         measured = _is_ranked(row, qualities) and row["eval_bits_per_byte"] is not None
         if measured and row["trainable_params"] != 0 and not leaves_out_too_much(row):
             groups.setdefault(tuple(row[name] for name in MUST_MATCH), []).append(row)
-    return max(map(_of_one_base, groups.values()), key=_standing, default=[])
+    return max(map(_of_one_base, groups.values()), key=_precedence, default=[])
 
 
 def _of_one_base(group: Sequence[Row]) -> list[Row]:
@@ -130,7 +130,7 @@ def _of_one_base(group: Sequence[Row]) -> list[Row]:
     by_weights: dict[str, dict[str | None, list[Row]]] = {}
     for row in group:
         by_weights.setdefault(row["model"], {}).setdefault(row["weights_fingerprint"], []).append(row)
-    chosen = {id(row) for found in by_weights.values() for row in max(found.values(), key=_standing)}
+    chosen = {id(row) for groups in by_weights.values() for row in max(groups.values(), key=_precedence)}
     return [row for row in group if id(row) in chosen]
 
 
@@ -139,7 +139,7 @@ def stands(row: Row) -> bool:
     return not row["is_stale"] or row["stale_because"] == "code"
 
 
-def _standing(group: Sequence[Row]) -> tuple[int, int, str]:
+def _precedence(group: Sequence[Row]) -> tuple[int, int, str]:
     return sum(stands(row) for row in group), len(group), max(str(row["finished_at"] or "") for row in group)
 
 
@@ -163,7 +163,7 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Selection:
     """The rows that a pick falls on; `compared` are those whose qualities its reason tells of, `other_batches` is how many rows
     were not compared for the sake of their micro-batches."""
 
@@ -180,7 +180,7 @@ class Choice:
         self._group = sorted(group, key=lambda row: row["eval_bits_per_byte"])
         self._rows, self._qualities = rows, qualities
         self._several = len({row["model"] for row in of_profile(rows)}) > 1
-        self._apart = dict(zip(map(id, self._group), self._from_best(self._group), strict=True))
+        self._gaps = dict(zip(map(id, self._group), self._from_best(self._group), strict=True))
         self._open = at_edge(self._group) if len(self._group) > 1 else []  # one row alone has no rival
 
     def _from_best(self, group: Sequence[Row]) -> list[Interval | None]:
@@ -190,16 +190,16 @@ class Choice:
         if not self._group:
             return self._nothing("best quality")
         best, *others = self._as_good()
-        found = Found([best, *others], compared=self._group, undecided=bool(others or self._open))
+        selection = Selection([best, *others], compared=self._group, undecided=bool(others or self._open))
         if others:
-            told = self._not_apart(best, others)
+            reason = self._undecided(best, others)
         elif len(self._group) == 1:
-            told = f"{_bits(best)}; it is the only one"
+            reason = f"{_bits(best)}; it is the only one"
         elif self._open:
-            told = f"{self.name(best)} is lowest with {_bits(best)}"
+            reason = f"{self.name(best)} is lowest with {_bits(best)}"
         else:
-            told = f"{_bits(best)}; {self._told_apart(self._group[1])}"
-        return self._picked("best quality", self._with(found, self._open), [told, self._still_open()])
+            reason = f"{_bits(best)}; {self._next_best(self._group[1])}"
+        return self._picked("best quality", self._with(selection, self._open), [reason, self._still_open()])
 
     def best_value(self) -> Row:
         known = [row for row in self._as_good() if row["peak_memory_gb"] and row["train_seconds"]]
@@ -207,12 +207,16 @@ class Choice:
         if not measured:
             return self._nothing("best value")
         # where one row alone is as good, no speeds are compared
-        beside = [row for row in measured if not speed_stands(row)] if len(measured) > 1 else []
-        tied = _cheapest([row for row in measured if speed_stands(row)] if beside else measured)
-        undecided = len(tied) > 1 or bool(beside or self._open)
-        found = Found([*tied, *beside], self._group, undecided, other_batches=len(known) - len(measured))
-        told = [self._costs(tied, undecided) if tied else "", _measure_again(beside, self.name), self._still_open()]
-        return self._picked("best value", self._with(found, self._may_be_cheaper(tied)), told)
+        disturbed = [row for row in measured if not has_valid_speed(row)] if len(measured) > 1 else []
+        tied = _cheapest([row for row in measured if has_valid_speed(row)] if disturbed else measured)
+        undecided = len(tied) > 1 or bool(disturbed or self._open)
+        selection = Selection([*tied, *disturbed], self._group, undecided, other_batches=len(known) - len(measured))
+        reasons = [
+            self._costs(tied, undecided) if tied else "",
+            _measure_again(disturbed, self.name),
+            self._still_open(),
+        ]
+        return self._picked("best value", self._with(selection, self._may_be_cheaper(tied)), reasons)
 
     def _costs(self, tied: Sequence[Row], undecided: bool) -> str:
         if len(tied) > 1:
@@ -220,14 +224,16 @@ class Choice:
             return f"{named} cost the same within {TIME_NOISE:.0%}"
         if undecided:
             return f"{self.name(tied[0])} costs least so far with {_price(tied[0])}"
-        return f"{_price(tied[0])}; {self._standing_of(tied[0])}"
+        return f"{_price(tied[0])}; {self._quality_note(tied[0])}"
 
     def _may_be_cheaper(self, tied: Sequence[Row]) -> list[Row]:
         """The rows at the edge that would be the best value if their quality were that of the best row."""
         known = [row for row in self._open if row["peak_memory_gb"] and row["train_seconds"]]
         same = [row for row in known if not tied or not other_costs(row, tied[0])]
         return [
-            row for row in same if not tied or not speed_stands(row) or _cost(row) <= _cost(tied[0]) / (1 - TIME_NOISE)
+            row
+            for row in same
+            if not tied or not has_valid_speed(row) or _cost(row) <= _cost(tied[0]) / (1 - TIME_NOISE)
         ]
 
     def least_memory(self) -> Row:
@@ -238,61 +244,69 @@ class Choice:
         smallest = min(row["peak_memory_gb"] for row in measured)
         same = [row for row in measured if row["peak_memory_gb"] <= smallest / (1 - MEMORY_NOISE)]
         tied, edge = self._not_worse(same), at_edge(same) if len(same) > 1 else []
-        found = Found(tied, [], undecided=len(tied) > 1 or bool(edge), other_batches=len(known) - len(measured))
-        if found.undecided:
+        selection = Selection(tied, [], undecided=len(tied) > 1 or bool(edge), other_batches=len(known) - len(measured))
+        if selection.undecided:
             named = " and ".join(
                 f"{self.name(row)} ({row['peak_memory_gb']:.2f} GB)" for row in same if edge or row in tied
             )
             which = f"which of them is better is not settled: {still_open(edge, self.name)}" if edge else ""
-            return self._picked("least memory", found, [f"{named} need the same within {MEMORY_NOISE:.0%}", which])
-        return self._picked("least memory", *self._least(found))
+            return self._picked("least memory", selection, [f"{named} need the same within {MEMORY_NOISE:.0%}", which])
+        return self._picked("least memory", *self._least(selection))
 
     def _not_worse(self, rows: Sequence[Row]) -> list[Row]:
         """Those of `rows` that are not clearly worse than the first of them, the best; at the edge nobody is clearly worse."""
-        apart = self._qualities.method_differences(rows, rows[0])
-        return [row for row, one in zip(rows, apart, strict=True) if one is None or not one.above or at_edge([row])]
+        differences = self._qualities.method_differences(rows, rows[0])
+        return [
+            row
+            for row, difference in zip(rows, differences, strict=True)
+            if difference is None or not difference.above or at_edge([row])
+        ]
 
-    def _least(self, found: Found) -> tuple[Found, list[str]]:
+    def _least(self, selection: Selection) -> tuple[Selection, list[str]]:
         """`found` and what is said of its one row: how much memory, and how it stands in quality."""
-        (row,) = found.rows
+        (row,) = selection.rows
         against = self._group if row is self._group[0] else [row, self._group[0]]
-        told = [f"{row['peak_memory_gb']:.2f} GB at its peak", self._standing_of(row)]
+        reasons = [f"{row['peak_memory_gb']:.2f} GB at its peak", self._quality_note(row)]
         if len(against) > 1 and (edge := at_edge(against)):
-            told.append(still_open(edge, self.name))
-        return replace(found, compared=against), told
+            reasons.append(still_open(edge, self.name))
+        return replace(selection, compared=against), reasons
 
     def name(self, row: Row) -> str:
         return f"{row['model']} × {row['method']}" if self._several else row["method"]
 
     def _as_good(self) -> list[Row]:
         """The rows that are not clearly worse than the best, the best first. A row without interval may be as good."""
-        return [row for row in self._group if (apart := self._apart[id(row)]) is None or not apart.above]
+        return [
+            row
+            for row in self._group
+            if (difference := self._gaps[id(row)]) is None or not difference.above
+        ]
 
-    def _with(self, found: Found, more: Sequence[Row]) -> Found:
+    def _with(self, selection: Selection, more: Sequence[Row]) -> Selection:
         """`found` and those of `more` that it does not name."""
-        named = set(map(id, found.rows))
-        return replace(found, rows=[*found.rows, *(row for row in more if id(row) not in named)])
+        named = set(map(id, selection.rows))
+        return replace(selection, rows=[*selection.rows, *(row for row in more if id(row) not in named)])
 
     def _still_open(self) -> str:
         return f"not settled: {still_open(self._open, self.name)}" if self._open else ""
 
-    def _not_apart(self, best: Row, others: Sequence[Row]) -> str:
-        told = [f"{self.name(row)} {_signed(self._apart[id(row)])}" for row in others[:3]]
+    def _undecided(self, best: Row, others: Sequence[Row]) -> str:
+        rivals = [f"{self.name(row)} {_signed(self._gaps[id(row)])}" for row in others[:3]]
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         lowest = f"{self.name(best)} is lowest with {_bits(best)}"
-        return f"{lowest}, but {_records(best)} do not tell it apart from {', '.join(told)}{more}"
+        return f"{lowest}, but {_records(best)} do not tell it apart from {', '.join(rivals)}{more}"
 
-    def _told_apart(self, row: Row) -> str:
-        return f"{self.name(row)}, the next, has {_signed(self._apart[id(row)])} on the same {_records(row)}"
+    def _next_best(self, row: Row) -> str:
+        return f"{self.name(row)}, the next, has {_signed(self._gaps[id(row)])} on the same {_records(row)}"
 
-    def _standing_of(self, row: Row) -> str:
-        best, apart = self._group[0], self._apart[id(row)]
+    def _quality_note(self, row: Row) -> str:
+        best, difference = self._group[0], self._gaps[id(row)]
         if row is best:
             return f"it has the lowest bits per byte {'so far' if self._open else 'too'}"
-        if apart is None or not apart.above:
-            return f"its quality is not told apart from that of {self.name(best)}: {_signed(apart)} bits per byte"
+        if difference is None or not difference.above:
+            return f"its quality is not told apart from that of {self.name(best)}: {_signed(difference)} bits per byte"
         so_far = " so far" if at_edge([row, best]) else ""
-        return f"its quality is worse than that of {self.name(best)}{so_far}: {_signed(apart)} bits per byte"
+        return f"its quality is worse than that of {self.name(best)}{so_far}: {_signed(difference)} bits per byte"
 
     def _nothing(self, pick: str) -> Row:
         return self._row(pick, 0) | {"verdict": NOTHING, "reason": self._why_nothing()}
@@ -301,18 +315,18 @@ class Choice:
         compared = len(self._group) - other_batches
         return PICKS.empty() | {"pick": pick, "compared": compared, "left_out": self._left_out(other_batches)}
 
-    def _picked(self, pick: str, found: Found, told: Sequence[str]) -> Row:
-        first, row = found.rows[0], self._row(pick, found.other_batches)
-        row["candidates"] = ", ".join(map(self.name, found.rows))
+    def _picked(self, pick: str, selection: Selection, reasons: Sequence[str]) -> Row:
+        first, row = selection.rows[0], self._row(pick, selection.other_batches)
+        row["candidates"] = ", ".join(map(self.name, selection.rows))
         row["eval_records"] = first["eval_records"]
-        rates = trained_at(found.compared, self.name)
-        reason = "; ".join(filter(None, (*told, rates)))
+        rates = trained_at(selection.compared, self.name)
+        reason = "; ".join(filter(None, (*reasons, rates)))
         reason = f"{reason} ({self._qualities.basis(self._group)})"
-        if found.undecided:
+        if selection.undecided:
             return row | {"verdict": UNCLEAR, "reason": reason}
         copied = {name: first[name] for name in PICKS.by_name if name in first and row[name] is None}
         verdict = CLEAR if row["compared"] > 1 else ONLY
-        base = _against_base(first, rate_is_told=len(found.compared) > 1)
+        base = _against_base(first, rate_is_told=len(selection.compared) > 1)
         reason = "; ".join(filter(None, (reason, base, left_out_in_words(first))))
         return row | copied | {"verdict": verdict, "reason": reason}
 
@@ -320,9 +334,9 @@ class Choice:
         if self._group:
             return "memory or time was not measured"
         trained = [row for row in self._rows if row["status"] == "ok" and row["trainable_params"] != 0]
-        aside = sum(map(leaves_out_too_much, trained))
-        told = f"; {aside} with {TOO_MUCH}" if aside else ""
-        return f"no cell has trained, been evaluated and kept its values per record{told}"
+        excluded = sum(map(leaves_out_too_much, trained))
+        note = f"; {excluded} with {TOO_MUCH}" if excluded else ""
+        return f"no cell has trained, been evaluated and kept its values per record{note}"
 
     def _left_out(self, other_batches: int) -> str | None:
         """Why the other trained cells are not among those compared."""
@@ -362,7 +376,7 @@ def _cost(row: Row) -> float:
 
 def _price(row: Row) -> str:
     dollars = f", ${row['train_usd']:.2f}" if row["train_usd"] is not None else ""
-    beside = "" if speed_stands(row) else f" ({disturbed_in_words([row], lambda _: 'it')})"
+    beside = "" if has_valid_speed(row) else f" ({disturbed_in_words([row], lambda _: 'it')})"
     return f"{row['peak_memory_gb']:.2f} GB for {minutes(row['train_seconds'])}{dollars}{beside}"
 
 
@@ -378,8 +392,12 @@ def _records(row: Row) -> str:
     return f"{row['eval_records'] or 0:.0f} records"
 
 
-def _signed(apart: Interval | None) -> str:
-    return f"{apart.value:+.4f} (95 % interval {apart.low:+.4f} to {apart.high:+.4f})" if apart else "(too few records)"
+def _signed(difference: Interval | None) -> str:
+    return (
+        f"{difference.value:+.4f} (95 % interval {difference.low:+.4f} to {difference.high:+.4f})"
+        if difference
+        else "(too few records)"
+    )
 
 
 def _against_base(row: Row, *, rate_is_told: bool) -> str:

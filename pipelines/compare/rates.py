@@ -8,7 +8,7 @@ Rates = Literal["tuned", "shared", "edge"]
 Name = Callable[[Row], str]  # what a row is called in a sentence
 SEARCHED = ("search", "tune")  # values of learning_rate_source
 OWN = ("method", "pair")  # levels of experiments.yaml that name the rate of one method alone
-MOST_NAMES = 3
+MAX_NAMES = 3
 WHAT_IT_MEANS: dict[Rates, str] = {
     "shared": "rates shared: the learning rate was given, not searched for, so that a method may look worse than it is; "
     "learning_rate: auto in experiments.yaml searches one for each",
@@ -85,8 +85,10 @@ def still_open(rows: Sequence[Row], name: Name) -> str:
             f"the learning rate of {name(rows[0])}, {rows[0]['learning_rate']:g}, lies at the edge of those tried: widen its list, "
             "or set learning_rate: auto"
         )
-    told = names(rows, lambda row: f"{name(row)} ({row['learning_rate']:g})")
-    return f"the learning rates of {told} lie at the edge of those tried: widen their lists, or set learning_rate: auto"
+    methods = names(rows, lambda row: f"{name(row)} ({row['learning_rate']:g})")
+    return (
+        f"the learning rates of {methods} lie at the edge of those tried: widen their lists, or set learning_rate: auto"
+    )
 
 
 def not_its_best(row: Row) -> str:
@@ -102,8 +104,8 @@ def not_its_best(row: Row) -> str:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What stands under a table: a line for each way of choosing a rate that the reader has to know of."""
-    found = {row.get("rates") for row in rows if row["status"] == "ok"}
-    return [meaning for rates, meaning in WHAT_IT_MEANS.items() if rates in found]
+    kinds = {row.get("rates") for row in rows if row["status"] == "ok"}
+    return [meaning for rates, meaning in WHAT_IT_MEANS.items() if rates in kinds]
 
 
 def method_name(row: Row) -> str:
@@ -112,6 +114,6 @@ def method_name(row: Row) -> str:
 
 def names(rows: Sequence[Row], name: Name) -> str:
     """`a, b and c`; of more than three the first three and how many more."""
-    found = [name(row) for row in rows[:MOST_NAMES]]
-    found += [f"{len(rows) - MOST_NAMES} more"] if len(rows) > MOST_NAMES else []
-    return " and ".join(filter(None, (", ".join(found[:-1]), found[-1])))
+    parts = [name(row) for row in rows[:MAX_NAMES]]
+    parts += [f"{len(rows) - MAX_NAMES} more"] if len(rows) > MAX_NAMES else []
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

@@ -27,7 +27,11 @@ from pipelines.project import Project
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6
 ANSWERS_SHOWN = 100  # to one prompt
-MANY_ANSWERS, LONGEST, LONGEST_OF_MANY = 24, 2000, 400  # characters of an answer; where there are many, fewer of each
+MANY_ANSWERS, ANSWER_CHARS, SHORT_ANSWER_CHARS = (
+    24,
+    2000,
+    400,
+)  # characters of an answer; where there are many, fewer of each
 REJECTS_SHOWN = 10
 NIGHTS_SHOWN = 14  # the newest
 NIGHT_COLUMNS = tuple(column for column in NIGHTS.columns if column.name != "run_ids")
@@ -123,7 +127,7 @@ def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
             **one,
             "answers": one["answers"][:ANSWERS_SHOWN],
             "more": len(one["answers"][ANSWERS_SHOWN:]),
-            "longest": LONGEST_OF_MANY if len(one["answers"]) > MANY_ANSWERS else LONGEST,
+            "longest": SHORT_ANSWER_CHARS if len(one["answers"]) > MANY_ANSWERS else ANSWER_CHARS,
         }
         for one in prompts
     ]

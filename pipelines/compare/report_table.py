@@ -63,13 +63,13 @@ def value_text(row: Row, column: Column) -> str:
 
 def below(row: Row) -> list[tuple[str, str]]:
     """What a row says in words, below its numbers: (kind, text), where kind is advice, note or bad."""
-    told = [("advice", row["advice"])] if row["advice"] else []
+    notes = [("advice", row["advice"])] if row["advice"] else []
     if row["status_detail"] and row["status"] != "ok":
-        told.append(("note", f"({row['status_detail']})"))
+        notes.append(("note", f"({row['status_detail']})"))
     if row["ratios_because"] and not row["memory_vs_full"]:
-        told.append(("note", f"(no ratio to full: {row['ratios_because']})"))
+        notes.append(("note", f"(no ratio to full: {row['ratios_because']})"))
     elif row["ratios_because"] and not row["speed_disturbed"]:
-        told.append(("note", f"(no ratio of speeds; {row['ratios_because']})"))
+        notes.append(("note", f"(no ratio of speeds; {row['ratios_because']})"))
     if row["stale_because"]:
-        told.append(("bad", f"stale: {row['stale_because']} changed"))
-    return told
+        notes.append(("bad", f"stale: {row['stale_because']} changed"))
+    return notes

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pipelines.compare.outside import is_outside, of_profile
-from pipelines.compare.quality import LEAST_RECORDS, Interval, Qualities
+from pipelines.compare.quality import MIN_RECORDS, Interval, Qualities
 from pipelines.evaluate.statistics import student_t
 from pipelines.project import Project
 
@@ -51,9 +51,9 @@ def _are_alike(row: Row, arm: Row) -> bool:
     return row["status"] == "ok" and all(row[name] == arm[name] for name in names)
 
 
-def _columns(name: str, found: Interval) -> Row:
-    low, high = (None if end != end else end for end in (found.low, found.high))
-    return {name: found.value, f"{name}_low": low, f"{name}_high": high}
+def _columns(name: str, interval: Interval) -> Row:
+    low, high = (None if end != end else end for end in (interval.low, interval.high))
+    return {name: interval.value, f"{name}_low": low, f"{name}_high": high}
 
 
 def mean_difference(one: Scores, other: Scores) -> Interval | None:
@@ -63,7 +63,7 @@ def mean_difference(one: Scores, other: Scores) -> Interval | None:
     if not differences:
         return None
     mean = fmean(differences)
-    if len(differences) < LEAST_RECORDS:
+    if len(differences) < MIN_RECORDS:
         return Interval(mean, float("nan"), float("nan"))
     half = student_t(len(differences) - 1) * stdev(differences) / sqrt(len(differences))
     return Interval(mean, mean - half, mean + half)

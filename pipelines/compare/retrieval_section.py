@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from pipelines.compare import plots
 from pipelines.compare.columns.comparison import COMPARISON
-from pipelines.compare.drawing import MOST_BARS, left_out
+from pipelines.compare.drawing import MAX_BARS, left_out
 from pipelines.compare.figures import Figure
 from pipelines.compare.pieces import Part
 from pipelines.compare.retrieval_report import in_words
@@ -27,11 +27,11 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     """None where no retrieval arm was measured."""
     shown = [row for row in rows if row.get("delta_retrieval") is not None or row.get("retrieved") is not None]
     compared = [row for row in shown if row.get("retrieved") is None]
-    told = [(row, said) for row in compared if (said := in_words(row))]
-    if not told:
+    sentences = [(row, sentence) for row in compared if (sentence := in_words(row))]
+    if not sentences:
         return None
-    says = SAYS + left_out(len([row for row, _ in told if row["delta_retrieval_low"] is not None]), MOST_BARS)
-    svg = plots.against_retrieval([row for row, _ in told])
+    says = SAYS + left_out(len([row for row, _ in sentences if row["delta_retrieval_low"] is not None]), MAX_BARS)
+    svg = plots.against_retrieval([row for row, _ in sentences])
     numbers = COMPARISON.pick("model", "method", *DIFFERENCE)
     picture = Figure(
         "retrieval", "Against the best retrieval arm", says, Markup((svg or b"").decode()), numbers, compared
@@ -39,7 +39,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
     return Part(
         "retrieved",
         TITLE,
-        notes=[f"{full_name(row)}: {said}." for row, said in told],
+        notes=[f"{full_name(row)}: {sentence}." for row, sentence in sentences],
         figures=[picture] if svg else [],
         caption="Each row beside the best retrieval arm of its model",
         columns=COMPARISON.pick(

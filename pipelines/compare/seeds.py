@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.evaluate.statistics import student_t
 from pipelines.settings.experiments import Experiments
 
-MOST_RUNS = 10  # that are proposed
+MAX_RUNS = 10  # that are proposed
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Spread:
 
     value: float
     degrees: float
-    seen: str
+    source: str
 
     def of_single_runs(self, count: int) -> Component:
         """What it adds to the variance of a difference between losses, of which `count` were measured by one run each."""
@@ -52,12 +52,12 @@ PACKAGED_QUANTIZED_SPREAD = Spread(0.0092, 2, "earlier runs of qlora-r8")
 
 def assumed_spreads(experiments: Experiments, cells: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Spread]:
     """What is assumed of cells of the models that a spread was measured on. Of others nothing is known before they have runs."""
-    found = {}
+    spreads = {}
     for model, method in cells:
         if any(PACKAGED in wheel for wheel, _ in experiments.model(model).origin.source.packages):
             quantized = experiments.method(method).traits.quantization
-            found[model, method] = PACKAGED_QUANTIZED_SPREAD if quantized else PACKAGED_SPREAD
-    return found
+            spreads[model, method] = PACKAGED_QUANTIZED_SPREAD if quantized else PACKAGED_SPREAD
+    return spreads
 
 
 def component(nats: np.ndarray, sizes: np.ndarray) -> Component | None:
@@ -87,8 +87,8 @@ def records_variance(nats: np.ndarray, sizes: np.ndarray) -> float:
 
 def spread_of(nats: np.ndarray, sizes: np.ndarray, method: str) -> Spread | None:
     """The spread between the runs of `nats`, (runs, records), beyond what single records explain; None of one run."""
-    found = component(nats, sizes)
-    return found and Spread(sqrt(found.variance * len(nats)), found.degrees, method)
+    between = component(nats, sizes)
+    return between and Spread(sqrt(between.variance * len(nats)), between.degrees, method)
 
 
 def pooled(spreads: Sequence[Spread]) -> Spread | None:
@@ -97,7 +97,7 @@ def pooled(spreads: Sequence[Spread]) -> Spread | None:
         return None
     degrees = sum(one.degrees for one in spreads)
     variance = sum(one.degrees * one.value**2 for one in spreads) / degrees
-    *others, last = (one.seen for one in spreads)
+    *others, last = (one.source for one in spreads)
     return Spread(sqrt(variance), degrees, f"{', '.join(others)} and {last}" if others else last)
 
 
@@ -144,11 +144,11 @@ class Sources:
     of_one_run: float | None
 
     def runs_needed(self, margin: float) -> int | None:
-        """How many training runs of both methods should bring the half-width to `margin`; None: unknown, or over `MOST_RUNS`."""
+        """How many training runs of both methods should bring the half-width to `margin`; None: unknown, or over `MAX_RUNS`."""
         if self.of_one_run is None:
             return None
         return next(
-            (runs for runs in range(2, MOST_RUNS + 1) if self._half_width(runs, self.of_one_run) <= margin), None
+            (runs for runs in range(2, MAX_RUNS + 1) if self._half_width(runs, self.of_one_run) <= margin), None
         )
 
     def _half_width(self, runs: int, of_one_run: float) -> float:

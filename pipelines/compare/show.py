@@ -13,7 +13,7 @@ from pipelines.compare import covers, outside, rates
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import BENCHMARKS, METRICS, comparison_of, shares_of
 from pipelines.compare.disturbed import MARK, is_marked, note
-from pipelines.compare.terminal import broken, that_fit
+from pipelines.compare.terminal import columns_that_fit, wrapped
 from pipelines.lake.schema import Column
 from pipelines.records.foreign_text import one_line
 
@@ -93,7 +93,7 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: i
     if room:
         columns, left_out = fitting(rows, columns, room, _ranked(columns), "`featherweight table --wide`")
     table = tabulate(rows, columns, [*left_out, *_notes(rows)], form, room)
-    return "\n".join([*(broken(_pick_line(pick, form), room) for pick in picks), "", table]) if picks else table
+    return "\n".join([*(wrapped(_pick_line(pick, form), room) for pick in picks), "", table]) if picks else table
 
 
 def fitting(
@@ -106,10 +106,10 @@ def fitting(
     groups = _places_of(columns, by_importance)
     empty = {place for place, (_, *values) in enumerate(texts) if set(values) <= {NOTHING}}
     first, *others = groups
-    kept = that_fit(widths, [first, *sorted(others, key=lambda group: empty.issuperset(group))], room)
-    left = [column.heading for place, column in enumerate(columns) if place not in kept]
-    said = f"left out to fit {room} columns: {', '.join(left)}; {elsewhere} shows every column"
-    return [columns[place] for place in kept], [said] if left else []
+    chosen = columns_that_fit(widths, [first, *sorted(others, key=lambda group: empty.issuperset(group))], room)
+    omitted = [column.heading for place, column in enumerate(columns) if place not in chosen]
+    message = f"left out to fit {room} columns: {', '.join(omitted)}; {elsewhere} shows every column"
+    return [columns[place] for place in chosen], [message] if omitted else []
 
 
 def _places_of(columns: Columns, named: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -193,13 +193,13 @@ def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: 
     headings = [column.heading for column in columns]
     body = [[row_text(row, column) for column in columns] for row in rows]
     numbers = [column.digits is not None for column in columns]
-    told = [broken(one, room) if form == "text" else one for one in (*_marks(rows), *notes)]
-    return _drawn([headings, *body], numbers, told, form)
+    lines = [wrapped(one, room) if form == "text" else one for one in (*_marks(rows), *notes)]
+    return _drawn([headings, *body], numbers, lines, form)
 
 
 def _marks(rows: Sequence[Row]) -> list[str]:
-    found = note(rows, full_name)
-    return [one_line(found, 600)] if found else []
+    legend = note(rows, full_name)
+    return [one_line(legend, 600)] if legend else []
 
 
 def _drawn(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str], form: Format) -> str:
@@ -221,9 +221,9 @@ def _line(values: list[str], widths: list[int], numbers: Sequence[bool]) -> str:
 
 
 def _markdown(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequence[str]) -> str:
-    made = ["| " + " | ".join(escape_markdown(value) for value in line) + " |" for line in lines]
-    made.insert(1, "| " + " | ".join("---:" if number else ":---" for number in numbers) + " |")
-    return "\n".join([*made, "", *(f"- {escape_markdown(note)}" for note in notes)]).rstrip()
+    table = ["| " + " | ".join(escape_markdown(value) for value in line) + " |" for line in lines]
+    table.insert(1, "| " + " | ".join("---:" if number else ":---" for number in numbers) + " |")
+    return "\n".join([*table, "", *(f"- {escape_markdown(note)}" for note in notes)]).rstrip()
 
 
 def escape_markdown(text: str) -> str:
@@ -232,12 +232,15 @@ def escape_markdown(text: str) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    told = [*rates.notes(rows), *(f"{full_name(row)}: {one_line(row['advice'], 500)}" for row in rows if row["advice"])]
+    notes = [
+        *rates.notes(rows),
+        *(f"{full_name(row)}: {one_line(row['advice'], 500)}" for row in rows if row["advice"]),
+    ]
     for row in rows:
         if row["status"] not in ("ok", "missing") and row["status_detail"]:
-            told.append(f"{full_name(row)} is {row['status']}: {one_line(row['status_detail'], 300)}")
+            notes.append(f"{full_name(row)} is {row['status']}: {one_line(row['status_detail'], 300)}")
         if row["stale_because"]:
-            told.append(f"{full_name(row)} is stale: {row['stale_because']} changed")
+            notes.append(f"{full_name(row)} is stale: {row['stale_because']} changed")
     about = dict.fromkeys(f"{row['model']}: {row['model_note']}" for row in rows if row.get("model_note"))
-    marked = f"{outside.MARK}: {found}" if (found := outside.note(rows)) else None
-    return [*told, *about, *filter(None, [marked, covers.note(rows)])]
+    marked = f"{outside.MARK}: {meaning}" if (meaning := outside.note(rows)) else None
+    return [*notes, *about, *filter(None, [marked, covers.note(rows)])]

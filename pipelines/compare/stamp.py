@@ -8,7 +8,7 @@ from pipelines.compare.outside import of_profile
 from pipelines.settings.judging import is_teacher
 
 Row = dict[str, Any]
-MOST = 3  # values of one kind; the others are counted
+MAX_VALUES = 3  # values of one kind; the others are counted
 HASH_CHARS = 12
 
 
@@ -37,15 +37,15 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
 def moment(when: datetime) -> str:
     """`2026-11-30 18:10 UTC`, and the local time behind it where that is another: `(2026-12-01 03:10 KST)`."""
     own, utc = when.astimezone(), when.astimezone(UTC)
-    told = f"{utc:%Y-%m-%d %H:%M} UTC"
-    return told if own.utcoffset() == utc.utcoffset() else f"{told} ({own:%Y-%m-%d %H:%M %Z})"
+    text = f"{utc:%Y-%m-%d %H:%M} UTC"
+    return text if own.utcoffset() == utc.utcoffset() else f"{text} ({own:%Y-%m-%d %H:%M %Z})"
 
 
 def _values(rows: Sequence[Row], column: str) -> str:
     """The different values of a column in the order of the rows, of hashes the beginning; – where no row has one."""
-    found = list(dict.fromkeys(_text(row[column]) for row in rows if row[column] is not None))
-    more = len(found) - MOST
-    return ", ".join(found[:MOST]) + (f" and {more} more" if more > 0 else "") or "–"
+    values = list(dict.fromkeys(_text(row[column]) for row in rows if row[column] is not None))
+    more = len(values) - MAX_VALUES
+    return ", ".join(values[:MAX_VALUES]) + (f" and {more} more" if more > 0 else "") or "–"
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ from pipelines.compare.advice import advise, next_run
 from pipelines.compare.benchmark_scores import Scores, add_benchmarks, scores_of
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.configured import comparison_for
-from pipelines.compare.disturbed import in_words, speed_stands
+from pipelines.compare.disturbed import has_valid_speed, in_words
 from pipelines.compare.outside import is_outside, of_profile
 from pipelines.compare.outside_cells import cells_outside
 from pipelines.compare.quality import Qualities, Quality, quality_of
@@ -86,7 +86,7 @@ def comparison(resolved: Resolved) -> Comparison:
     by, project = evaluated_by(resolved), resolved.project
     keys = {cell: resolved.cell(*cell).keys for cell in project.grid} | cells_outside(project)
     plans = [resolved.cell(*cell) for cell in keys]
-    seeds = {cell: [_seed(project, key, by.fingerprint) for key in found] for cell, found in keys.items()}
+    seeds = {cell: [_seed(project, key, by.fingerprint) for key in cell_keys] for cell, cell_keys in keys.items()}
     rows = [_row(resolved, plan, seeds[plan.cell], by) for plan in plans]
     qualities = _qualities(resolved, plans, seeds, by)
     answered = {plan.cell: one for plan in plans if (one := _answered(project, plan, seeds[plan.cell]))}
@@ -107,31 +107,31 @@ def comparison(resolved: Resolved) -> Comparison:
 
 def _of_method(rows: Sequence[Row], row: Row, method: str | None) -> Row | None:
     """The row of the same model with that method: a row of the profile is compared with one of the profile alone."""
-    among = rows if is_outside(row) else of_profile(rows)
-    return next((one for one in among if (one["model"], one["method"]) == (row["model"], method)), None)
+    candidates = rows if is_outside(row) else of_profile(rows)
+    return next((one for one in candidates if (one["model"], one["method"]) == (row["model"], method)), None)
 
 
 def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row: Row) -> dict[str, float]:
     """The chrF of each of the row's answers, by the record that it answers; of several seeds the mean."""
     good = [seed.good for seed in seeds[row["model"], row["method"]] if seed and seed.good]
-    found: dict[str, list[float]] = {}
+    by_record: dict[str, list[float]] = {}
     for answer in (one for evaluation in good for one in evaluation.answers()):
-        found.setdefault(answer["example_id"], []).append(answer["chrf"])
-    return {name: fmean(scores) for name, scores in found.items()}
+        by_record.setdefault(answer["example_id"], []).append(answer["chrf"])
+    return {name: fmean(scores) for name, scores in by_record.items()}
 
 
 def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
     """The predicted peak of training, of the cell as it is configured now, where one was made; of several seeds the largest. And
     the same with micro-batches half as large, for the advice."""
     cells = [(row["model"], row["method"]) for row in rows]
-    found: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
+    predictions: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
     for question in questions(resolved.project, cells, resolved.project.settings.seeds, resolved):
-        if kept := read_json(question.file):
-            found[question.model, question.method].append(kept)
+        if prediction := read_json(question.file):
+            predictions[question.model, question.method].append(prediction)
     for row in rows:
-        kept = found[row["model"], row["method"]]
-        row["estimated_memory_gb"] = max(filter(None, map(training_gb, kept)), default=None)
-        row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in kept)), default=None)
+        own = predictions[row["model"], row["method"]]
+        row["estimated_memory_gb"] = max(filter(None, map(training_gb, own)), default=None)
+        row["estimated_half_batch_gb"] = max(filter(None, (one.get("halved_gb") for one in own)), default=None)
 
 
 def _qualities(
@@ -141,8 +141,8 @@ def _qualities(
     by: EvaluatedBy,
 ) -> Qualities:
     project = resolved.project
-    known = {plan.cell: found for plan in plans if (found := _quality(project, plan, seeds[plan.cell]))}
-    runs = {plan.cell: found for plan in plans if (found := _all_runs(resolved, plan, by))}
+    known = {plan.cell: quality for plan in plans if (quality := _quality(project, plan, seeds[plan.cell]))}
+    runs = {plan.cell: quality for plan in plans if (quality := _all_runs(resolved, plan, by))}
     assumed = assumed_spreads(project.experiments, [plan.cell for plan in plans])
     return Qualities(known, runs=runs, assumed=assumed)
 
@@ -154,41 +154,41 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
     row |= {"model": model, "method": method, "profile": project.profile, "seeds": len(seeds), "seeds_ok": 0}
     row["outside_profile"] = plan.cell not in project.grid
     row["model_note"] = _note(project, model)
-    found = [seed for seed in seeds if seed]
+    present = [seed for seed in seeds if seed]
     row["status"] = worst([_status(seed) for seed in seeds])
-    if not found:
+    if not present:
         return row
-    newest = max(found, key=lambda seed: seed.attempt.run_id)
-    shown = next((seed for seed in found if _status(seed) == row["status"]), newest)
+    newest = max(present, key=lambda seed: seed.attempt.run_id)
+    shown = next((seed for seed in present if _status(seed) == row["status"]), newest)
     _add_attempt(row, shown, newest)
-    row["status_detail"] = "; ".join(filter(None, (row["status_detail"], *map(_not_timed_again, found)))) or None
-    counted = [seed for seed in found if seed.attempt.status == "ok"] or [shown]
+    row["status_detail"] = "; ".join(filter(None, (row["status_detail"], *map(_not_timed_again, present)))) or None
+    counted = [seed for seed in present if seed.attempt.status == "ok"] or [shown]
     _add_numbers(row, counted)
     row["speed_disturbed"] = disturbed(row["other_cpu_pct"], row["device"])
     if row["status"] == "ok":
         row |= weakest([_rate_of_seed(row, seed) for seed in counted])
     row["rates"] = rates_of(row)
     row["fast_path"] = covers_adapters(row["fast_paths"], shown.attempt.spec.recipe)
-    row["seeds_ok"] = sum(_status(seed) == "ok" for seed in found)
-    _add_weights(row, resolved, found)
-    _add_staleness(row, resolved, found, by)
+    row["seeds_ok"] = sum(_status(seed) == "ok" for seed in present)
+    _add_weights(row, resolved, present)
+    _add_staleness(row, resolved, present, by)
     _add_price(row, counted, profile.price_per_hour)
     return row
 
 
-def _add_weights(row: Row, resolved: Resolved, found: Sequence["Seed"]) -> None:
+def _add_weights(row: Row, resolved: Resolved, seeds: Sequence["Seed"]) -> None:
     """What is known of the weights that the seeds began with."""
     project, name = resolved.project, row["model"]
     model = project.experiments.model(name)
     if model.origin.source.random:
         row["train_loss"] = None  # of no quality to speak of
-    row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in found])
-    if all(resolved.fits(seed.attempt) for seed in found):
+    row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in seeds])
+    if all(resolved.fits(seed.attempt) for seed in seeds):
         row["dropped_layers"] = chosen_layers.dropped(project.data, name, model)
 
 
-def _add_staleness(row: Row, resolved: Resolved, found: Sequence["Seed"], by: EvaluatedBy) -> None:
-    because = list(dict.fromkeys(name for seed in found for name in stale_because(resolved, seed, by)))
+def _add_staleness(row: Row, resolved: Resolved, seeds: Sequence["Seed"], by: EvaluatedBy) -> None:
+    because = list(dict.fromkeys(name for seed in seeds for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
     if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
         row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
@@ -203,11 +203,11 @@ def _add_price(row: Row, seeds: Sequence["Seed"], price_per_hour: float | None) 
 def note_on(model: Model) -> str | None:
     """What every table says of the model's weights."""
     shape = model.origin.source.random
-    made_up = (
+    random_note = (
         f"random weights in the shape of {shape}: memory and speed only, quality is not measured" if shape else None
     )
     fewer = _fewer_layers(model)
-    return " ".join(filter(None, dict.fromkeys((made_up, model.origin.note, model.note, fewer)))) or None
+    return " ".join(filter(None, dict.fromkeys((random_note, model.origin.note, model.note, fewer)))) or None
 
 
 def _fewer_layers(model: Model) -> str | None:
@@ -325,10 +325,12 @@ def micro_batch_tokens(result: RunResult, spec: RunSpec) -> int | None:
 
 def learning_rate(result: RunResult, spec: RunSpec) -> Row:
     """The rate trained with, who named it, and whether it was the least or most of those tried."""
-    measured, given = result.measured, spec.recipe.get("learning_rate")
+    measured, configured = result.measured, spec.recipe.get("learning_rate")
     return {
-        "learning_rate": measured.get("learning_rate", None if isinstance(given, list) else given),
-        "learning_rate_source": measured.get("learning_rate_source") or spec.learning_rate_source if given else None,
+        "learning_rate": measured.get("learning_rate", None if isinstance(configured, list) else configured),
+        "learning_rate_source": measured.get("learning_rate_source") or spec.learning_rate_source
+        if configured
+        else None,
         "learning_rate_at_edge": measured.get("learning_rate_at_edge"),
     }
 
@@ -345,7 +347,7 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
     used = [tokens for seed in seeds if (tokens := micro_batch_tokens(seed.attempt.result, seed.attempt.spec))]
     row["micro_batch_tokens"] = min(used, default=None)
     row["evaluation_seconds"] = _mean(
-        [taken for m in evaluated if (taken := sum(m.get(name) or 0.0 for name in EVALUATING))]
+        [seconds for m in evaluated if (seconds := sum(m.get(name) or 0.0 for name in EVALUATING))]
     )
     bits = [m["eval_bits_per_byte"] for m in evaluated if m.get("eval_bits_per_byte") is not None]
     row["eval_bits_per_byte_std"] = stdev(bits) if len(bits) > 1 else None
@@ -399,21 +401,21 @@ def _all_runs(resolved: Resolved, plan: CellPlan, by: EvaluatedBy) -> Quality | 
     keys = [CellKey(model, method, seed) for seed in sorted(int(one.name) for one in folders if one.name.isdigit())]
     if not project.experiments.method(method).traits.trains or set(keys) <= set(plan.keys):
         return None
-    found = [seed for key in keys if (seed := _seed(project, key, by.fingerprint)) and seed.good]
-    return _quality(project, plan, [seed for seed in found if set(stale_because(resolved, seed, by)) <= {"code"}])
+    evaluated = [seed for key in keys if (seed := _seed(project, key, by.fingerprint)) and seed.good]
+    return _quality(project, plan, [seed for seed in evaluated if set(stale_because(resolved, seed, by)) <= {"code"}])
 
 
 def _add_interval(row: Row, qualities: Qualities) -> None:
     quality = qualities.of(row)
-    if quality and (found := quality.interval()):
-        row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = found.low, found.high
+    if quality and (interval := quality.interval()):
+        row["eval_bits_per_byte_low"], row["eval_bits_per_byte_high"] = interval.low, interval.high
     if spread := qualities.spread(row):
-        row |= {"seed_spread_bits_per_byte": spread.value, "seed_spread_source": spread.seen}
+        row |= {"seed_spread_bits_per_byte": spread.value, "seed_spread_source": spread.source}
 
 
 def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> None:
-    if row is not other and (found := qualities.difference(row, other)):
-        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    if row is not other and (difference := qualities.difference(row, other)):
+        row |= {name: difference.value, f"{name}_low": difference.low, f"{name}_high": difference.high}
 
 
 def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
@@ -445,7 +447,7 @@ def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualiti
         row["ratios_because"] = f"full was measured with other {different}"
         _add_difference(row, "delta_full", full, qualities)
     else:
-        if marked := [one for one in ([full] if row is full else [full, row]) if not speed_stands(one)]:
+        if marked := [one for one in ([full] if row is full else [full, row]) if not has_valid_speed(one)]:
             row["ratios_because"] = f"speed disturbed: {in_words(marked, method_name)}"
         elif full["train_seconds"] and row["train_seconds"]:
             row["speedup_vs_full"] = full["train_seconds"] / row["train_seconds"]

@@ -39,7 +39,7 @@ from pipelines.compare.table import (
 )
 from pipelines.estimate.estimate import training_gb
 from pipelines.estimate.question import answer_on
-from pipelines.evaluate import answers as kept
+from pipelines.evaluate import answers as answer_store
 from pipelines.evaluate.benchmarks import FILE as BENCHMARKS
 from pipelines.evaluate.metrics import Scores
 from pipelines.evaluate.scores import bits_per_byte
@@ -62,7 +62,7 @@ def all_tables(
     *,
     evaluation: EvaluationSettings | None = None,
     picks: Sequence[Row] = (),
-    taught: Sequence[Row] = (),
+    teacher_rows: Sequence[Row] = (),
     scores: Scores | None = None,
     compared: Mapping[Table, Sequence[Row]] | None = None,
 ) -> dict[str, pa.Table]:
@@ -72,7 +72,7 @@ def all_tables(
     attempts = list(cells.all_attempts(data))
     evaluation = evaluation or EvaluationSettings()
     scores = scores or Scores(evaluation.metrics)
-    answered = scores.added_to([*_judged_answers(data, experiments, attempts), *taught])
+    answered = scores.added_to([*_judged_answers(data, experiments, attempts), *teacher_rows])
     rows = {
         comparison_for(evaluation): comparison,
         PICKS: picks,
@@ -99,7 +99,7 @@ def all_tables(
     }
     files = {SFT_EXAMPLES: "examples.parquet", SFT_REJECTS: "rejects.parquet", CLEANING_SUMMARY: "summary.parquet"}
     return {
-        **{table.name: arrow_table(found, table) for table, found in rows.items()},
+        **{table.name: arrow_table(table_rows, table) for table, table_rows in rows.items()},
         **{table.name: _cleaned(data, file, table) for table, file in files.items()},
     }
 
@@ -170,7 +170,7 @@ def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence
         {**EVALUATION_ANSWERS.narrowed(row), **_named(attempt)}
         for attempt in attempts
         for evaluation in _newest_good(attempt)
-        for row in kept.answers_of(evaluation)
+        for row in answer_store.answers_of(evaluation)
     ]
     if not data.journal.exists() or experiments.judging.judge is None:
         return rows
@@ -183,10 +183,10 @@ def _cleaned(data: DataRoot, file: str, table: Table) -> pa.Table:
     cleaned = current_examples(data)
     if cleaned is None or not (cleaned.folder / file).exists():
         return arrow_table([], table)
-    found = reading.table(cleaned.folder / file)
-    held = {name: found[name] for name in table.by_name if name in found.column_names}
+    stored = reading.table(cleaned.folder / file)
+    columns = {name: stored[name] for name in table.by_name if name in stored.column_names}
     schema = arrow_table([], table).schema
-    return pa.table({field.name: held.get(field.name, pa.nulls(len(found))) for field in schema}).cast(schema)
+    return pa.table({field.name: columns.get(field.name, pa.nulls(len(stored))) for field in schema}).cast(schema)
 
 
 def llm_calls(data: DataRoot) -> list[Row]:

@@ -25,7 +25,7 @@ SAME = (
 def add_targets(project: Project, rows: Sequence[Row]) -> None:
     """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows of the
     profile that learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
-    curves = {id(row): found for row in rows if row["status"] == "ok" and (found := _curves(project, row))}
+    curves = {id(row): points for row in rows if row["status"] == "ok" and (points := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if id(row) in curves:
@@ -33,8 +33,8 @@ def add_targets(project: Project, rows: Sequence[Row]) -> None:
     for group in groups.values():
         common = common_target([points for row in of_profile(group) for points in curves[id(row)]])
         for row in group:
-            asked = project.experiments.training_for(project.profile, row["model"], row["method"]).target_loss
-            row["target_loss"] = common if asked is None else asked
+            target = project.experiments.training_for(project.profile, row["model"], row["method"]).target_loss
+            row["target_loss"] = common if target is None else target
             if row["target_loss"] is not None:
                 _add(row, curves[id(row)], row["target_loss"])
 
@@ -52,8 +52,8 @@ def _curves(project: Project, row: Row) -> list[Points]:
     if project.experiments.model(row["model"]).origin.source.random:
         return []
     keys = [CellKey(row["model"], row["method"], seed) for seed in project.settings.seeds]
-    found = [attempt for key in keys if (attempt := cells.latest(project.data, key)) and attempt.status == "ok"]
-    return [points for attempt in found if (points := evaluated(attempt.curve()))]
+    attempts = [attempt for key in keys if (attempt := cells.latest(project.data, key)) and attempt.status == "ok"]
+    return [points for attempt in attempts if (points := evaluated(attempt.curve()))]
 
 
 def evaluated(curve: Sequence[Mapping[str, Any]]) -> Points:

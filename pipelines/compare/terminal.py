@@ -20,19 +20,19 @@ def output_width() -> int | None:
     return None
 
 
-def that_fit(widths: Sequence[int], by_importance: Sequence[Sequence[int]], room: int) -> list[int]:
+def columns_that_fit(widths: Sequence[int], by_importance: Sequence[Sequence[int]], room: int) -> list[int]:
     """Which of the columns with these `widths` fit into `room`, in the table's order. `by_importance` are groups of columns, the
     most important first; a group is shown whole or not at all, and the first always."""
     first, *others = by_importance
-    kept = list(first)
+    chosen = list(first)
     for group in others:
-        tried = [*kept, *group]
-        if sum(widths[place] for place in tried) + GAP * (len(tried) - 1) <= room:
-            kept = tried
-    return sorted(kept)
+        candidate = [*chosen, *group]
+        if sum(widths[place] for place in candidate) + GAP * (len(candidate) - 1) <= room:
+            chosen = candidate
+    return sorted(chosen)
 
 
-def broken(sentence: str, room: int | None) -> str:
+def wrapped(sentence: str, room: int | None) -> str:
     """The sentence in lines of at most `room` cells."""
     return (
         "\n".join(wrap(sentence, room, subsequent_indent=INDENT, break_on_hyphens=False))

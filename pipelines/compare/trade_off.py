@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.compare.disturbed import MARK, is_marked, speed_stands
+from pipelines.compare.disturbed import MARK, has_valid_speed, is_marked
 from pipelines.compare.drawing import COLORS, INK, MARKERS, Kind, Row, dress, legend, render, stacked
 from pipelines.compare.hover import row_says, say, say_points
 from pipelines.compare.labels import Label, place_labels
@@ -57,16 +57,16 @@ def _trade_off_mark(axes: Any, row: Row, area: float, color: str, marker: str, s
     mark = axes.scatter(
         memory, bits, s=area, facecolors=face, edgecolors=color, linewidths=1.6, zorder=3, marker=marker
     )
-    said = row_says(row, "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "peak_memory_gb",
+    text = row_says(row, "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "peak_memory_gb",
                     "train_seconds", "is_pareto")  # fmt: skip
-    say(mark, said)
-    say_points(axes, [memory], [bits], [said])
+    say(mark, text)
+    say_points(axes, [memory], [bits], [text])
 
 
 def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label]:
     """Draws a mark for each row, and returns its label."""
     several = len(models) > 1
-    longest = max((row["train_seconds"] or 0 for row in shown if speed_stands(row)), default=0) or 1
+    longest = max((row["train_seconds"] or 0 for row in shown if has_valid_speed(row)), default=0) or 1
     labels = []
     for number, row in enumerate(shown):
         color, marker = (
@@ -74,7 +74,7 @@ def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label
             if several
             else (COLORS[number % len(COLORS)], "^" if is_outside(row) else "o")
         )
-        time = (row["train_seconds"] or 0) / longest if speed_stands(row) else 0
+        time = (row["train_seconds"] or 0) / longest if has_valid_speed(row) else 0
         area = 18 + 110 * time if several else 40 + 320 * time
         _trade_off_mark(axes, row, area, color, marker, 0.35 if several else 1)
         name = row["method"] + (f" {MARK}" if is_marked(row, "train_seconds") else "")

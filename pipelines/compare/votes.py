@@ -20,7 +20,7 @@ from pipelines.runs.clock import now
 
 TIE, NEITHER = "tie", "neither"
 LOCK = "preferences.lock"
-MOST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,22 @@ def read(data: DataRoot) -> Votes:
     except OSError as error:
         raise WorkError(f"cannot read {data.preferences}: {error.strerror or error}; make it readable.") from error
     votes = [_vote(line) for line in lines if line.strip()]
-    found: dict[str, Preference] = {}
+    by_id: dict[str, Preference] = {}
     for vote in filter(None, [*votes, _vote(rest)]):
-        found.setdefault(vote.id, vote)
-    return Votes(tuple(found.values()), votes.count(None))
+        by_id.setdefault(vote.id, vote)
+    return Votes(tuple(by_id.values()), votes.count(None))
 
 
 def _vote(line: bytes) -> Preference | None:
     """The vote in a line; None where it is none. Keys that newer code may have added are left out."""
     try:
-        told = json.loads(line)
-        shown = tuple(Shown(**{name: _is(kind, one[name]) for name, kind in SHOWN.items()}) for one in told["shown"])
-        texts = {name: _is(str, told[name]) for name in ("prompt", "at", "id")}
-        settings = _is(dict, told.get("settings", {}))
-        return Preference(shown=shown, chosen=told["chosen"], settings=settings, **texts)
+        record = json.loads(line)
+        shown = tuple(
+            Shown(**{name: _typed(kind, one[name]) for name, kind in SHOWN.items()}) for one in record["shown"]
+        )
+        texts = {name: _typed(str, record[name]) for name in ("prompt", "at", "id")}
+        settings = _typed(dict, record.get("settings", {}))
+        return Preference(shown=shown, chosen=record["chosen"], settings=settings, **texts)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -130,8 +132,8 @@ def _vote(line: bytes) -> Preference | None:
 SHOWN: dict[str, Any] = {"model": str, "method": str, "seed": int, "run_id": str, "answer": str}
 
 
-def _is(kind: type, value: Any) -> Any:
-    if type(value) is not kind or (kind is int and abs(value) > MOST_SEED):
+def _typed(kind: type, value: Any) -> Any:
+    if type(value) is not kind or (kind is int and abs(value) > MAX_SEED):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value.encode("utf-8", "replace").decode() if kind is str else value  # no half of a surrogate pair gets far
 

@@ -40,26 +40,26 @@ def answers_for(names: Names) -> Table:
 def comparison_of(published: Iterable[str]) -> Table:
     """Table comparison as a publication with these columns holds it, which older or newer code may have made. A column that is
     neither fixed nor made by a setting is left out."""
-    return COMPARISON.with_columns(*(column for made in _made_by_settings(published) for column in made))
+    return COMPARISON.with_columns(*(column for columns in _made_by_settings(published) for column in columns))
 
 
 def shares_of(published: Iterable[str], group_name: str) -> tuple[Column, ...]:
     """The shares among these columns (of METRICS, or of BENCHMARKS), without what stands beside each."""
-    return tuple(made[0] for made in _made_by_settings(published) if made[0].group == group_name)
+    return tuple(columns[0] for columns in _made_by_settings(published) if columns[0].group == group_name)
 
 
 def _made_by_settings(published: Iterable[str]) -> list[tuple[Column, ...]]:
     """Of each metric and benchmark the columns that are published, its share first."""
     added = [name for name in published if name not in COMPARISON.by_name]
     known: set[str] = set()
-    found = []
+    groups = []
     for name in added:
         for kind, make in (("metric", metric_columns), ("benchmark", benchmark_columns)):
             if name.startswith(f"{kind}_") and name not in known:
-                made = make(name.removeprefix(f"{kind}_"))
-                found.append(tuple(one for one in made if one.name in added and one.name not in known))
-                known |= {one.name for one in found[-1]}
-    return found
+                columns = make(name.removeprefix(f"{kind}_"))
+                groups.append(tuple(one for one in columns if one.name in added and one.name not in known))
+                known |= {one.name for one in groups[-1]}
+    return groups
 
 
 def metric_columns(name: str) -> tuple[Column, ...]:
@@ -105,8 +105,8 @@ def _interval(name: str) -> tuple[Column, Column]:
     return _end(name, "low", "Lower"), _end(name, "high", "Upper")
 
 
-def _end(name: str, end: str, said: str, how: str = "") -> Column:
-    meaning = f"{said} end of the 95 % interval of {name}{how}."
+def _end(name: str, end: str, side: str, suffix: str = "") -> Column:
+    meaning = f"{side} end of the 95 % interval of {name}{suffix}."
     return real(f"{name}_{end}", meaning, SHARE, DIGITS, heading="from" if end == "low" else "to")
 
 
