@@ -151,7 +151,7 @@ def test_a_stretch_that_overtakes_another_with_more_layers_is_the_peak_then() ->
         moments = {stretch: Moment(0, activations) for stretch, activations in gigabytes.items()}
         return rehearsal.Counted(0, 0, 0, 0, 0, 0, moments)
 
-    carried = rehearsal._carry_on(counted(forward=6, backward=10), counted(forward=11, backward=12), steps=2)
+    carried = rehearsal._extrapolate(counted(forward=6, backward=10), counted(forward=11, backward=12), steps=2)
     # The larger of the two rehearsals alone would give 16.
     assert carried.peak.total == 21
 
@@ -256,7 +256,7 @@ def test_every_trained_method_of_the_profile_has_the_same_checkpointing_and_micr
 
 @pytest.mark.parametrize("model", ["gpt2-large", "opt-1.3b", "gemma-2b-it"])
 def test_full_needs_more_than_lora_and_lora_more_than_qlora(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "MORE", 3)
+    monkeypatch.setattr(rehearsal, "MORE_LAYERS", 3)
     full, lora, qlora = (trained_gb(model, method, "bf16") for method in ("full", "lora-r8", "qlora-r8"))
     assert full > 1.5 * lora and lora > 1.2 * qlora
 

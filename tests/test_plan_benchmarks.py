@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.plan.plan import tokens_of
-from pipelines.plan.seconds import Asked, Past, Rate, Work, foretell
+from pipelines.plan.seconds import BenchmarkWork, Past, Rate, Work, forecast
 from pipelines.settings.evaluation import Benchmark
 
 RECIPE: dict[str, Any] = {"kind": "full", "quantization": None, "gradient_checkpointing": False}
@@ -21,26 +21,26 @@ ROW = Past(
 )
 
 
-def seconds(*benchmarks: Asked, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
-    estimate = foretell(replace(WORK, benchmarks=benchmarks), past, "card", rate)
+def seconds(*benchmarks: BenchmarkWork, past: Any = (ROW,), rate: Rate | None = None) -> tuple[float, str]:
+    estimate = forecast(replace(WORK, benchmarks=benchmarks), past, "card", rate)
     assert estimate is not None
     return estimate.seconds, estimate.source
 
 
 def test_a_benchmark_takes_what_it_took_and_an_unknown_one_goes_by_flops() -> None:
     assert seconds() == (75.0, "measured")
-    assert seconds(Asked("known", None, 1e9)) == (83.0, "measured")
-    assert seconds(Asked("known", 10, 1e9)) == (77.0, "measured"), "a quarter of its questions"
-    assert seconds(Asked("known", 400, 1e9)) == (83.0, "measured"), "there are no more"
-    assert seconds(Asked("short", 400, 1e9)) == (83.0, "measured"), "there are no more: 50 were asked for"
-    assert seconds(Asked("limited", 80, 1e9)) == (91.0, "measured"), "twice as many as were asked for then"
-    assert seconds(Asked("limited", None, 300.0)) == (78.0, "measured; guessed: limited"), (
+    assert seconds(BenchmarkWork("known", None, 1e9)) == (83.0, "measured")
+    assert seconds(BenchmarkWork("known", 10, 1e9)) == (77.0, "measured"), "a quarter of its questions"
+    assert seconds(BenchmarkWork("known", 400, 1e9)) == (83.0, "measured"), "there are no more"
+    assert seconds(BenchmarkWork("short", 400, 1e9)) == (83.0, "measured"), "there are no more: 50 were asked for"
+    assert seconds(BenchmarkWork("limited", 80, 1e9)) == (91.0, "measured"), "twice as many as were asked for then"
+    assert seconds(BenchmarkWork("limited", None, 300.0)) == (78.0, "measured; guessed: limited"), (
         "how many there are is not known"
     )
     # The row's steps did 100 FLOP/s.
-    assert seconds(Asked("new", None, 300.0)) == (78.0, "measured; guessed: new")
+    assert seconds(BenchmarkWork("new", None, 300.0)) == (78.0, "measured; guessed: new")
     without, source = seconds(past=(), rate=Rate(10.0, "stated"))
-    assert seconds(Asked("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, source)
+    assert seconds(BenchmarkWork("new", None, 300.0), past=(), rate=Rate(10.0, "stated")) == (without + 30.0, source)
 
 
 def test_tokens_of_a_set_come_from_its_texts_and_those_of_the_harness_are_usual_ones() -> None:

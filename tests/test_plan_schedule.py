@@ -15,14 +15,14 @@ from pipelines.hardware.machine import machine_class
 from pipelines.lake.files import write_json
 from pipelines.lake.run_ids import new_run_id
 from pipelines.plan import fleet
-from pipelines.plan.schedule import Job, Place, Placed, lower_bound, makespan, schedule
-from pipelines.plan.seconds import Past, Rate, Work, foretell, training_flops
+from pipelines.plan.schedule import Assignment, Job, Place, lower_bound, makespan, schedule
+from pipelines.plan.seconds import Past, Rate, Work, forecast, training_flops
 from pipelines.runs.predictions import memory_gb
 from tests.in_process import clean_for
 from tests.project import MODEL, TinyProject
 
 
-def assert_possible(grid: list[Job], boxes: list[Place], placed: list[Placed]) -> None:
+def assert_possible(grid: list[Job], boxes: list[Place], placed: list[Assignment]) -> None:
     assert sorted(one.job.name for one in placed) == sorted(job.name for job in grid)
     devices = {box.name: box.devices for box in boxes}
     taken: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -95,20 +95,20 @@ def test_seconds_come_from_the_same_cell_then_by_flops_from_the_nearest_then_fro
     full = Work("m", "full", RECIPE, 100, 6000, 50)
     lora = Work("m", "lora", {**RECIPE, "kind": "lora"}, 100, 4000, 50)
     rows = [Past(full, "card", steps=60, rest=10, evaluated=5), Past(lora, "card", steps=50, rest=10, evaluated=5)]
-    assert foretell(full, rows, "card", None) == foretell(full, rows, "card", Rate(1, "unasked"))
-    estimate = foretell(full, rows, "card", None)
+    assert forecast(full, rows, "card", None) == forecast(full, rows, "card", Rate(1, "unasked"))
+    estimate = forecast(full, rows, "card", None)
     assert estimate and (estimate.seconds, estimate.source) == (75, "measured")
-    twice = foretell(Work("m", "full", RECIPE, 100, 12000, 50), rows, "card", None)
+    twice = forecast(Work("m", "full", RECIPE, 100, 12000, 50), rows, "card", None)
     assert twice and (twice.seconds, twice.source) == (135, "its own row, scaled by FLOPs")
-    other = foretell(Work("big", "full", RECIPE, 200, 12000, 50), rows, "card", None)
+    other = forecast(Work("big", "full", RECIPE, 200, 12000, 50), rows, "card", None)
     assert other and (other.seconds, other.source) == (120 + 20 + 10, "m × full, scaled by FLOPs")
-    evaluated = foretell(Work("m", "full", RECIPE, 100, 6000, 50, trains=False), rows, "card", None)
+    evaluated = forecast(Work("m", "full", RECIPE, 100, 6000, 50, trains=False), rows, "card", None)
     assert evaluated and evaluated.seconds == 5
-    both = foretell(full, rows, "card", None, 2)
+    both = forecast(full, rows, "card", None, 2)
     assert both and both.seconds == 60 / 2 + 10 + 5, "only the optimizer steps are divided"
-    stated = foretell(full, rows, "another card", Rate(100, "as stated"))
+    stated = forecast(full, rows, "another card", Rate(100, "as stated"))
     assert stated and (stated.seconds, stated.source) == (20 + 60 + 0.5, "as stated")
-    assert foretell(full, rows, "another card", None) is None
+    assert forecast(full, rows, "another card", None) is None
 
 
 def test_a_sharded_cell_needs_a_share_of_what_is_shared() -> None:

@@ -99,7 +99,7 @@ def test_it_is_predicted_before_it_is_there_trained_published_and_exported(
     resolved, key = project.resolved(), CellKey("made", "lora-r8", 1)
     attempt, _ = train(resolved, key, hooks=QUIET)
     assert attempt.status == "ok", attempt.result.detail
-    assert predicted.found["trainable"] == attempt.result.measured["trainable_params"]
+    assert predicted.answer["trainable"] == attempt.result.measured["trainable_params"]
     made = export(resolved, key, ExportRequest(output=tmp_path / "out"), hooks=QUIET)
     assert made.ok, made.result.detail
     rows = {(row["model"], row["method"]): row for row in comparison_rows(project.resolved())}

@@ -122,7 +122,7 @@ def test_it_is_evaluated_merged_and_predicted(adapters: TinyProject, method: str
     assert made.ok, made.result.detail
     assert made.result.measured["merged_bits_per_byte"] == pytest.approx(row["eval_bits_per_byte"], rel=1e-3)
     (predicted,) = estimates(adapters.now(), [(MODEL, method)], say=lambda _: None)
-    assert predicted.because is None and predicted.found["trainable"] == row["trainable_params"]
+    assert predicted.because is None and predicted.answer["trainable"] == row["trainable_params"]
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,13 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
         "`fp16: false`. Left out of a card's room is what CUDA itself occupies. No card has been measured by us.",
     ]
     for batch, source in dict.fromkeys(
-        (e.found["batch"], e.found["batch_from"]) for e in estimates if "batch" in e.found and e.found["trainable"]
+        (e.answer["batch"], e.answer["batch_from"]) for e in estimates if "batch" in e.answer and e.answer["trainable"]
     ):
         names = dict.fromkeys(
-            e.model for e in estimates if e.found.get("batch") == batch and e.found["batch_from"] == source
+            e.model for e in estimates if e.answer.get("batch") == batch and e.answer["batch_from"] == source
         )
         notes.append(f"{', '.join(names)}: largest micro-batch {batch}, from {source}")
-    if any(e.found.get("recipe", {}).get("fit_micro_batch") for e in estimates):
+    if any(e.answer.get("recipe", {}).get("fit_micro_batch") for e in estimates):
         notes.append(
             "Predicted at the configured micro_batch_tokens; fit_micro_batch halves them where that does not fit."
         )
@@ -75,7 +75,7 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
 def _otherwise(estimate: Estimate) -> str | None:
     """What the other choice of gradient checkpointing comes to on the cards where it decides: those that the cell would fit with
     it, or that it fits even without, and is faster."""
-    checkpointed, cards = is_checkpointed(estimate.found), []
+    checkpointed, cards = is_checkpointed(estimate.answer), []
     for card in CARDS:
         peak, fits = estimate.otherwise_gb(card), estimate.fits(card)
         if peak is None:

@@ -56,7 +56,7 @@ def one_of_each_kind(experiments: Experiments) -> list[str]:
 
 def _row(project: Project, name: str, predicted: list[Estimate]) -> Row:
     model = project.experiments.model(name)
-    parameters = next((count for one in predicted if (count := one.found.get("parameters"))), None)
+    parameters = next((count for one in predicted if (count := one.answer.get("parameters"))), None)
     return {
         "model": name,
         "source": _source(model.source.model_dump(exclude_none=True)),

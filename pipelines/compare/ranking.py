@@ -276,11 +276,7 @@ class Choice:
 
     def _as_good(self) -> list[Row]:
         """The rows that are not clearly worse than the best, the best first. A row without interval may be as good."""
-        return [
-            row
-            for row in self._group
-            if (difference := self._gaps[id(row)]) is None or not difference.above
-        ]
+        return [row for row in self._group if (difference := self._gaps[id(row)]) is None or not difference.above]
 
     def _with(self, selection: Selection, more: Sequence[Row]) -> Selection:
         """`found` and those of `more` that it does not name."""

@@ -25,18 +25,18 @@ SAME = (
 def add_targets(project: Project, rows: Sequence[Row]) -> None:
     """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows of the
     profile that learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
-    curves = {id(row): points for row in rows if row["status"] == "ok" and (points := _curves(project, row))}
+    points_by_row = {id(row): points for row in rows if row["status"] == "ok" and (points := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if id(row) in curves:
+        if id(row) in points_by_row:
             groups.setdefault(tuple(row[name] for name in SAME), []).append(row)
     for group in groups.values():
-        common = common_target([points for row in of_profile(group) for points in curves[id(row)]])
+        common = common_target([points for row in of_profile(group) for points in points_by_row[id(row)]])
         for row in group:
             target = project.experiments.training_for(project.profile, row["model"], row["method"]).target_loss
             row["target_loss"] = common if target is None else target
             if row["target_loss"] is not None:
-                _add(row, curves[id(row)], row["target_loss"])
+                _add(row, points_by_row[id(row)], row["target_loss"])
 
 
 def _add(row: Row, curves: Sequence[Points], target: float) -> None:

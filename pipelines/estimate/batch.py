@@ -26,12 +26,12 @@ class Batch:
     def examples(self) -> list[Tokenized]:
         """Rows of that size, the learned tokens spread over them and at each row's end."""
         share, extra = divmod(self.learned, self.rows)
-        made = []
+        examples = []
         for row in range(self.rows):
             learned = min(self.length - 1, share + (row < extra))
             labels = [IGNORE] * (self.length - learned) + [1] * learned
-            made.append(Tokenized(str(row), [1] * self.length, labels, [True] * self.length, 1))
-        return made
+            examples.append(Tokenized(str(row), [1] * self.length, labels, [True] * self.length, 1))
+        return examples
 
 
 def batch_of(examples: Sequence[Tokenized]) -> Batch:

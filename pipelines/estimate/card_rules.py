@@ -21,23 +21,23 @@ def as_on_cuda(*, norms_in_float32: bool, grouped_queries: bool, memory: int) ->
     PyTorch's function modes do not reach what a checkpoint computes again. `norms_in_float32`: as under autocast.
     `grouped_queries`: attention takes fewer keys than queries as they are (flash); else each is repeated for every query. `memory`:
     the card's, in bytes, by which the output head takes its pieces."""
-    changed: dict[str, Callable[..., Any]] = {
+    functions: dict[str, Callable[..., Any]] = {
         "dropout": _dropout,
         "scaled_dot_product_attention": _attention(functional.scaled_dot_product_attention),
     }
     if norms_in_float32:
-        changed |= {name: _in_float32(getattr(functional, name)) for name in ("layer_norm", "softmax", "log_softmax")}
-    replaced: list[tuple[Any, str, Any]] = [(functional, name, function) for name, function in changed.items()]
-    replaced.append((chunked, "rows_of_piece", lambda vocabulary, _: chunked.rows_on_card(vocabulary, memory)))
+        functions |= {name: _in_float32(getattr(functional, name)) for name in ("layer_norm", "softmax", "log_softmax")}
+    replacements: list[tuple[Any, str, Any]] = [(functional, name, function) for name, function in functions.items()]
+    replacements.append((chunked, "rows_of_piece", lambda vocabulary, _: chunked.rows_on_card(vocabulary, memory)))
     if not grouped_queries:
-        replaced.append((sdpa_attention, "use_gqa_in_sdpa", lambda *_: False))
-    before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
-    for place, name, function in replaced:
+        replacements.append((sdpa_attention, "use_gqa_in_sdpa", lambda *_: False))
+    originals = [(place, name, getattr(place, name)) for place, name, _ in replacements]
+    for place, name, function in replacements:
         setattr(place, name, function)
     try:
         yield
     finally:
-        for place, name, function in before:
+        for place, name, function in originals:
             setattr(place, name, function)
 
 

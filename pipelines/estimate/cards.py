@@ -16,11 +16,11 @@ Format = Literal["bf16", "fp16", "fp32"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 # Bytes of the card that a prediction for a format means, by which the output head takes its pieces: the largest of those that
 # compute bfloat16, a T4 for the others. On a smaller card with bfloat16 a large vocabulary takes less than is foretold.
-MEANT: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
+ASSUMED_MEMORY: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
 
 
 # Names of cards from before Ampere, which compute no bfloat16: the generations of Kepler to Turing
-OLDER = re.compile(r"\b(K\d0m?|M\d\dm?|P\d+|V100|T4|T\d00|GTX|TITAN|Quadro|RTX 20\d\d)\b", re.IGNORECASE)
+PRE_AMPERE = re.compile(r"\b(K\d0m?|M\d\dm?|P\d+|V100|T4|T\d00|GTX|TITAN|Quadro|RTX 20\d\d)\b", re.IGNORECASE)
 VOLTA = (7, 0)
 
 
@@ -58,13 +58,13 @@ CARDS = (
 def here() -> Card | None:
     """This machine's first card; None without one."""
     name = machine.cuda_name()
-    return _asked(name) if name else None
+    return _installed(name) if name else None
 
 
 @cache
-def _asked(name: str) -> Card:
+def _installed(name: str) -> Card:
     """The card of that name, by the driver's word; where its driver is too old to say the capability, that of such cards."""
-    known = machine.cuda_capability() or _alike(name).capability
+    known = machine.cuda_capability() or _named_like(name).capability
     return Card(name, machine.cuda_memory_bytes() or 0, known)
 
 
@@ -73,17 +73,17 @@ def of_device(device: str | None) -> Card:
     a card of no known memory, that computes bfloat16 unless the name is of an older one (V100, RTX 2080)."""
     if device and (card := here()) and card.name == device:
         return card
-    return _alike(device or "")
+    return _named_like(device or "")
 
 
-def _alike(device: str) -> Card:
+def _named_like(device: str) -> Card:
     words = device.split()
-    unknown = Card(device, 0, VOLTA if OLDER.search(device) else AMPERE)
+    unknown = Card(device, 0, VOLTA if PRE_AMPERE.search(device) else AMPERE)
     return next((card for card in CARDS if card.name.split()[0] in words), unknown)
 
 
 def formats_of(recipe: Mapping[str, Any]) -> list[Format]:
     """The formats that `CARDS` and this machine's card compute a cell of `recipe` in."""
     card = here()
-    found = {card.format(recipe) for card in (*CARDS, *([card] if card else []))}
-    return [one for one in FORMATS if one in found]
+    formats = {card.format(recipe) for card in (*CARDS, *([card] if card else []))}
+    return [format for format in FORMATS if format in formats]

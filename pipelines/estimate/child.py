@@ -20,7 +20,12 @@ from pipelines.settings.methods import traits_of
 from pipelines.weights.shipped import width_of
 
 Json = dict[str, Any]
-TOLD = ("precision", "fp16", "gradient_checkpointing", "fit_micro_batch")  # of the recipe: by which an answer is read
+RECIPE_FIELDS = (
+    "precision",
+    "fp16",
+    "gradient_checkpointing",
+    "fit_micro_batch",
+)  # of the recipe: by which an answer is read
 TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
 PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready (measured on SmolLM2)
 
@@ -53,127 +58,129 @@ def _first_step(torch: Any) -> None:
     torch.optim.AdamW(layer.parameters()).step()
 
 
-def answer(asked: Json, occupied: dict[bool, int]) -> Json:
+def answer(request: Json, occupied: dict[bool, int]) -> Json:
     """The predictions for this machine's processor and for the cards of each format in `cards` of the question; `because` in place
     of them where there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`: training on
     such cards with gradient checkpointing where the recipe has none, and without it where it has, if that may decide what fits."""
     from transformers import AutoConfig
 
     from pipelines.estimate import memory
-    from pipelines.estimate.cards import MEANT
+    from pipelines.estimate.cards import ASSUMED_MEMORY
     from pipelines.estimate.rehearsal import groups_queries, rehearse
     from pipelines.train.trainer.chunked import rows_on_card
     from pipelines.train.trainer.examples import longest
 
-    fields, recipe = dict(asked["config"]), complete(asked["recipe"])
+    fields, recipe = dict(request["config"]), complete(request["recipe"])
     width = width_of(fields)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     recipe |= {"max_length": longest(recipe["max_length"], config, traits_of(recipe).virtual_tokens)}
-    batches, source = batches_of(asked, recipe, config)
+    batches, source = batches_of(request, recipe, config)
     if not batches:
         return {"because": "no example fits max_length"}
-    process = occupied[traits_of(recipe).has_adapter] + (read(asked).size if asked.get("examples") else TOKENIZER)
+    process = occupied[traits_of(recipe).has_adapter] + (read(request).size if request.get("examples") else TOKENIZER)
 
     def predict(recipe: Json, batches: list[Any], device: Any) -> memory.Prediction:
         counted = rehearse(config, recipe, batches, device)
-        found.update(parameters=round(counted.parameters), trainable=round(counted.trainable))
+        result.update(parameters=round(counted.parameters), trainable=round(counted.trainable))
         if device == "cpu":
             return memory.on_cpu(counted, recipe, framework=process, file_width=width)
         return memory.on_card(counted, recipe)
 
     # float16 is as wide as bfloat16: their cards differ by the attention's kernel and the pieces of the output head
-    pieces = {rows_on_card(config.vocab_size, MEANT[one]) for one in ("bf16", "fp16")}
-    alike = not groups_queries(config) and len(pieces) == 1
+    pieces = {rows_on_card(config.vocab_size, ASSUMED_MEMORY[one]) for one in ("bf16", "fp16")}
+    same_cards = not groups_queries(config) and len(pieces) == 1
 
     def on_cards(recipe: Json) -> Json:
-        made: Json = {}
-        for device in asked.get("cards", ()):
-            if device == "fp16" and "bf16" in made and alike:
-                made[device] = made["bf16"]
+        by_format: Json = {}
+        for device in request.get("cards", ()):
+            if device == "fp16" and "bf16" in by_format and same_cards:
+                by_format[device] = by_format["bf16"]
             else:
-                made[device] = in_numbers(predict(recipe, batches, device))
-        return made
+                by_format[device] = as_numbers(predict(recipe, batches, device))
+        return by_format
 
     heaviest = max(batches, key=lambda batch: batch.tokens)
-    found: Json = {"batch": str(heaviest), "batch_from": source, "epoch_tokens": epoch_tokens(asked, recipe)}
-    found["recipe"] = {name: recipe[name] for name in TOLD if name in recipe}
-    found["cpu"] = in_numbers(predict(recipe, batches, "cpu"))
-    found |= on_cards(recipe)
+    result: Json = {"batch": str(heaviest), "batch_from": source, "epoch_tokens": epoch_tokens(request, recipe)}
+    result["recipe"] = {name: recipe[name] for name in RECIPE_FIELDS if name in recipe}
+    result["cpu"] = as_numbers(predict(recipe, batches, "cpu"))
+    result |= on_cards(recipe)
     trains = traits_of(recipe).trains
-    if asked.get("halved") and trains:
-        fewer = {**recipe, "micro_batch_tokens": max(1, recipe["micro_batch_tokens"] // 2)}
-        found["halved_gb"] = predict(fewer, batches_of(asked, fewer, config)[0], asked["device"]).train / 1e9
-    if asked.get("otherwise"):
-        other = {**recipe, "gradient_checkpointing": not recipe["gradient_checkpointing"]}
-        found["otherwise"] = on_cards(other) if trains and may_decide(found, recipe) else {}
-    return found
+    if request.get("halved") and trains:
+        halved_recipe = {**recipe, "micro_batch_tokens": max(1, recipe["micro_batch_tokens"] // 2)}
+        result["halved_gb"] = (
+            predict(halved_recipe, batches_of(request, halved_recipe, config)[0], request["device"]).train / 1e9
+        )
+    if request.get("otherwise"):
+        other_recipe = {**recipe, "gradient_checkpointing": not recipe["gradient_checkpointing"]}
+        result["otherwise"] = on_cards(other_recipe) if trains and may_decide(result, recipe) else {}
+    return result
 
 
-def may_decide(found: Json, recipe: Json) -> bool:
+def may_decide(result: Json, recipe: Json) -> bool:
     """Whether the other choice of gradient checkpointing may change what fits a card: with it a cell needs less memory."""
-    fits = [found[one]["peak"] <= card.usable for card in CARDS if (one := card.format(recipe)) in found]
+    fits = [result[one]["peak"] <= card.usable for card in CARDS if (one := card.format(recipe)) in result]
     return any(fits) if recipe["gradient_checkpointing"] else not all(fits)
 
 
-def in_numbers(made: Any) -> Json:
-    return {**vars(made), "peak": made.peak}
+def as_numbers(prediction: Any) -> Json:
+    return {**vars(prediction), "peak": prediction.peak}
 
 
 def complete(recipe: Json) -> Json:
     """A recipe of kind none names no training settings; here it trains nothing with them."""
-    plain = {"micro_batch_tokens": recipe["max_length"], "examples_per_step": 1, "optimizer": "adamw", "epochs": 1}
-    return {**plain, **recipe}
+    defaults = {"micro_batch_tokens": recipe["max_length"], "examples_per_step": 1, "optimizer": "adamw", "epochs": 1}
+    return {**defaults, **recipe}
 
 
-def batches_of(asked: Json, recipe: Json, config: Any) -> tuple[list[Any], str]:
+def batches_of(request: Json, recipe: Json, config: Any) -> tuple[list[Any], str]:
     """The micro-batches to rehearse, and where they come from: the question itself, the examples, or the settings."""
     from pipelines.estimate.batch import Batch, allowed, heaviest
 
-    if asked.get("batches"):
-        return [Batch(**one) for one in asked["batches"]], "the question"
+    if request.get("batches"):
+        return [Batch(**one) for one in request["batches"]], "the question"
     if not traits_of(recipe).trains:
         return allowed(recipe), "nothing is trained"
-    if asked["examples"] is None:
+    if request["examples"] is None:
         return allowed(recipe), "the most that the settings allow (no examples or no tokenizer here)"
-    of = asked["tokenizer"]["of"]
-    source = "the examples" if of == recipe["model"] else f"the examples, counted with {of}'s tokenizer"
-    return heaviest(read(asked).examples, recipe, [asked["seed"]], config), source
+    model = request["tokenizer"]["of"]
+    source = "the examples" if model == recipe["model"] else f"the examples, counted with {model}'s tokenizer"
+    return heaviest(read(request).examples, recipe, [request["seed"]], config), source
 
 
-def epoch_tokens(asked: Json, recipe: Json) -> int | None:
+def epoch_tokens(request: Json, recipe: Json) -> int | None:
     """Tokens of the examples that fit max_length: what one epoch trains on. None where there are no examples."""
-    if not asked.get("examples"):
+    if not request.get("examples"):
         return None
-    return sum(len(example) for example in read(asked).examples if len(example) <= recipe["max_length"])
+    return sum(len(example) for example in read(request).examples if len(example) <= recipe["max_length"])
 
 
 @dataclass(frozen=True)
-class Read:
+class Tokens:
     """The tokenized training examples, and the bytes that tokenizer and examples occupy in the process."""
 
     examples: list[Any]
     size: int
 
 
-def read(asked: Json) -> Read:
-    tokenizer = asked["tokenizer"]
+def read(request: Json) -> Tokens:
+    tokenizer = request["tokenizer"]
     return _read(
-        asked["examples"], json.dumps(asked["selection"]), tokenizer["folder"], json.dumps(tokenizer["recipe"])
+        request["examples"], json.dumps(request["selection"]), tokenizer["folder"], json.dumps(tokenizer["recipe"])
     )
 
 
 @cache
-def _read(examples: str, selection: str, folder: str, recipe: str) -> Read:
+def _read(examples: str, selection: str, folder: str, recipe: str) -> Tokens:
     from pipelines.clean.select import Selection, select
     from pipelines.train.trainer import tokenizing
     from pipelines.train.trainer.prompts import PromptFormat
 
     before = psutil.Process().memory_info().rss
-    asked = json.loads(recipe)
-    form = PromptFormat.of(Path(folder), asked)
+    settings = json.loads(recipe)
+    form = PromptFormat.of(Path(folder), settings)
     records = select(Path(examples), Selection(**json.loads(selection))).train
-    made = tokenizing.tokenize(form, records, sys.maxsize, turns=asked.get("turns", "all"))
-    return Read(made.examples, max(TOKENIZER, psutil.Process().memory_info().rss - before))
+    tokenized = tokenizing.tokenize(form, records, sys.maxsize, turns=settings.get("turns", "all"))
+    return Tokens(tokenized.examples, max(TOKENIZER, psutil.Process().memory_info().rss - before))
 
 
 def main() -> None:
@@ -181,13 +188,13 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     occupied = framework()
-    for asked in json.load(sys.stdin):
+    for request in json.load(sys.stdin):
         try:
-            found = answer(asked, occupied)
+            result = answer(request, occupied)
         except Exception as error:  # one model that cannot be built must not cost the others their answer
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            found = {"because": f"it cannot be rehearsed: {said[0]}"[:300]}
-        print(json.dumps(found), flush=True)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            result = {"because": f"it cannot be rehearsed: {lines[0]}"[:300]}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

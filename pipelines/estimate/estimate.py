@@ -29,7 +29,7 @@ from pipelines.runs.process import child_environment, stop_group
 CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
 Verdict = Literal["yes", "tight", "no"]
-TIGHT = 0.10  # a margin below this share of the prediction is within what predictions have been off by
+TIGHT_MARGIN = 0.10  # a margin below this share of the prediction is within what predictions have been off by
 NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherweight fetch {0}`"
 
 
@@ -40,21 +40,21 @@ class Estimate:
 
     model: str
     method: str
-    found: Json
+    answer: Json
     budget_gb: float | None = None
 
     @property
     def because(self) -> str | None:
-        return self.found.get("because")
+        return self.answer.get("because")
 
     def gb(self, card: Card | None = None, part: str = "peak") -> float | None:
         """Of a cell on `card`, or here."""
-        device = key_of(self.found, card)
-        return self.found[device][part] / 1e9 if device in self.found else None
+        device = key_of(self.answer, card)
+        return self.answer[device][part] / 1e9 if device in self.answer else None
 
     def otherwise_gb(self, card: Card) -> float | None:
         """Peak memory on `card` with gradient checkpointing where the cell has none, without it where it has."""
-        device, other = key_of(self.found, card), self.found.get("otherwise", {})
+        device, other = key_of(self.answer, card), self.answer.get("otherwise", {})
         return other[device]["peak"] / 1e9 if device in other else None
 
     @property
@@ -78,15 +78,17 @@ class Estimate:
 
 def verdict(peak: float, room: float) -> Verdict:
     """`yes`, `tight` (the margin is within the prediction's error) or `no`."""
-    return "no" if peak > room else "tight" if room - peak < TIGHT * peak else "yes"
+    return "no" if peak > room else "tight" if room - peak < TIGHT_MARGIN * peak else "yes"
 
 
-def key_of(found: Json, card: Card | None = None) -> str:
+def key_of(answer: Json, card: Card | None = None) -> str:
     """Under which name `found` holds the prediction for `card`, or for this machine's device."""
     card = card or cards.here()
     if card is None:
         return "cpu"
-    return card.format(found["recipe"]) if "recipe" in found else "cuda"  # of an answer of before cards were told apart
+    return (
+        card.format(answer["recipe"]) if "recipe" in answer else "cuda"
+    )  # of an answer of before cards were told apart
 
 
 def machine_gb() -> float:
@@ -94,10 +96,10 @@ def machine_gb() -> float:
     return (machine.cuda_memory_bytes() or psutil.virtual_memory().total) / 1e9
 
 
-def training_gb(found: Json) -> float | None:
+def training_gb(answer: Json) -> float | None:
     """The predicted peak of training on this machine's device, which `peak_memory_gb` measures."""
-    device = key_of(found)
-    return found[device]["train"] / 1e9 if device in found and found.get("trainable") else None
+    device = key_of(answer)
+    return answer[device]["train"] / 1e9 if device in answer and answer.get("trainable") else None
 
 
 def estimates(
@@ -109,26 +111,26 @@ def estimates(
     Raises:
         WorkError: the estimating process ended without an answer.
     """
-    asked = questions(project, list(cells), project.settings.seeds[:1])
-    for question in asked if on_cards else ():
-        question.asked.update(cards=formats_of(question.asked["recipe"]), otherwise=True)
-    answered = answers(asked, say=say)
-    made = []
-    for question in asked:
+    cell_questions = questions(project, list(cells), project.settings.seeds[:1])
+    for question in cell_questions if on_cards else ():
+        question.request.update(cards=formats_of(question.request["recipe"]), otherwise=True)
+    by_file = answers(cell_questions, say=say)
+    results = []
+    for question in cell_questions:
         settings = project.experiments.training_for(project.profile, question.model, question.method)
-        made.append(Estimate(question.model, question.method, answered[question.file], settings.memory_budget_gb))
-    return made
+        results.append(Estimate(question.model, question.method, by_file[question.file], settings.memory_budget_gb))
+    return results
 
 
 def keep_predictions(resolved: Resolved) -> None:
     """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
     project = resolved.project
-    trained = [cell for cell in project.grid if project.experiments.method(cell[1]).traits.trains]
-    asked = questions(project, trained, project.settings.seeds, resolved)
-    for question in asked:
-        question.asked["halved"] = True  # for the advice
+    training_cells = [cell for cell in project.grid if project.experiments.method(cell[1]).traits.trains]
+    cell_questions = questions(project, training_cells, project.settings.seeds, resolved)
+    for question in cell_questions:
+        question.request["halved"] = True  # for the advice
     try:
-        answers(asked, say=lambda _: None)
+        answers(cell_questions, say=lambda _: None)
     except WorkError as error:
         announce(f"no prediction of memory: {error}")
 
@@ -145,26 +147,26 @@ def ensure_predictions(project: Project, resolved: Resolved | None = None) -> No
             announce(f"no prediction of memory: {error}")
 
 
-def answers(asked: Sequence[Question], *, say: Any) -> dict[Path, Json]:
+def answers(questions: Sequence[Question], *, say: Any) -> dict[Path, Json]:
     """The answer in each question's file, made first where there is none or where the code has changed since."""
     code = code_version()
-    kept = {question.file: read_json(question.file) for question in asked}
-    missing = [question for question in asked if not _answers_it(kept[question.file], question, code)]
-    shapeless = [question for question in missing if question.asked["config"] is None]
-    answerable = [question for question in missing if question.asked["config"] is not None]
-    kept |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
+    stored = {question.file: read_json(question.file) for question in questions}
+    missing = [question for question in questions if not _is_complete(stored[question.file], question, code)]
+    shapeless = [question for question in missing if question.request["config"] is None]
+    answerable = [question for question in missing if question.request["config"] is not None]
+    stored |= {question.file: {"because": NO_CONFIG.format(question.model)} for question in shapeless}
     if answerable:
         say(f"predicting the memory of {len(answerable)} cells (a second or two each; kept for the next time)")
-        with closing(answers_to([question.asked for question in answerable])) as made:
-            pairs = zip(answerable, made, strict=True)
+        with closing(answers_to([question.request for question in answerable])) as results:
+            pairs = zip(answerable, results, strict=True)
             # disable=None: a bar on a terminal, nothing in a log
-            for question, found in tqdm(
+            for question, answer in tqdm(
                 pairs, total=len(answerable), desc="predicting memory", unit="cell", disable=None
             ):
-                named = {"code": code, "model": question.model, "method": question.method}
-                kept[question.file] = {**_of_code(kept[question.file], code), **found, **named}
-                write_json(question.file, kept[question.file])
-    return {file: found for file, found in kept.items() if found is not None}
+                identity = {"code": code, "model": question.model, "method": question.method}
+                stored[question.file] = {**_of_code(stored[question.file], code), **answer, **identity}
+                write_json(question.file, stored[question.file])
+    return {file: answer for file, answer in stored.items() if answer is not None}
 
 
 def _of_code(earlier: Json | None, code: str) -> Json:
@@ -172,18 +174,18 @@ def _of_code(earlier: Json | None, code: str) -> Json:
     return earlier if earlier and earlier.get("code") == code else {}
 
 
-def _answers_it(found: Json | None, question: Question, code: str) -> bool:
+def _is_complete(answer: Json | None, question: Question, code: str) -> bool:
     """Whether all that is asked stands in `found`."""
-    if found is None or found.get("code") != code:
+    if answer is None or answer.get("code") != code:
         return False
-    if "because" in found:
+    if "because" in answer:
         return True
-    asked, cards = question.asked, set(question.asked["cards"])
-    if found["trainable"] and asked.get("halved") and "halved_gb" not in found:
+    request, cards = question.request, set(question.request["cards"])
+    if answer["trainable"] and request.get("halved") and "halved_gb" not in answer:
         return False
-    if asked.get("otherwise") and "otherwise" not in found:
+    if request.get("otherwise") and "otherwise" not in answer:
         return False
-    return cards <= set(found)
+    return cards <= set(answer)
 
 
 def code_version() -> str:
@@ -191,7 +193,7 @@ def code_version() -> str:
     return code_fingerprint(CHILD)
 
 
-def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
+def answers_to(requests: list[Json]) -> Generator[Json, None, None]:
     """The answers of one estimating process, in order, each as it is made.
 
     Raises:
@@ -210,28 +212,28 @@ def answers_to(asked: list[Json]) -> Generator[Json, None, None]:
             start_new_session=True,
         )
         assert process.stdin and process.stdout
-        answered = 0
+        count = 0
         try:
             with suppress(BrokenPipeError), process.stdin as questions_for_it:
-                json.dump(asked, questions_for_it)
+                json.dump(requests, questions_for_it)
             with process.stdout as lines:
                 for line in lines:
                     if not line.endswith("\n"):  # it was killed in the middle
                         break
                     if line.startswith("{"):
-                        answered += 1
+                        count += 1
                         yield json.loads(line)
         finally:
             stop_group(process)
-        if answered != len(asked):
+        if count != len(requests):
             complaints.seek(0)
             last = " | ".join(complaints.read().strip().splitlines()[-2:])
-            raise WorkError(f"the estimating process ended after {answered} of {len(asked)} cells: {last}")
+            raise WorkError(f"the estimating process ended after {count} of {len(requests)} cells: {last}")
 
 
 def columns(estimate: Estimate) -> Json:
     """One row for JSON and CSV: GB everywhere, None where there is no prediction."""
-    here = estimate.found.get(key_of(estimate.found), {})
+    here = estimate.answer.get(key_of(estimate.answer), {})
     parts = ("framework", "weights", "gradients", "optimizer", "activations", "slack", "pageable")
     row: Json = {
         "model": estimate.model,
@@ -244,12 +246,12 @@ def columns(estimate: Estimate) -> Json:
         "fits": estimate.fits(),
         "margin_gb": estimate.margin_gb(),
         **{f"{part}_gb": here[part] / 1e9 if here else None for part in parts},
-        "parameters": estimate.found.get("parameters"),
-        "trainable_params": estimate.found.get("trainable"),
-        "batch": estimate.found.get("batch"),
-        "batch_from": estimate.found.get("batch_from"),
+        "parameters": estimate.answer.get("parameters"),
+        "trainable_params": estimate.answer.get("trainable"),
+        "batch": estimate.answer.get("batch"),
+        "batch_from": estimate.answer.get("batch_from"),
         "card_memory_gb": estimate.gb(CARDS[-1]),
-        **_by_format(estimate.found),
+        **_by_format(estimate.answer),
     }
     for card in CARDS:
         slug = card.name.lower().replace(" ", "_")
@@ -257,18 +259,18 @@ def columns(estimate: Estimate) -> Json:
     return {**row, "because": estimate.because}
 
 
-def is_checkpointed(found: Json) -> bool:
+def is_checkpointed(answer: Json) -> bool:
     """Whether the cell computes its layers again, rather than keep what they made."""
-    return found.get("recipe", {}).get("gradient_checkpointing", False)
+    return answer.get("recipe", {}).get("gradient_checkpointing", False)
 
 
-def _by_format(found: Json) -> Json:
+def _by_format(answer: Json) -> Json:
     """Peak GB on cards of each format, with gradient checkpointing and without."""
-    named = ("with", "without") if is_checkpointed(found) else ("without", "with")
+    order = ("with", "without") if is_checkpointed(answer) else ("without", "with")
     row: Json = {}
-    for one in FORMATS:
-        held = dict(zip(named, (found.get(one), found.get("otherwise", {}).get(one)), strict=True))
+    for format in FORMATS:
+        predictions = dict(zip(order, (answer.get(format), answer.get("otherwise", {}).get(format)), strict=True))
         for name in ("with", "without"):
-            made = held[name]
-            row[f"{one}_{name}_checkpointing_gb"] = made["peak"] / 1e9 if made else None
+            prediction = predictions[name]
+            row[f"{format}_{name}_checkpointing_gb"] = prediction["peak"] / 1e9 if prediction else None
     return row

@@ -95,8 +95,8 @@ def quantize(model: Any, recipe: dict[str, Any], dtype: torch.dtype) -> None:
         "bnb_4bit_use_double_quant": double is not False,
         "bnb_4bit_compute_dtype": dtype,
     }  # fmt: skip
-    asked = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight, **four)
-    replace_with_bnb_linear(model, get_keys_to_not_convert(model), asked)
+    settings = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight, **four)
+    replace_with_bnb_linear(model, get_keys_to_not_convert(model), settings)
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = eight, not eight
     scratch = Scratch()
     for module in model.modules():
@@ -111,8 +111,8 @@ def _make_hollow(module: Any, recipe: dict[str, Any], scratch: Scratch) -> None:
     if recipe["quantization"] == "int8":
         module.__class__, module.kept_bytes = HollowLinear8bit, count + 4 * module.out_features
     else:
-        kept = four_bit_bytes(count, double=recipe.get("double_quantization") is not False)
-        module.__class__, module.kept_bytes, module.scratch = HollowLinear4bit, kept, scratch
+        size = four_bit_bytes(count, double=recipe.get("double_quantization") is not False)
+        module.__class__, module.kept_bytes, module.scratch = HollowLinear4bit, size, scratch
 
 
 def four_bit_bytes(weights: int, *, double: bool = True) -> int:
@@ -135,10 +135,10 @@ class HollowLinear4bit(Linear4bit):
     scratch: Scratch  # one for the model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: Any = _Matmul.apply(
+        output: Any = _Matmul.apply(
             x.to(self.compute_dtype or x.dtype), self.bias, (self.out_features, self.in_features), False
         )
-        return made.to(x.dtype)
+        return output.to(x.dtype)
 
     def unpacked(self) -> torch.Tensor:
         """The weight as `pipelines.train.trainer.adapters` asks for it, in memory that all layers share."""
@@ -149,8 +149,8 @@ class HollowLinear8bit(Linear8bitLt):
     """Computes as `MatMul8bitFp` (on a CPU) and `MatMul8bitLt` do, which hold on to what comes in, too."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: Any = _Matmul.apply(x, self.bias, (self.out_features, self.in_features), True)
-        return made
+        output: Any = _Matmul.apply(x, self.bias, (self.out_features, self.in_features), True)
+        return output
 
 
 class _Matmul(torch.autograd.Function):
@@ -186,30 +186,33 @@ def _unpacked(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
 def give_tensors(model: nn.Module) -> None:
     """New tensors on the CPU in place of all that `model` holds, without values; tied ones stay tied. Under a fake mode they have
     no bytes; without one they take memory only where somebody writes into them."""
-    made: dict[int, torch.Tensor] = {}
+    replacements: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                module._parameters[name] = made.setdefault(id(parameter), _new_parameter(module, name, parameter))  # pyright: ignore[reportArgumentType]
+                new: Any = replacements.setdefault(id(parameter), _new_parameter(module, name, parameter))
+                module._parameters[name] = new
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = made.setdefault(id(buffer), _new(buffer))
-        for held, name in _beside(module):
-            held[name] = made.setdefault(id(held[name]), _new(held[name]))
+                module._buffers[name] = replacements.setdefault(id(buffer), _new(buffer))
+        for holder, name in _beside(module):
+            holder[name] = replacements.setdefault(id(holder[name]), _new(holder[name]))
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
     """All that `model` keeps, each once: its parameters and buffers, and what its modules hold beside them."""
-    beside = [held[name] for module in model.modules() for held, name in _beside(module)]
-    return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *beside)}.values())
+    extra = [holder[name] for module in model.modules() for holder, name in _beside(module)]
+    return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *extra)}.values())
 
 
 def _beside(module: nn.Module) -> list[tuple[dict[Any, Any], Any]]:
     """Where `module` holds tensors that are neither parameters nor buffers, as adapters hold their indices: (dictionary, key)."""
     own = vars(module)
-    found = [(own, name) for name, value in own.items() if isinstance(value, torch.Tensor)]
-    plain = [value for name, value in own.items() if isinstance(value, dict) and name not in REGISTERED]
-    return found + [(held, name) for held in plain for name, value in held.items() if isinstance(value, torch.Tensor)]
+    places = [(own, name) for name, value in own.items() if isinstance(value, torch.Tensor)]
+    dictionaries = [value for name, value in own.items() if isinstance(value, dict) and name not in REGISTERED]
+    return places + [
+        (holder, name) for holder in dictionaries for name, value in holder.items() if isinstance(value, torch.Tensor)
+    ]
 
 
 def _new(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ class Live:
         self._half = trained / 2
         self._gradients = self._activations = self._large = 0
         self._known: dict[int, tuple[Any, int, Part]] = {}
-        self._stretch, self._to_come = "", self._half
+        self._stretch, self._missing = "", self._half
 
     @property
     def peak(self) -> Moment:
@@ -51,8 +51,8 @@ class Live:
 
     def begin(self, stretch: str) -> None:
         """What is counted from now on belongs to `stretch`."""
-        self._stretch, self._to_come = stretch, self._half
-        self._hold()
+        self._stretch, self._missing = stretch, self._half
+        self._update()
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """Weights and buffers: counted elsewhere."""
@@ -61,7 +61,7 @@ class Live:
 
     def gradient(self, tensor: torch.Tensor) -> None:
         """Count the storage of `tensor` as a gradient: one more of this stretch, be it new or added to."""
-        self._to_come -= 1
+        self._missing -= 1
         self.add(tensor, "gradients")
 
     def add(self, tensor: torch.Tensor, part: Part = "activations") -> None:
@@ -77,7 +77,7 @@ class Live:
             reference, size = weakref.ref(storage, lambda _: self._drop(place)), storage.nbytes()
         self._known[place] = (reference, size, part)
         self._count(size, part, 1)
-        self._hold()
+        self._update()
 
     def _count(self, size: int, part: Part, sign: int) -> None:
         if part == "gradients":
@@ -91,8 +91,8 @@ class Live:
         _, size, part = self._known.pop(place)
         self._count(size, part, -1)
 
-    def _hold(self) -> None:
-        stretch = self._stretch if self._to_come > 0 else f"{self._stretch}, later half"
+    def _update(self) -> None:
+        stretch = self._stretch if self._missing > 0 else f"{self._stretch}, later half"
         now = Moment(self._gradients, self._activations, self._large)
         if stretch not in self.moments or now.total > self.moments[stretch].total:
             self.moments[stretch] = now

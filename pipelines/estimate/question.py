@@ -28,7 +28,7 @@ class Question:
     model: str
     method: str
     file: Path
-    asked: Json
+    request: Json
 
 
 def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
@@ -48,24 +48,24 @@ def questions(
 
 
 def _question(project: Project, model: str, method: str, seed: int, resolved: Resolved | None) -> Question:
-    chosen = project.experiments.model(model)
+    configured = project.experiments.model(model)
     recipe = project.recipe_of(model, method)
-    own = store.is_present(project.data, model, chosen)
+    has_own_tokenizer = store.is_present(project.data, model, configured)
     trains = traits_of(recipe).trains
-    narrowed = resolved.cell(model, method).selected if resolved and trains else None
-    tokenizer = _tokenizer(project, model) if narrowed else None
-    asked = {
+    selected = resolved.cell(model, method).selected if resolved and trains else None
+    tokenizer = _tokenizer(project, model) if selected else None
+    request = {
         "recipe": recipe,
-        "config": config_of(project.data, model, chosen),
+        "config": config_of(project.data, model, configured),
         "tokenizer": tokenizer,
         "examples": str(resolved.selected.examples) if resolved and tokenizer else None,
         "selection": vars(project.selection_of(method)),
         "seed": seed,
         **_devices(recipe),
     }
-    prints = narrowed.data_fingerprint if narrowed else None
-    file = answer_file(project.data, recipe, prints, seed, own_tokenizer=own)
-    return Question(model, method, file, asked)
+    prints = selected.data_fingerprint if selected else None
+    file = answer_file(project.data, recipe, prints, seed, own_tokenizer=has_own_tokenizer)
+    return Question(model, method, file, request)
 
 
 def _devices(recipe: Json) -> Json:
@@ -104,9 +104,9 @@ def _without_layers(config: Json, drop: shortened.Drop) -> Json | None:
 def _tokenizer(project: Project, model: str) -> Json | None:
     """Whose tokenizer counts: the model's own, else that of another model of the grid that is here; None where none is."""
     for name in (model, *project.experiments.models):
-        chosen = project.experiments.model(name)
-        if store.is_present(project.data, name, chosen):
-            folder = store.model_folder(project.data, name, chosen)
-            recipe = {"prompt": chosen.prompt, "template": chosen.template}
+        configured = project.experiments.model(name)
+        if store.is_present(project.data, name, configured):
+            folder = store.model_folder(project.data, name, configured)
+            recipe = {"prompt": configured.prompt, "template": configured.template}
             return {"folder": str(folder), "recipe": recipe, "of": name}
     return None

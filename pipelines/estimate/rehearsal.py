@@ -1,7 +1,7 @@
 """A cell's optimizer step without bytes: the trainer's own batch, head, loss and adapter on a hollow model, every allocation
 written down. What runs is the code that trains, so what it keeps is what training keeps.
 
-Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and each stretch of it is carried on to all in a
+Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and each stretch of it is extrapolated to all in a
 straight line. What a card does otherwise than a CPU follows from the format that it computes in (`cards.Format`).
 """
 # ruff: noqa: TID253
@@ -21,14 +21,14 @@ from transformers import masking_utils
 from pipelines.estimate import hollow
 from pipelines.estimate.batch import Batch
 from pipelines.estimate.card_rules import as_on_cuda
-from pipelines.estimate.cards import MEANT, Format
+from pipelines.estimate.cards import ASSUMED_MEMORY, Format
 from pipelines.estimate.live import Counting, Live, Moment
 from pipelines.estimate.optimizer import importance_bytes, state_bytes
 from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.fast_paths import adapters_are_grouped
 from pipelines.train.trainer.losses import head_on_positions, step_loss
 
-FEW, MORE = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
+FEW_LAYERS, MORE_LAYERS = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
 SHORTEST = Batch(rows=1, length=2, learned=1)  # a micro-batch that takes next to nothing of its own
 EARLY = ("forward 1", "backward 1")  # stretches before half of the gradients are there
 Device = Literal["cpu"] | Format
@@ -71,10 +71,10 @@ def _largest(moments: Iterable[Moment]) -> Moment:
 def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
     """What one optimizer step over `batches` (its micro-batches, in order) keeps on `device`, of the model in `config`."""
     layers = config.num_hidden_layers
-    if layers <= MORE or not _layers_are_alike(config):
+    if layers <= MORE_LAYERS or not _layers_are_alike(config):
         return _rehearse(config, recipe, batches, device)
-    few, more = (_rehearse(_with_layers(config, n), recipe, batches, device) for n in (FEW, MORE))
-    return _carry_on(few, more, (layers - MORE) / (MORE - FEW))
+    few, more = (_rehearse(_with_layers(config, n), recipe, batches, device) for n in (FEW_LAYERS, MORE_LAYERS))
+    return _extrapolate(few, more, (layers - MORE_LAYERS) / (MORE_LAYERS - FEW_LAYERS))
 
 
 def _layers_are_alike(config: Any) -> bool:
@@ -92,25 +92,25 @@ def _with_layers(config: Any, layers: int) -> Any:
     return shorter
 
 
-def _carry_on(few: Counted, more: Counted, steps: float) -> Counted:
+def _extrapolate(few: Counted, more: Counted, steps: float) -> Counted:
     def line(a: float, b: float) -> float:
         return b + (b - a) * steps
 
-    def carried(one: Moment, other: Moment) -> Moment:
+    def extrapolated(one: Moment, other: Moment) -> Moment:
         return Moment(*map(line, astuple(one), astuple(other)))
 
-    moments = {name: carried(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
-    early, late = carried(few.early, more.early), carried(few.late, more.late)
+    moments = {name: extrapolated(few.moments.get(name, Moment()), moment) for name, moment in more.moments.items()}
+    early, late = extrapolated(few.early, more.early), extrapolated(few.late, more.late)
     names = ("weights", "trainable", "optimizer", "quantized", "parameters", "replaced", "fixed")
     sums = {name: line(getattr(few, name), getattr(more, name)) for name in names}
     largest = max(few.largest, more.largest)
     return Counted(**sums, largest=largest, moments=moments, early=early, late=late, grouped=more.grouped)
 
 
-def _live(kept: Iterable[Any], trained: Sequence[Any]) -> Live:
+def _live(tensors: Iterable[Any], trained: Sequence[Any]) -> Live:
     """Counts what lives beside the tensors that a model keeps, gradients included."""
     live = Live(len(trained))
-    for tensor in kept:
+    for tensor in tensors:
         live.ignore(tensor)
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.gradient(p.grad))
@@ -120,25 +120,25 @@ def _live(kept: Iterable[Any], trained: Sequence[Any]) -> Live:
 def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = hollow.build(config, recipe, weights_dtype(recipe, device), fake, on_card=device != "cpu")
-    kept = hollow.tensors_of(model)
+    tensors = hollow.tensors_of(model)
     trained = [p for p in model.parameters() if p.requires_grad and traits_of(recipe).trains]
-    live = _live(kept, trained)
+    live = _live(tensors, trained)
     grouped = adapters_are_grouped(model)
     shortest = [SHORTEST] if traits_of(recipe).has_adapter and not grouped else []
     if trained:
         with _kernels(recipe, device):
             _forward_backward(model, [*batches, *shortest], live, fake, _autocast(recipe, device))
-    fixed = _taken_out(live, len(batches) + 1)
+    fixed = _pop_stretches(live, len(batches) + 1)
     early = [live.moments[name] for name in EARLY if name in live.moments]
     late = [moment for name, moment in live.moments.items() if name not in EARLY]
-    packed = hollow.quantized_sizes(model)
+    quantized = hollow.quantized_sizes(model)
     sizes = [p.numel() for p in trained]
     return Counted(
-        weights=sum(t.numel() * t.element_size() for t in kept),
+        weights=sum(t.numel() * t.element_size() for t in tensors),
         trainable=sum(sizes),
         optimizer=state_bytes(sizes, recipe["optimizer"]) + importance_bytes(sizes, recipe),
-        quantized=sum(packed),
-        parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(packed),
+        quantized=sum(quantized),
+        parameters=sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8) + sum(quantized),
         largest=4 * max(sizes, default=0),
         moments=live.moments,
         early=_largest(early),
@@ -149,11 +149,11 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
     )
 
 
-def _taken_out(live: Live, number: int) -> float:
+def _pop_stretches(live: Live, number: int) -> float:
     """Take the stretches of micro-batch `number` out of the account; the most bytes of its activations in small blocks."""
     names = [name for name in live.moments if name.split(",")[0] in (f"forward {number}", f"backward {number}")]
-    taken = [live.moments.pop(name) for name in names]
-    return max((max(0.0, moment.activations - moment.large) for moment in taken), default=0)
+    moments = [live.moments.pop(name) for name in names]
+    return max((max(0.0, moment.activations - moment.large) for moment in moments), default=0)
 
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
@@ -185,7 +185,7 @@ def _kernels(recipe: dict[str, Any], device: Device) -> AbstractContextManager[A
     if device == "cpu":
         return nullcontext()
     return as_on_cuda(
-        norms_in_float32=autocasts(recipe, device), grouped_queries=device == "bf16", memory=MEANT[device]
+        norms_in_float32=autocasts(recipe, device), grouped_queries=device == "bf16", memory=ASSUMED_MEMORY[device]
     )
 
 
@@ -207,12 +207,12 @@ class _NoPadding(TorchFunctionMode):
 @contextmanager
 def _one_example_a_row() -> Iterator[None]:
     """transformers looks into the positions for several examples in a row, and builds a mask where it cannot; ours hold one."""
-    looked = masking_utils.find_packed_sequence_indices
+    original = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = looked
+        masking_utils.find_packed_sequence_indices = original
 
 
 def _forward_backward(
@@ -233,11 +233,11 @@ def _forward_backward(
 
     model.forward = forward
     try:
-        with _one_example_a_row(), head_on_positions(model) as wanted:
+        with _one_example_a_row(), head_on_positions(model) as positions:
             for number, batch in enumerate(batches, start=1):
                 live.begin(f"forward {number}")
                 with Counting(live), autocast():
-                    loss = step_loss(model, batch.examples(), wanted, torch.device("cpu"), learned=1)
+                    loss = step_loss(model, batch.examples(), positions, torch.device("cpu"), learned=1)
                 live.begin(f"backward {number}")
                 with fake, Counting(live):
                     loss.backward()

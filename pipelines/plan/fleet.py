@@ -44,9 +44,9 @@ class Fleet(Strict):
     @model_validator(mode="after")
     def _names_differ(self) -> "Fleet":
         names = Counter(name for node in self.nodes for name in {node.name, *node.machines()})
-        if twice := sorted(name for name, count in names.items() if count > 1):
+        if duplicates := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(
-                f"nodes: {', '.join(twice)} is named twice; machines that are alike are one entry with count, named box-1, box-2, …"
+                f"nodes: {', '.join(duplicates)} is named twice; equal machines are one entry with count, named box-1, box-2, …"
             )
         return self
 
@@ -71,25 +71,25 @@ def load(path: Path) -> Fleet:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; expected YAML with nodes: [{{name, kind, devices, memory_gb, …}}]")
-    found, _ = parse(path)
+    content, _ = parse(path)
     try:
-        return Fleet.model_validate(found)
+        return Fleet.model_validate(content)
     except ValidationError as error:
-        raise UsageError(joined([f"{path}: {_explain(found, item)}" for item in error.errors()])) from None
+        raise UsageError(joined([f"{path}: {_explain(content, item)}" for item in error.errors()])) from None
 
 
-def _explain(found: Any, item: Any) -> str:
+def _explain(content: Any, item: Any) -> str:
     place = list(item["loc"])
     if item["type"] == "unknown_key":
         place.append(item["ctx"]["key"])
-    named = cut(".".join(str(part) for part in place)) or "the file"
+    path = cut(".".join(str(part) for part in place)) or "the file"
     if len(place) > 1 and place[0] == "nodes" and isinstance(place[1], int):
-        node = found["nodes"][place[1]]
+        node = content["nodes"][place[1]]
         known = node.get("name") if isinstance(node, dict) else None
-        named = cut(".".join(str(part) for part in (f"nodes[{known or place[1]}]", *place[2:])))
+        path = cut(".".join(str(part) for part in (f"nodes[{known or place[1]}]", *place[2:])))
     message = cut(what_is_wrong(item), MESSAGE_CHARS)
     shown = "" if item["type"] in NO_VALUE else f"got {cut(repr(item.get('input')))}; "
-    return f"{named}: {shown}{message}"
+    return f"{path}: {shown}{message}"
 
 
 def this_machine(profile: Profile) -> Fleet:

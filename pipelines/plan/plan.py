@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.errors import UnavailableError
 from pipelines.estimate.cards import CONTEXT, of_device
-from pipelines.estimate.estimate import TIGHT, answers, key_of
+from pipelines.estimate.estimate import TIGHT_MARGIN, answers, key_of
 from pipelines.estimate.question import Question, questions
 from pipelines.generate.trained_on import left_out
 from pipelines.hardware.machine import machine_class
@@ -17,7 +17,7 @@ from pipelines.lake.files import announce
 from pipelines.nightly.due import Due, due_cells
 from pipelines.plan import seconds as clock
 from pipelines.plan.fleet import Fleet, Machine, Node
-from pipelines.plan.schedule import Bound, Job, Place, Placed, lower_bound, makespan, schedule
+from pipelines.plan.schedule import Assignment, Bound, Job, Place, lower_bound, makespan, schedule
 from pipelines.project import Project, Resolved
 from pipelines.runs import cells
 from pipelines.runs.predictions import memory_gb
@@ -27,8 +27,8 @@ from pipelines.settings.methods import traits_of
 
 Json = dict[str, Any]
 # of a task of the harness whose data nobody has read yet: its questions, and the tokens of each with all its choices
-USUAL_QUESTIONS, USUAL_TOKENS = 1000, 400
-SUSTAINED = 0.4  # of the rate of a large float32 product, where no row tells
+DEFAULT_QUESTIONS, DEFAULT_TOKENS = 1000, 400
+SUSTAINED_SHARE = 0.4  # of the rate of a large float32 product, where no row tells
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Left:
+class Unplaced:
     """A cell that the plan has no place for, and why."""
 
     model: str
@@ -62,7 +62,7 @@ class Left:
 @dataclass(frozen=True)
 class Plan:
     lines: list[Line]
-    left: list[Left]
+    left: list[Unplaced]
     devices: int
     bound: Bound
     usd: float | None
@@ -94,26 +94,26 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
     resolved = project.resolve()
     for line in left_out(project.experiments):
         say(line)
-    with saying_why_not(say):
+    with _reporting(say):
         benchmarks.require(project.settings.evaluation.harness_tasks)
     due = _all(project) if everything else due_cells(resolved)
-    asked = questions(project, [(one.model, one.method) for one in due], project.settings.seeds[:1], resolved)
+    cell_questions = questions(project, [(one.model, one.method) for one in due], project.settings.seeds[:1], resolved)
     kinds = [of_device(node.device) for node in fleet.nodes if node.kind == "gpu"]
-    for question in asked:
-        question.asked["cards"] = sorted({card.format(question.asked["recipe"]) for card in kinds})
-    answered = answers(asked, say=say)
+    for question in cell_questions:
+        question.request["cards"] = sorted({card.format(question.request["recipe"]) for card in kinds})
+    by_file = answers(cell_questions, say=say)
     past = [row for attempt in cells.all_attempts(project.data) if (row := clock.past_of(attempt))]
     machines = fleet.machines()
     needs = {}
-    for one, question in zip(due, asked, strict=True):
-        found = answered[question.file]
-        work = None if "because" in found else work_of(resolved, one, question, found)
-        needs[one.model, one.method] = _needs(project, found, work, len(one.because), machines, past)
+    for one, question in zip(due, cell_questions, strict=True):
+        answer = by_file[question.file]
+        work = None if "because" in answer else work_of(resolved, one, question, answer)
+        needs[one.model, one.method] = _needs(project, answer, work, len(one.because), machines, past)
     return _planned(project, due, needs, machines)
 
 
 @contextmanager
-def saying_why_not(say: Any) -> Iterator[None]:
+def _reporting(say: Any) -> Iterator[None]:
     """What cannot be asked here leaves the plan as it is, and is said."""
     try:
         yield
@@ -131,21 +131,21 @@ def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tu
     """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
     FLOPs of training, the most first."""
     resolved = project.resolve()
-    asked = questions(project, list(cells), project.settings.seeds[:1], resolved)
-    found = answers(asked, say=announce)
+    cell_questions = questions(project, list(cells), project.settings.seeds[:1], resolved)
+    by_file = answers(cell_questions, say=announce)
     flops = {}
-    for question in asked:
+    for question in cell_questions:
         due = Due(question.model, question.method, {}, {})
-        known = found[question.file]
-        work = None if "because" in known else work_of(resolved, due, question, known)
-        trains = traits_of(question.asked["recipe"]).trains
+        answer = by_file[question.file]
+        work = None if "because" in answer else work_of(resolved, due, question, answer)
+        trains = traits_of(question.request["recipe"]).trains
         flops[question.model, question.method] = (trains, -(work.training if work else 0.0))
     return sorted(cells, key=lambda cell: flops[cell])
 
 
 def _needs(
     project: Project,
-    found: Json,
+    answer: Json,
     work: clock.Work | None,
     seeds: int,
     machines: Sequence[Machine],
@@ -153,35 +153,45 @@ def _needs(
 ) -> dict[str, Need]:
     """By the name of each machine; equal machines are answered once."""
     if work is None:
-        return {machine.name: Need(refused=f"no prediction: {found['because']}") for machine in machines}
+        return {machine.name: Need(refused=f"no prediction: {answer['because']}") for machine in machines}
     nodes = {machine.node.name: machine.node for machine in machines}
-    by_node = {name: _need(project, found, work, seeds, node, past) for name, node in nodes.items()}
+    by_node = {name: _need(project, answer, work, seeds, node, past) for name, node in nodes.items()}
     return {machine.name: by_node[machine.node.name] for machine in machines}
 
 
-def work_of(resolved: Resolved, one: Due, question: Question, found: Json) -> clock.Work:
+def work_of(resolved: Resolved, due: Due, question: Question, answer: Json) -> clock.Work:
     """What one seed of the cell computes, by the prediction's counts of weights and tokens."""
-    recipe, evaluation = question.asked["recipe"], resolved.project.settings.evaluation
+    recipe, evaluation = question.request["recipe"], resolved.project.settings.evaluation
     held_out = _guessed_tokens(resolved.selected.eval) + evaluation.answers * evaluation.max_new_tokens
-    tokens = found.get("epoch_tokens")
+    tokens = answer.get("epoch_tokens")
     if tokens is None:
-        tokens = _guessed_tokens(resolved.cell(one.model, one.method).selected.train)
-    flops = clock.training_flops(found["parameters"], found["trainable"], tokens * recipe.get("epochs", 1), recipe)
-    only_evaluation = all("evaluation" in why for why in one.because.values())
-    judged = 2 * found["parameters"] * held_out
-    asked = tuple(
-        clock.Asked(one.name, one.limit, 2 * found["parameters"] * tokens_of(one)) for one in evaluation.benchmarks
+        tokens = _guessed_tokens(resolved.cell(due.model, due.method).selected.train)
+    flops = clock.training_flops(answer["parameters"], answer["trainable"], tokens * recipe.get("epochs", 1), recipe)
+    only_evaluation = all("evaluation" in why for why in due.because.values())
+    evaluation_flops = 2 * answer["parameters"] * held_out
+    benchmark_work = tuple(
+        clock.BenchmarkWork(due.name, due.limit, 2 * answer["parameters"] * tokens_of(due))
+        for due in evaluation.benchmarks
     )
-    return clock.Work(one.model, one.method, recipe, found["parameters"], flops, judged, not only_evaluation, asked)
+    return clock.Work(
+        due.model,
+        due.method,
+        recipe,
+        answer["parameters"],
+        flops,
+        evaluation_flops,
+        not only_evaluation,
+        benchmark_work,
+    )
 
 
 def tokens_of(benchmark: Benchmark) -> float:
     """Tokens that are read for a benchmark: of a set that ships by its texts, of a task of the harness by what is usual."""
     shots = benchmark.shots or 0
     if not benchmark.ships:
-        return (benchmark.limit or USUAL_QUESTIONS) * USUAL_TOKENS * (1 + shots)
-    asked = benchmarks.questions(benchmark.task, limit=benchmark.limit, shots=shots)
-    return sum(len("".join((one.prompt, *one.choices)).encode()) for one in asked) / clock.BYTES_PER_TOKEN
+        return (benchmark.limit or DEFAULT_QUESTIONS) * DEFAULT_TOKENS * (1 + shots)
+    questions = benchmarks.questions(benchmark.task, limit=benchmark.limit, shots=shots)
+    return sum(len("".join((one.prompt, *one.choices)).encode()) for one in questions) / clock.BYTES_PER_TOKEN
 
 
 def _guessed_tokens(rows: Sequence[Json]) -> float:
@@ -189,26 +199,26 @@ def _guessed_tokens(rows: Sequence[Json]) -> float:
     return sum(len(text.encode()) for text in texts) / clock.BYTES_PER_TOKEN
 
 
-def _need(project: Project, found: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
+def _need(project: Project, answer: Json, work: clock.Work, seeds: int, node: Node, past: Sequence[clock.Past]) -> Need:
     placement = project.placement_of(work.method)
     devices, sharding = placement.devices, placement.sharding
     if devices > node.devices:
         return Need(refused=f"{node.name} has {node.devices} device(s), the profile asks for {devices}")
     card = of_device(node.device) if node.kind == "gpu" else None
-    gb = memory_gb(found[key_of(found, card) if card else "cpu"], devices, sharding)
+    gb = memory_gb(answer[key_of(answer, card) if card else "cpu"], devices, sharding)
     room = node.memory_gb - (CONTEXT / 1e9 if node.kind == "gpu" else 0)
     if gb > room:
         return Need(gb, refused=f"needs {gb:.1f} GB of a device, {node.name} has {room:.1f}")
-    together = f"{node.device} × {devices}, {sharding}" if node.device and devices > 1 else node.device
-    seconds = clock.foretell(work, past, together, None)
+    device_name = f"{node.device} × {devices}, {sharding}" if node.device and devices > 1 else node.device
+    seconds = clock.forecast(work, past, device_name, None)
     measured = seconds is not None
     if seconds is None:
-        seconds = clock.foretell(work, past, node.device, _rate(node), devices)
+        seconds = clock.forecast(work, past, node.device, _rate(node), devices)
     if seconds is None:
-        said = f"no row of device {node.device!r}" if node.device else "no device named whose rows would tell"
-        return Need(gb, refused=f"no time known on {node.name}: {said}, and no tflops stated")
+        problem = f"no row of device {node.device!r}" if node.device else "no device named whose rows would tell"
+        return Need(gb, refused=f"no time known on {node.name}: {problem}, and no tflops stated")
     source = seconds.source if measured or devices == 1 else f"{seconds.source}, steps divided by {devices} devices"
-    return Need(gb, gb > room / (1 + TIGHT), seconds.seconds * seeds, source)
+    return Need(gb, gb > room / (1 + TIGHT_MARGIN), seconds.seconds * seeds, source)
 
 
 def _rate(node: Node) -> clock.Rate | None:
@@ -216,8 +226,8 @@ def _rate(node: Node) -> clock.Rate | None:
     if node.tflops:
         return clock.Rate(node.tflops * 1e12, f"{node.tflops:g} TFLOP/s as stated")
     if node.device == machine_class() and node.kind == "cpu":
-        rate = product_rate() * SUSTAINED
-        return clock.Rate(rate, f"{rate / 1e9:.0f} GFLOP/s: {SUSTAINED:.0%} of this machine's float32 product")
+        rate = product_rate() * SUSTAINED_SHARE
+        return clock.Rate(rate, f"{rate / 1e9:.0f} GFLOP/s: {SUSTAINED_SHARE:.0%} of this machine's float32 product")
     return None
 
 
@@ -237,16 +247,22 @@ def product_rate() -> float:
 
 def _jobs(
     project: Project, due: Mapping[str, Due], needs: dict[tuple[str, str], dict[str, Need]]
-) -> tuple[list[Job], list[Left]]:
+) -> tuple[list[Job], list[Unplaced]]:
     """What fits some machine, as jobs, and what fits none."""
     jobs, left = [], []
-    for name, one in due.items():
-        fits = {place: need.seconds for place, need in needs[one.model, one.method].items() if need.refused is None}
+    for name, due_cell in due.items():
+        fits = {
+            place: need.seconds
+            for place, need in needs[due_cell.model, due_cell.method].items()
+            if need.refused is None
+        }
         if fits:
-            jobs.append(Job(name, fits, project.placement_of(one.method).devices))
+            jobs.append(Job(name, fits, project.placement_of(due_cell.method).devices))
         else:
-            reasons = dict.fromkeys(need.refused for need in needs[one.model, one.method].values() if need.refused)
-            left.append(Left(one.model, one.method, "; ".join(reasons)))
+            reasons = dict.fromkeys(
+                need.refused for need in needs[due_cell.model, due_cell.method].values() if need.refused
+            )
+            left.append(Unplaced(due_cell.model, due_cell.method, "; ".join(reasons)))
     return jobs, left
 
 
@@ -254,13 +270,13 @@ def _planned(
     project: Project, due: Sequence[Due], needs: dict[tuple[str, str], dict[str, Need]], machines: Sequence[Machine]
 ) -> Plan:
     places = [Place(machine.name, machine.node.devices, machine.node.memory_gb) for machine in machines]
-    found = {f"{one.model} × {one.method}": one for one in due}
-    jobs, left = _jobs(project, found, needs)
+    by_name = {f"{one.model} × {one.method}": one for one in due}
+    jobs, left = _jobs(project, by_name, needs)
     nodes = {machine.name: machine.node for machine in machines}
-    placed = schedule(jobs, places)
-    lines = [_line(found[one.job.name], one, needs, nodes[one.place]) for one in placed]
+    assignments = schedule(jobs, places)
+    lines = [_line(by_name[one.job.name], one, needs, nodes[one.place]) for one in assignments]
     prices = [machine.node.price_per_hour for machine in machines for _ in range(machine.node.devices)]
-    held = [price for price in prices if price is not None]
+    known_prices = [price for price in prices if price is not None]
     costs = [line.usd for line in lines if line.usd is not None]
     return Plan(
         lines,
@@ -268,16 +284,16 @@ def _planned(
         sum(place.devices for place in places),
         lower_bound(jobs, places),
         sum(costs) if len(costs) == len(lines) and costs else None,
-        sum(held) * makespan(placed) / 3600 if len(held) == len(prices) else None,
+        sum(known_prices) * makespan(assignments) / 3600 if len(known_prices) == len(prices) else None,
     )
 
 
-def _line(one: Due, placed: Placed, needs: dict[tuple[str, str], dict[str, Need]], node: Node) -> Line:
-    need = needs[one.model, one.method][placed.place]
-    seconds = placed.end - placed.start
+def _line(due: Due, assignment: Assignment, needs: dict[tuple[str, str], dict[str, Need]], node: Node) -> Line:
+    need = needs[due.model, due.method][assignment.place]
+    seconds = assignment.end - assignment.start
     price = node.price_per_hour
     return Line(
-        one.model, one.method, tuple(one.because), "; ".join(dict.fromkeys(one.because.values())), need.gb, need.tight,
-        seconds, need.source, placed.place, placed.devices, placed.start, placed.end,
-        None if price is None else price * seconds / 3600 * len(placed.devices),
+        due.model, due.method, tuple(due.because), "; ".join(dict.fromkeys(due.because.values())), need.gb, need.tight,
+        seconds, need.source, assignment.place, assignment.devices, assignment.start, assignment.end,
+        None if price is None else price * seconds / 3600 * len(assignment.devices),
     )  # fmt: skip

@@ -28,7 +28,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Placed:
+class Assignment:
     """Start and end in seconds from now; `devices` are indices within the machine."""
 
     job: Job
@@ -38,7 +38,7 @@ class Placed:
     end: float
 
 
-def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
+def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
     """A place and a time for each job, in the order of their start. Every job must fit at least one place.
 
     Two orders are tried, the longest first and, before that, those that fit the fewest devices; the shorter plan is taken.
@@ -49,18 +49,26 @@ def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
     pickiest = sorted(longest, key=lambda job: choice[job.name])
     plans = [_in_order(order, places) for order in (longest, pickiest)]
     best = min(plans, key=makespan)
-    return sorted(best, key=lambda placed: (placed.start, -(placed.end - placed.start), placed.place, placed.devices))
+    return sorted(
+        best,
+        key=lambda assignment: (
+            assignment.start,
+            -(assignment.end - assignment.start),
+            assignment.place,
+            assignment.devices,
+        ),
+    )
 
 
-def makespan(placed: Sequence[Placed]) -> float:
-    return max((one.end for one in placed), default=0.0)
+def makespan(assignments: Sequence[Assignment]) -> float:
+    return max((assignment.end for assignment in assignments), default=0.0)
 
 
-def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
+def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
     """Each job where it ends first; among equals on the devices with the least memory."""
     free = {place.name: [0.0] * place.devices for place in places}
     sizes = {place.name: place.memory_gb for place in places}
-    placed = []
+    assignments = []
     for job in jobs:
         options = []
         for name, seconds in job.seconds.items():
@@ -70,8 +78,8 @@ def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Placed]:
         end, _, name, start, chosen = min(options)
         for device in chosen:
             free[name][device] = end
-        placed.append(Placed(job, name, chosen, start, end))
-    return placed
+        assignments.append(Assignment(job, name, chosen, start, end))
+    return assignments
 
 
 @dataclass(frozen=True)
@@ -96,12 +104,14 @@ def lower_bound(jobs: Sequence[Job], places: Sequence[Place]) -> Bound:
     groups = {frozenset(job.seconds) for job in jobs}
     within = {group: [job for job in jobs if group.issuperset(job.seconds)] for group in {*groups, everywhere}}
     devices = {group: sum(counts[name] for name in group) for group in within}
-    work = {group: sum(j.least * j.devices for j in found) / devices[group] for group, found in within.items()}
+    work = {
+        group: sum(j.least * j.devices for j in group_jobs) / devices[group] for group, group_jobs in within.items()
+    }
     return Bound(
         longest=max((job.least for job in jobs), default=0.0),
         work=work[everywhere],
         memory=max((seconds for group, seconds in work.items() if group != everywhere), default=0.0),
-        crowding=max(_crowding([j.least for j in found], devices[group]) for group, found in within.items()),
+        crowding=max(_crowding([j.least for j in group_jobs], devices[group]) for group, group_jobs in within.items()),
     )
 
 

@@ -13,7 +13,7 @@ BYTES_PER_TOKEN = 4  # where no tokenizer is here to count
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkWork:
     """A benchmark: FLOPs guessed for it, and how many questions of it are asked at most (None: all)."""
 
     name: str
@@ -33,7 +33,7 @@ class Work:
     training: float
     evaluation: float
     trains: bool = True
-    benchmarks: tuple[Asked, ...] = ()
+    benchmarks: tuple[BenchmarkWork, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Forecast:
     """Seconds of one seed, and what they come from."""
 
     seconds: float
@@ -71,10 +71,10 @@ def training_flops(parameters: float, trainable: float, tokens: float, recipe: M
     if not traits_of(recipe).trains:
         return 0.0
     again = 2 * parameters if recipe["gradient_checkpointing"] else 0
-    return (4 * parameters + 2 * trainable + again) * tokens * (1 + _searched(recipe))
+    return (4 * parameters + 2 * trainable + again) * tokens * (1 + _search_share(recipe))
 
 
-def _searched(recipe: Mapping[str, Any]) -> float:
+def _search_share(recipe: Mapping[str, Any]) -> float:
     """Steps of the search for a learning rate, as a share of those of training: at most that, where a cap holds it."""
     rates = recipe["learning_rate"]
     if not isinstance(rates, list):
@@ -86,7 +86,7 @@ def past_of(attempt: Attempt) -> Past | None:
     """The row of an attempt that ended well and was evaluated; None where a number is missing."""
     result = attempt.result
     measured, recipe = result.measured, result.recipe
-    good = [found for found in attempt.evaluations() if found.ok]
+    good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
     if not result.ok or not good or not recipe or result.seconds is None:
         return None
     evaluation = good[-1].result
@@ -109,19 +109,19 @@ def _benchmarks_of(evaluation: Evaluation) -> dict[str, tuple[float, int, int | 
     return {name: (part["seconds"], part["questions"], limits.get(name)) for name, part in parts.items()}
 
 
-def foretell(
+def forecast(
     work: Work, past: Sequence[Past], device: str | None, rate: Rate | None, devices: int = 1
-) -> Foretold | None:
+) -> Forecast | None:
     """Seconds of one seed of `work` on a device of that name and rate; None where nothing tells. Over several `devices` the
     optimizer steps, and nothing else, take that part of the time of one."""
-    like = [row for row in past if row.device == device and (row.work.training > 0 or work.training == 0)]
-    if like:
-        return _by(min(like, key=lambda row: _distance(row, work)), work, devices)
+    rows = [row for row in past if row.device == device and (row.work.training > 0 or work.training == 0)]
+    if rows:
+        return _scaled(min(rows, key=lambda row: _distance(row, work)), work, devices)
     if rate is None:
         return None
     flops = work.evaluation + (work.training / devices if work.trains else 0.0)
     flops += sum(one.flops for one in work.benchmarks)
-    return Foretold(START_SECONDS + flops / rate.flops, rate.source)
+    return Forecast(START_SECONDS + flops / rate.flops, rate.source)
 
 
 def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
@@ -134,43 +134,43 @@ def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
     )
 
 
-def _by(row: Past, work: Work, devices: int) -> Foretold:
+def _scaled(row: Past, work: Work, devices: int) -> Forecast:
     """Optimizer steps go by FLOPs, all else by the number of weights."""
-    size = work.parameters / row.work.parameters
-    more = work.training / row.work.training if work.training else 0.0
-    asked, guessed = _benchmarks_by(row, work, size)
-    seconds = row.evaluated * size + asked
+    weight_ratio = work.parameters / row.work.parameters
+    work_ratio = work.training / row.work.training if work.training else 0.0
+    benchmark_seconds, unmeasured = _benchmark_seconds(row, work, weight_ratio)
+    seconds = row.evaluated * weight_ratio + benchmark_seconds
     if work.trains:
-        seconds += row.steps * more / devices + row.rest * size
+        seconds += row.steps * work_ratio / devices + row.rest * weight_ratio
     same = (row.work.model, row.work.method) == (work.model, work.method)
-    note = f"; guessed: {', '.join(guessed)}" if guessed else ""
-    if same and abs(more - (1 if work.training else 0)) < 0.01:
-        return Foretold(seconds, f"measured{note}")
-    of = "its own row" if same else f"{row.work.model} × {row.work.method}"
-    return Foretold(seconds, f"{of}, scaled by FLOPs{note}")
+    note = f"; guessed: {', '.join(unmeasured)}" if unmeasured else ""
+    if same and abs(work_ratio - (1 if work.training else 0)) < 0.01:
+        return Forecast(seconds, f"measured{note}")
+    basis = "its own row" if same else f"{row.work.model} × {row.work.method}"
+    return Forecast(seconds, f"{basis}, scaled by FLOPs{note}")
 
 
-def _share_asked(questions: int, was: int | None, now: int | None) -> float | None:
+def _question_ratio(questions: int, old_limit: int | None, new_limit: int | None) -> float | None:
     """How many times the `questions` of the past are asked now, where at most `was` of them were asked for and now `now` are (None:
     all); None where the past cannot tell."""
     if not questions:
         return None
-    if was is None or questions < was:  # there are no more
-        return min(now, questions) / questions if now else 1.0
-    return now / questions if now else None
+    if old_limit is None or questions < old_limit:  # there are no more
+        return min(new_limit, questions) / questions if new_limit else 1.0
+    return new_limit / questions if new_limit else None
 
 
-def _benchmarks_by(row: Past, work: Work, size: float) -> tuple[float, list[str]]:
+def _benchmark_seconds(row: Past, work: Work, weight_ratio: float) -> tuple[float, list[str]]:
     """Seconds of the benchmarks, and the names of those that the row was not asked: they go by FLOPs, at the rate of the row's
     steps, or of its evaluation where it had none."""
-    seconds, guessed = 0.0, []
+    seconds, unmeasured = 0.0, []
     trained = row.work.training / row.steps if row.steps and row.work.training else 0.0
-    rate = trained or (work.evaluation / (row.evaluated * size) if row.evaluated else 0.0)
-    for one in work.benchmarks:
-        taken, questions, limit = row.benchmarks.get(one.name, (0.0, 0, None))
-        if share := _share_asked(questions, limit, one.limit):
-            seconds += taken * size * share
+    rate = trained or (work.evaluation / (row.evaluated * weight_ratio) if row.evaluated else 0.0)
+    for benchmark in work.benchmarks:
+        past_seconds, questions, limit = row.benchmarks.get(benchmark.name, (0.0, 0, None))
+        if share := _question_ratio(questions, limit, benchmark.limit):
+            seconds += past_seconds * weight_ratio * share
         else:
-            seconds += one.flops / rate if rate else 0.0
-            guessed.append(one.name)
-    return seconds, guessed
+            seconds += benchmark.flops / rate if rate else 0.0
+            unmeasured.append(benchmark.name)
+    return seconds, unmeasured

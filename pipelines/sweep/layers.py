@@ -23,7 +23,7 @@ from pipelines.sweep.cells import doubts, make_current, table_of
 from pipelines.weights import shortened, store
 
 Row = dict[str, Any]
-HEALED_BY = ("full", "lora-r8", "qlora-r8")  # unless others are named
+DEFAULT_METHODS = ("full", "lora-r8", "qlora-r8")  # unless others are named
 COLUMNS = layers_report.COLUMNS
 
 
@@ -43,7 +43,7 @@ def with_layers(
     project: Project, model: str, counts: Sequence[int], methods: Sequence[str] | None = None
 ) -> LayerSweep:
     """A model for each number of layers that are left out (0: the model itself): the one of experiments.yaml that is made so, else
-    one made for this sweep. `methods` None: the untouched model, and HEALED_BY.
+    one made for this sweep. `methods` None: the untouched model, and DEFAULT_METHODS.
 
     Raises:
         UsageError: an unknown model or method, one that the profile does not hold (evaluation records must fit all models of a
@@ -57,19 +57,24 @@ def with_layers(
         )
     _require_layers(project, model, whole, counts)
     base = base_method(project)
-    chosen = list(dict.fromkeys(filter(None, methods or (base, *HEALED_BY))))
-    for name in chosen:
+    method_names = list(dict.fromkeys(filter(None, methods or (base, *DEFAULT_METHODS))))
+    for name in method_names:
         experiments.method(name)
     sources = {
         count: Source.model_validate({"from": model, "drop_layers": count}) for count in sorted(set(counts)) if count
     }
     models = {0: model} if 0 in counts else {}
-    models |= {count: _named(experiments, model, source) for count, source in sources.items()}
-    made = {name: _made(whole, sources[count]) for count, name in models.items() if name not in experiments.models}
-    wide = _widened(profile, list(models.values()), list(dict.fromkeys(filter(None, (base, *chosen)))))
-    changes = {"models": {**experiments.models, **made}, "profiles": {**experiments.profiles, project.profile: wide}}
+    models |= {count: _name_of(experiments, model, source) for count, source in sources.items()}
+    new_models = {
+        name: _model_without(whole, sources[count]) for count, name in models.items() if name not in experiments.models
+    }
+    extended = _extended(profile, list(models.values()), list(dict.fromkeys(filter(None, (base, *method_names)))))
+    changes = {
+        "models": {**experiments.models, **new_models},
+        "profiles": {**experiments.profiles, project.profile: extended},
+    }
     swept = replace(project, experiments=experiments.model_copy(update=changes))
-    return LayerSweep(swept, model, models, chosen, list(made))
+    return LayerSweep(swept, model, models, method_names, list(new_models))
 
 
 def _require_layers(project: Project, name: str, model: Model, counts: Sequence[int]) -> None:
@@ -78,26 +83,26 @@ def _require_layers(project: Project, name: str, model: Model, counts: Sequence[
         shortened.dropped_from(shortened.layers_of(config), max(counts)) if max(counts) else None
 
 
-def _widened(profile: Profile, models: list[str], methods: list[str]) -> Profile:
+def _extended(profile: Profile, models: list[str], methods: list[str]) -> Profile:
     return profile.model_copy(update={"models": list(dict.fromkeys([*profile.models, *models])), "methods": methods})
 
 
-def _made(whole: Model, source: Source) -> Model:
+def _model_without(whole: Model, source: Source) -> Model:
     """As experiments.yaml would have it: all that is known of the whole model is known of it."""
-    made = whole.model_copy(update={"source": source})
-    made._parent = whole
-    return made
+    model = whole.model_copy(update={"source": source})
+    model._parent = whole
+    return model
 
 
-def _named(experiments: Experiments, model: str, source: Source) -> str:
+def _name_of(experiments: Experiments, model: str, source: Source) -> str:
     """The name of the configured model that is made so and says nothing else, else one that says how it is made.
 
     Raises:
         UsageError: that name is taken.
     """
-    made = _made(experiments.model(model), source).model_dump()
+    definition = _model_without(experiments.model(model), source).model_dump()
     for name, known in experiments.models.items():
-        if known.model_dump() == made:
+        if known.model_dump() == definition:
             return name
     name = f"{model}-drop{source.drop_layers}"
     if name in experiments.models:
@@ -115,9 +120,9 @@ def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Ca
     resolved = project.resolve()
     for name in sweep.models.values():
         make_current(resolved, name, sweep.methods, hooks=hooks, tell=tell)
-    found = {(row["model"], row["method"]): row for row in comparison_rows(resolved)}
+    by_cell = {(row["model"], row["method"]): row for row in comparison_rows(resolved)}
     return [
-        {**layers_report.with_drop(found[name, method], count, project.experiments), "whole": sweep.model}
+        {**layers_report.with_drop(by_cell[name, method], count, project.experiments), "whole": sweep.model}
         for count, name in sweep.models.items()
         for method in sweep.methods
     ]
@@ -149,16 +154,16 @@ def _notes(rows: Sequence[Row], sweep: LayerSweep) -> list[str]:
 
 def _defined(model: Model) -> str:
     """Its source as experiments.yaml would have it."""
-    named = model.source.model_dump(exclude_none=True)
-    return f"{{{', '.join(f'{name}: {value}' for name, value in named.items())}}}"
+    fields = model.source.model_dump(exclude_none=True)
+    return f"{{{', '.join(f'{name}: {value}' for name, value in fields.items())}}}"
 
 
 def write_picture(rows: Sequence[Row], sweep: LayerSweep) -> Path | None:
     """Loss, memory and speed by layers as a PNG beside the report; None where nothing was measured."""
-    drawn = layers_report.picture(rows, "png")
-    if drawn is None:
+    picture = layers_report.picture(rows, "png")
+    if picture is None:
         return None
     path = sweep.project.data.report.with_name(f"layers-{sweep.model}.png")
     with replacing(path) as temporary:
-        temporary.write_bytes(drawn)
+        temporary.write_bytes(picture)
     return path

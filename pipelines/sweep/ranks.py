@@ -95,18 +95,21 @@ def with_ranks(
         raise UsageError(
             f"{model} is not in profile {project.profile} ({', '.join(profile.models)}): add it to its models"
         )
-    wanted = {rank: ALPHA_RULES[alpha].method(rank, targets) for rank in sorted(set(ranks))}
-    methods = {rank: _named(experiments, method) for rank, method in wanted.items()}
-    made = {name: wanted[rank] for rank, name in methods.items() if name not in experiments.methods}
+    by_rank = {rank: ALPHA_RULES[alpha].method(rank, targets) for rank in sorted(set(ranks))}
+    methods = {rank: _name_of(experiments, method) for rank, method in by_rank.items()}
+    new_methods = {name: by_rank[rank] for rank, name in methods.items() if name not in experiments.methods}
     base = [name for name in (base_method(project),) if name]
-    wide = profile.model_copy(update={"methods": [*base, *methods.values()]})
-    changes = {"methods": {**experiments.methods, **made}, "profiles": {**experiments.profiles, project.profile: wide}}
+    extended = profile.model_copy(update={"methods": [*base, *methods.values()]})
+    changes = {
+        "methods": {**experiments.methods, **new_methods},
+        "profiles": {**experiments.profiles, project.profile: extended},
+    }
     added = [name for name in methods.values() if name not in profile.methods]
     swept = replace(project, experiments=experiments.model_copy(update=changes))
     return Sweep(swept, model, methods, added, alpha, targets)
 
 
-def _named(experiments: Experiments, method: Method) -> str:
+def _name_of(experiments: Experiments, method: Method) -> str:
     """The name of the configured method with these settings, else one that says them all, so that no two sweeps share a cell.
 
     Raises:
@@ -139,8 +142,8 @@ def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callabl
     """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
     hooks, resolved = RunHooks(on_tick=on_tick), sweep.project.resolve()
     make_current(resolved, sweep.model, sweep.methods.values(), hooks=hooks, tell=tell)
-    found = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
-    return [_by_rank(found[method], rank) for rank, method in sweep.methods.items()]
+    by_method = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
+    return [_by_rank(by_method[method], rank) for rank, method in sweep.methods.items()]
 
 
 def _by_rank(row: Row, rank: int) -> Row:
@@ -179,8 +182,8 @@ def _of_rates(rows: Sequence[Row]) -> Iterator[str]:
     if trained and all(rates_of(row) == "tuned" for row in trained):
         yield "each rank at the best of the learning rates tried for it"
     if shared:
-        whose = f" ({', '.join(row['method'] for row in shared)})" if len(shared) < len(trained) else ""
-        yield f"{_at_rates(shared)}, not searched for{whose}; another rate may order the ranks otherwise"
+        methods = f" ({', '.join(row['method'] for row in shared)})" if len(shared) < len(trained) else ""
+        yield f"{_at_rates(shared)}, not searched for{methods}; another rate may order the ranks otherwise"
     if at_edge:
         yield f"{', '.join(at_edge)}: the best learning rate is the smallest or largest of those tried; try more that way"
 

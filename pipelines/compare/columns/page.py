@@ -82,9 +82,9 @@ def _added(table: Table) -> Iterator[str]:
     columns = ADDED.get(table.name)
     if columns:
         yield from ("", f"### Columns that settings add to {table.name}", "", SETTINGS_ADD)
-        for name, found in Table(table.name, table.meaning, columns).groups().items():
+        for name, members in Table(table.name, table.meaning, columns).groups().items():
             yield from _group(
-                name, [replace(one, name=_pattern(one.name), meaning=_pattern(one.meaning)) for one in found]
+                name, [replace(one, name=_pattern(one.name), meaning=_pattern(one.meaning)) for one in members]
             )
 
 
