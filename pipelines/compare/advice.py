@@ -1,4 +1,4 @@
-"""One true sentence per row: what the numbers say, or what to do about the outcome."""
+"""One sentence of advice per row: the meaning of its numbers, or what to do about its outcome."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from pipelines.compare.retrieval_report import in_words as in_words_of_retrieval
 from pipelines.runs.fitting import ONE_ROW
 
 Row = dict[str, Any]
-SAFETY_FACTOR = 1.1  # what a prediction must leave, as a share of itself, before one should build on it
+# A predicted peak counts as fitting only if this multiple of it is below the budget.
+SAFETY_FACTOR = 1.1
 
 
 def advise(row: Row, rows: Sequence[Row]) -> str:
@@ -37,7 +38,7 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
 
 
 def next_run(row: Row) -> str:
-    """What `train` would do now: go on from a checkpoint, as the row's detail says, or begin anew where the cell has changed."""
+    """What the next run would do: continue from a checkpoint, as the row's detail says, or start again if the cell has changed."""
     if row["stale_because"]:
         return f"the next run starts it again, since it has changed: {row['stale_because']}"
     match = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
@@ -71,7 +72,7 @@ def _of_ok(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _base_of_other_weights(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of the untouched model, where that was measured with other weights."""
+    """The row of the untouched model, if that was measured with other weights; else None."""
     alone = [one for one in rows if one.get("retrieved") is None]
     untouched = [one for one in alone if one["model"] == row["model"] and one["trainable_params"] == 0]
     others = [one for one in untouched if one["weights_fingerprint"] != row["weights_fingerprint"]]
@@ -89,7 +90,7 @@ def _against_base(row: Row, bits: float, base: float) -> str:
 
 
 def _against_full(row: Row, rows: Sequence[Row]) -> str:
-    """What is gained and lost against full fine-tuning; nothing where that is not known."""
+    """The gains and losses against full fine-tuning; empty if they are not known."""
     if row["delta_full_low"] is None:
         return ""
     costs = [f"{100 * row['memory_vs_full']:.0f} % of its memory"] if row["memory_vs_full"] else []
@@ -116,8 +117,7 @@ def _of_speed(row: Row) -> str:
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
-    """How much memory the cell needs against what there was, which cells did or would fit, and whether smaller micro-batches
-    would help."""
+    """The memory that the cell needs, and the ways to make it fit: another method or smaller micro-batches."""
     room, predicted = row["memory_budget_gb"], row["estimated_memory_gb"]
     budget = f" of {room:g} GB" if room else ""
     if predicted and room and predicted > room:
@@ -131,7 +131,7 @@ def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _when_nothing_fits(row: Row, rows: Sequence[Row]) -> str:
-    """No method of the model is known to fit: what the least of them needs, where all are known."""
+    """Advice if no method of the model is known to fit; it names the smallest one if all have predictions."""
     others = [other for other in rows if other["model"] == row["model"] and other["trainable_params"] != 0]
     known = [(other["estimated_memory_gb"], other["method"]) for other in others if other["estimated_memory_gb"]]
     if not known or len(known) < len(others) or min(known)[0] < (row["memory_budget_gb"] or 0):
@@ -141,7 +141,7 @@ def _when_nothing_fits(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
-    """The method of the same model with the smallest peak under the same budget and device: measured, else predicted."""
+    """The method of the same model with the smallest peak, measured under the same budget and device, else predicted."""
     room = row["memory_budget_gb"]
     others = [other for other in rows if other["model"] == row["model"] and other is not row]
     batches = {other["method"]: _with_batches(other, row) for other in others}
@@ -155,28 +155,30 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
 
 
 def _is_measured_beside(other: Row, row: Row) -> bool:
-    """Whether the other row has a peak of training that was measured under the row's budget and on its device."""
+    """Whether the other row has a peak of training measured under the row's budget and on its device."""
     if other["status"] != "ok" or not other["peak_memory_gb"] or other["trainable_params"] == 0:
         return False
     return (other["device"], other["memory_budget_gb"]) == (row["device"], row["memory_budget_gb"])
 
 
 def _is_predicted_within(row: Row, room: float | None) -> bool:
-    """Whether a row without an outcome of its own is predicted to stay well within `room` GB."""
+    """Whether a row without an outcome is predicted to stay well below `room` GB."""
     if not row["estimated_memory_gb"] or not room or row["status"] in ("out_of_memory", "ok"):
         return False
     return row["estimated_memory_gb"] * SAFETY_FACTOR < room
 
 
 def _with_batches(other: Row, row: Row) -> str:
-    """The micro-batches of another cell, where they are not those of this one."""
+    """The micro-batch size of the other cell, if it differs from this one's."""
     tokens = other["micro_batch_tokens"]
     return f" with micro_batch_tokens {tokens}" if tokens and tokens != row["micro_batch_tokens"] else ""
 
 
 def _smaller_batches(row: Row) -> str | None:
-    """Halving helps where the prediction says so; where there is none, smaller ones may. Where one row does not fit there are none:
-    then shorter examples."""
+    """Advice to use smaller micro-batches, if the prediction says that they help or there is no prediction.
+
+    If a single row does not fit, no smaller micro-batch exists; the advice is shorter examples.
+    """
     if ONE_ROW in (row["status_detail"] or ""):
         return "lower max_length, which leaves out the longest examples"
     half, room = row["estimated_half_batch_gb"], row["memory_budget_gb"]

@@ -1,4 +1,4 @@
-"""What was said of the answers, put beside the cells: the judge's shares in their rows, and each teacher as a row of its own."""
+"""Verdicts on answers in the comparison: the judge's shares in the cells' rows, and a row for each teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pipelines.settings.judging import Teacher
 
 
 def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
-    """The cells' rows with their judge columns, then the teachers'."""
+    """The cells' rows with their judge columns, then the teachers' rows."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     with answer_store.reading(project) as journal:
         bases = answer_store.base_evaluations(resolved, project.settings.models)
@@ -35,7 +35,7 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
 
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
-    """The rows of the table pair_verdicts: every pair of the profile that has a verdict, and the teachers'."""
+    """The rows of the table pair_verdicts: every pair of the profile and of the teachers that has a verdict."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     bases = answer_store.base_evaluations(resolved, project.settings.models)
     if not bases:
@@ -59,7 +59,7 @@ def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TeacherAnswers:
-    """A teacher, its answers as rows, and to how many records answers are wanted."""
+    """A teacher, its answers as rows, and the number of prompts to answer."""
 
     teacher: Teacher
     answers: list[dict[str, Any]]
@@ -67,7 +67,7 @@ class TeacherAnswers:
 
 
 def _answers_by_teacher(resolved: Resolved, journal: Journal | None) -> list[TeacherAnswers]:
-    """The teachers that may be asked, with what they have answered so far."""
+    """The teachers that may be asked, with their answers so far."""
     names = teacher.teachers(resolved.project)
     records = answer_store.sample(resolved) if names else []
     return [TeacherAnswers(one, teacher.answers(journal, resolved, one, records), len(records)) for one in names]
@@ -76,7 +76,7 @@ def _answers_by_teacher(resolved: Resolved, journal: Journal | None) -> list[Tea
 def _teacher_row(
     resolved: Resolved, journal: Journal | None, entry: TeacherAnswers, bases: Mapping[str, Evaluation | str]
 ) -> Row:
-    """A row of what a provider's answers can show: no losses, no training, no memory."""
+    """A teacher's row. It has scores of answers, but no losses, training or memory."""
     one, answers, project = entry.teacher, entry.answers, resolved.project
     name = one.provider
     provider = resolved.experiments.provider(name)
@@ -98,7 +98,7 @@ def _teacher_row(
         "profile": project.profile,
         "outside_profile": False,
         "model_note": _note(project.experiments, name),
-        "advice": "no model of ours: how far its answers are from those of the tuned ones is what is left to gain",
+        "advice": "not one of our models: the distance from the tuned models' answers to its answers is what is left to gain",
         "run_id": one.run_id,
         "answers": len(answers) or None,
         "answer_tokens": sum(tokens) if tokens else None,
@@ -144,6 +144,6 @@ def teacher_answers(resolved: Resolved) -> list[dict[str, Any]]:
 def with_verdicts(
     journal: Journal | None, experiments: Experiments, rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The answers with the judge's word on each."""
+    """The answers with the judge's verdict on each."""
     verdicts = judge.judged(journal, experiments, rows)
     return [{**row, **judge.answer_columns(verdict)} for row, verdict in zip(rows, verdicts, strict=True)]

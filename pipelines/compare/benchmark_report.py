@@ -1,5 +1,4 @@
-"""The report's part on benchmarks: the share of questions that each method answers correctly, and how far it is from the untouched
-model's on the same questions."""
+"""The report's part on benchmarks: each method's share of correct answers, and its difference to the untouched model's share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +44,7 @@ SAYS = (
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
-    """None where the profile names no benchmark, or none was asked."""
+    """The part; None if the profile names no benchmark, or none was run."""
     numbers = long_form(rows)
     if not numbers:
         return None
@@ -65,7 +64,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
 
 
 def _missing(rows: Sequence[Row]) -> list[str]:
-    """Why a row that was evaluated lacks a benchmark."""
+    """The reasons why evaluated rows lack a benchmark."""
     details = ((row, row["status_detail"] or "") for row in rows)
     return [
         f"{full_name(row)}: {detail}." for row, detail in details if row["status"] == "ok" and "benchmark" in detail
@@ -73,7 +72,7 @@ def _missing(rows: Sequence[Row]) -> list[str]:
 
 
 def long_form(rows: Sequence[Row]) -> list[Row]:
-    """A row for each benchmark and row of the comparison that has a share of it."""
+    """One row for each benchmark and each row of the comparison that has its share."""
     return [
         {
             "benchmark": column.name.removeprefix("benchmark_"),

@@ -1,8 +1,8 @@
-"""How many of a benchmark's questions a cell answers correctly, and how that differs from the untouched model's, with intervals.
+"""The share of a benchmark's questions that a cell answers correctly, and its difference to the untouched model's, with intervals.
 
-A share's interval is Wilson's. A difference is taken question by question, on the same questions alone: its interval is Tango's
-score interval of paired proportions (`statistics.win_rate_interval`), which has a width also where no answer changed. Of several
-training runs the wider of that and of the bootstrap over questions and runs (compare/quality.py) is stated.
+A share has Wilson's interval. A difference is paired by question, over the same questions only. It has Tango's score interval for
+paired proportions (`statistics.win_rate_interval`), which has a width even if no answer changed. For several training runs the
+interval is the wider of that one and the bootstrap over questions and runs (compare/quality.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,20 +21,24 @@ from pipelines.settings.column_names import column_name
 from pipelines.settings.evaluation import EvaluationSettings
 
 Row = dict[str, Any]
-Key = tuple[str, str]  # a task, and the hash of one of its questions
+# A task, and the hash of one of its questions.
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """`correct`: (runs, questions), 1 where a run answered a question correctly; `questions` in that order. Runs that are not
-    `trained` are all alike."""
+    """The correct answers of a cell's runs.
+
+    `correct`: (runs, questions), 1 for a correct answer. `questions` are in the same order. Runs that are not `trained` are
+    all equal.
+    """
 
     questions: tuple[Key, ...]
     correct: np.ndarray
     trained: bool
 
     def of(self, tasks: Iterable[str]) -> "Scores | None":
-        """The same on the questions of these tasks; None where there are none."""
+        """The scores on the questions of these tasks; None if there are none."""
         names = set(tasks)
         places = [place for place, (task, _) in enumerate(self.questions) if task in names]
         if not places:
@@ -46,13 +50,13 @@ class Scores:
         return float(self.correct.mean())
 
     def interval(self) -> tuple[float, float] | None:
-        """Seeds answer the same questions, so more of them make no larger sample."""
+        """Wilson's interval. Seeds answer the same questions, so more seeds do not enlarge the sample."""
         count = len(self.questions)
         return wilson(round(self.share * count), count)
 
 
 def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | None:
-    """Over the runs of a cell: the questions that all of them were asked; None of none."""
+    """The scores of a cell's runs on the questions that all of them were asked; None if there are none."""
     runs = [_correct(read_jsonl(evaluation.folder / FILE)) for evaluation in evaluations]
     if not runs:
         return None
@@ -63,13 +67,13 @@ def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | N
 
 
 def _correct(rows: Sequence[Row]) -> dict[Key, bool]:
-    """By what was asked, so that a set of which a question was changed since is not taken for the same."""
+    """The results by the content of each question, so that a changed question counts as another one."""
     parts = ("item_id", "prompt", "choices", "reference")
     return {(row["task"], stable_hash([row.get(name) for name in parts])): row["correct"] for row in rows}
 
 
 def difference(one: Scores, other: Scores) -> Interval | None:
-    """The share of `one` less that of `other`; None where they were not asked the same questions."""
+    """The share of `one` minus that of `other`; None if they were not asked the same questions."""
     if set(one.questions) != set(other.questions):
         return None
     places = {key: place for place, key in enumerate(other.questions)}
@@ -86,7 +90,7 @@ def difference(one: Scores, other: Scores) -> Interval | None:
 
 
 def _tango(differences: np.ndarray) -> Interval | None:
-    """Of mean differences by question, each from -1 to 1; None under two questions."""
+    """Tango's interval of mean differences by question, each from -1 to 1; None under two questions."""
     gained, lost = round(float(differences[differences > 0].sum())), round(float(-differences[differences < 0].sum()))
     ends = win_rate_interval(gained, lost, len(differences) - gained - lost)
     if ends is None:
@@ -97,8 +101,10 @@ def _tango(differences: np.ndarray) -> Interval | None:
 
 
 def add_benchmarks(row: Row, base: Row | None, known: Mapping[Key, Scores], settings: EvaluationSettings) -> None:
-    """The row's shares by benchmark and over the sets that ship, and their differences to the untouched model's, of the same
-    weights and on the same questions."""
+    """Add the row's shares by benchmark and over the shipped sets, and their differences to the untouched model's.
+
+    Differences need the same weights and the same questions.
+    """
     own = known.get((row["model"], row["method"]))
     if own is None:
         return
@@ -117,7 +123,7 @@ def add_benchmarks(row: Row, base: Row | None, known: Mapping[Key, Scores], sett
 
 
 def _compared(own: Scores, theirs: Scores | None, tasks: Sequence[str], *, is_base: bool) -> Row:
-    """What is known of these tasks, by the endings of its columns."""
+    """The values for these tasks, by the endings of their columns."""
     mine = own.of(tasks)
     if mine is None:
         return {}

@@ -1,7 +1,7 @@
-"""The report's section on what a loss leaves open: did tuning help at the task, did it cost elsewhere, was it needed at all?
+"""The report's section on questions that a loss leaves open: did tuning help at the task, cost elsewhere, or was it needed at all?
 
-Each part is a function of a module of its own, (rows, tables) → HTML, or None where nothing of it was measured. Parts stand in the
-order of PARTS. `pieces.Part` makes one that looks like the others.
+Each part is a function in a module of its own: (rows, tables) → HTML, or None if nothing of it was measured. Parts appear in the
+order of PARTS. `pieces.Part` gives them a common look.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,10 @@ PARTS: tuple[Section, ...] = (
 
 
 def parts(rows: Sequence[Row], tables: Mapping[str, pa.Table], project: Project | None = None) -> list[Markup]:
-    """The section's parts for the rows of the comparison, and the tables that are published beside it; last the part on fewer
-    layers, which needs to know the models."""
+    """The section's parts, from the rows of the comparison and the tables published with it.
+
+    The part on fewer layers comes last. It needs the models of the project.
+    """
     sections = [part(rows, tables) for part in PARTS]
     layers = layers_report.section(project, rows) if project else None
     return [one for one in (*sections, layers) if one]

@@ -1,4 +1,4 @@
-"""Rebuild everything that people read: the warehouse and the report, from the lake, in one call."""
+"""Rebuild the warehouse and the report from the lake in one call."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, where, and `stamp`: when and from what."""
+    """What was published and where. `stamp` says when, and from which data and code."""
 
     rows: list[Row]
     picks: list[Row]
@@ -40,11 +40,11 @@ class Publication:
 
 
 def compare(project: Project) -> Publication:
-    """Publish the comparison as it stands now.
+    """Publish the comparison in its current state.
 
     Raises:
         UsageError: nothing was cleaned yet.
-        WorkError: the data folder cannot be written; the last publication stays whole.
+        WorkError: the data folder cannot be written; the last publication stays intact.
     """
     resolved = project.resolve()
     keep_predictions(resolved)
@@ -80,8 +80,9 @@ def compare(project: Project) -> Publication:
 
 
 def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
-    """What to use or to run next, from the lake as it stands now; memory is predicted where that decides. `also`: cells, (model,
-    method), outside the profile that count, too.
+    """Decide which cell to use or to run next, from the current lake. Memory is predicted if the decision depends on it.
+
+    `also` names cells outside the profile, as (model, method), that count too.
 
     Raises:
         UsageError: nothing was cleaned yet, or one of `also` has no row.
@@ -95,8 +96,11 @@ def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]]
 
 
 def lake_version(data: DataRoot) -> str:
-    """Changes with every result that a publication shows: examples, calls, attempts and evaluations that have ended, also without a
-    word. That one waits or runs changes nothing; whatever is published next shows it as it then stands."""
+    """A hash that changes with every result that a publication shows.
+
+    Results are examples, calls, and attempts and evaluations that have ended, including those whose process is gone. Waiting
+    and running work does not change the hash; the next publication shows its state at that time.
+    """
     watched = [
         data.clean / "current.json",
         data.journal,
@@ -109,7 +113,7 @@ def lake_version(data: DataRoot) -> str:
 
 
 def _lost(data: DataRoot) -> list[Path]:
-    """Folders of runs whose processes are gone and that left no result."""
+    """The folders of runs whose process is gone and that left no result."""
     folders = (path.parent for path in data.cells.rglob("state.json"))
     return [
         folder for folder in folders if not (folder / "result.json").exists() and result_in(folder).status == "lost"
@@ -119,7 +123,7 @@ def _lost(data: DataRoot) -> list[Path]:
 def published_rows(
     data: DataRoot, table: Literal["comparison", "picks", "history", "nights"] = "comparison"
 ) -> list[Row]:
-    """A published table, as anyone reads it; one that an older publication lacks is empty.
+    """The rows of a published table; empty if an older publication lacks the table.
 
     Raises:
         UsageError: nothing has been published yet, or the publication is damaged.

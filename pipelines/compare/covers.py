@@ -1,9 +1,10 @@
-"""What an interval covers, in words: how many training runs it says something of, and what it was widened by."""
+"""What an interval covers, in words: the number of training runs, and the spread that widened it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # it needs numpy, and printing a table does not
+# seeds.py needs numpy, and printing a table does not.
+if TYPE_CHECKING:
     from pipelines.compare.seeds import Spread
 
 Row = dict[str, Any]
@@ -11,7 +12,7 @@ COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def basis(runs: Sequence[int], spreads: "Sequence[Spread]") -> str:
-    """What a verdict between methods rests on: the training runs of each, and the spreads that its intervals were widened by."""
+    """The basis of a verdict between methods: the training runs of each, and the spreads that widened its intervals."""
     least, most = min(runs, default=0), max(runs, default=0)
     counts = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
     sources = " and ".join(f"{one.source}: {one.value:.4f}" for one in spreads)
@@ -20,12 +21,12 @@ def basis(runs: Sequence[int], spreads: "Sequence[Spread]") -> str:
 
 
 def covers(row: Row) -> str:
-    """What the row's interval says something of besides the records: so many training runs."""
+    """The number of training runs that the row's interval covers besides the records."""
     return in_words(row["seeds_ok"] or 0)
 
 
 def note(rows: Sequence[Row]) -> str | None:
-    """What the intervals of a table's trained rows cover; None where none was trained."""
+    """What the intervals of a table's trained rows cover; None if none was trained."""
     counted = [row.get("seeds_ok") or 0 for row in rows if row["status"] == "ok" and row.get("trainable_params")]
     trained = [runs for runs in counted if runs]
     if not trained:

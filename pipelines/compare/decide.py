@@ -1,4 +1,4 @@
-"""`featherweight decide`: the cell to use under a limit of memory, of time and of lost quality, or the one to run next to know."""
+"""`featherweight decide`: the cell to use under limits of memory, time and lost quality, or the cell to run next to find out."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,9 @@ from pipelines.compare.table import Comparison
 
 Row = dict[str, Any]
 Verdict = Literal["use", "run next", "nothing fits"]
-MAX_FAILINGS = 5  # cells whose failing is told
-# that a new run ends otherwise is not to be hoped for
+# If nothing fits, this many cells are listed with the limits they break.
+MAX_FAILINGS = 5
+# Statuses that another run is not expected to change.
 FINAL_STATUSES = ("out_of_memory", "diverged", "failed", "unavailable")
 RUN_SECONDS = (
     "load_seconds", "quantize_seconds", "search_seconds", "train_seconds", "other_seconds", "evaluation_seconds",
@@ -24,7 +25,10 @@ RUN_SECONDS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """`memory_gb`: peak of training; `minutes`: time to train; `max_loss`: bits per byte above the best cell. None: any."""
+    """The limits of a decision; None means no limit.
+
+    `memory_gb`: peak memory of training. `minutes`: time to train. `max_loss`: bits per byte above the best cell.
+    """
 
     memory_gb: float | None = None
     minutes: float | None = None
@@ -33,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """`loss` is what `model` × `method` loses to the best cell, with its interval; `reasons` are sentences, the telling first."""
+    """A decision. `loss` is the distance of `model` × `method` to the best cell; `reasons` are sentences, the main one first."""
 
     verdict: Verdict
     model: str | None
@@ -43,18 +47,23 @@ class Decision:
 
 
 def decide(comparison: Comparison, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
-    """The cell to use: of those that surely stay within all limits, and have equal micro-batches, the one with the smallest peak
-    memory × training time. A time that other programs disturbed decides nothing but that the limit of time is kept.
+    """Choose the cell to use: the smallest peak memory × training time among the cells that surely stay within all limits.
 
-    Loss is bits per byte above the best comparable cell (the lowest that was measured, full or not), on the same records. It is
-    the method's: of cells with one training run the interval is widened by the spread between runs, where it is known. It stays
-    within `max_loss` surely where the whole 95 % interval does, surely not where the whole interval lies above; between, these
-    records and runs cannot tell. Where a cell that may be the best has its learning rate at the edge of those tried, none is sure.
-    Only cells that are current, but for the code, can be used. Where none can, the one to run next is, in this order: one whose
-    rate lies at the edge; a cell that is within the limits but for too few records or runs; one not measured yet that is predicted
-    to fit (of several the one predicted largest: more trained weights lose least); one that may still be within `max_loss`, against
-    appearances. A cell that left out too many records is never used, and the reasons name it. Cells outside
-    the profile count only where `also` names them, as (model, method).
+    The cells are compared with equal micro-batches. A time disturbed by other programs only counts for the limit of time.
+
+    Loss is bits per byte above the best comparable cell (the lowest measured one, full or not), on the same records. It belongs to
+    the method: for cells with one training run, the spread between runs widens the interval, if it is known. A cell is surely
+    within `max_loss` if its whole 95 % interval is, and surely not if the whole interval lies above. Otherwise the records and
+    runs cannot tell. No cell is sure while a cell that may be the best has its learning rate at the edge of those tried.
+
+    Only cells that are current, apart from the code, can be used. If there are none, the cell to run next is, in this order:
+    - a cell whose learning rate lies at the edge;
+    - a cell that seems to be within the limits, but has too few records or runs;
+    - an unmeasured cell that is predicted to fit; of several the largest, since more trained weights lose least;
+    - a cell that may still be within `max_loss`, although it does not look like it.
+
+    A cell that left out too many records is never used; the reasons name it. Cells outside the profile count only if `also` names
+    them, as (model, method).
 
     Raises:
         UsageError: a cell of `also` has no row.
@@ -102,7 +111,7 @@ def _use(ranked: "_Ranked", sure: Sequence[Row], limits: Limits) -> Decision:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """The rows that may be compared, the best first; `base`: the row of each model's untouched self."""
+    """The comparable rows, best first. `base` is the row of each untouched model."""
 
     rows: list[Row]
     qualities: Qualities
@@ -119,8 +128,11 @@ class _Ranked:
         return Interval(0.0, 0.0, 0.0) if row is best else self.qualities.method_difference(row, best)
 
     def within(self, limits: Limits) -> tuple[list[Row], list[Row], list[Row]]:
-        """The rows within the limits of memory and time whose loss is surely within `max_loss`; those of which it is not sure and
-        that seem to be; all of which it is not sure."""
+        """The rows within the limits of memory and time, as three lists.
+
+        The first has the rows whose loss is surely within `max_loss`, the third those that are unsure, and the second the unsure
+        rows that seem to be within.
+        """
         inside = [row for row in self.rows if stands(row) and not _broken_limits(row, limits)]
         sure = [row for row in inside if self.keeps(row, limits) is True]
         unsure = [row for row in inside if self.keeps(row, limits) is None]
@@ -128,7 +140,7 @@ class _Ranked:
         return sure, likely, unsure
 
     def keeps(self, row: Row, limits: Limits) -> bool | None:
-        """Whether the row's loss is within the limit; None: its records cannot tell."""
+        """Whether the row's loss is within the limit; None if its records cannot tell."""
         if limits.max_loss is None:
             return True
         loss = self.loss(row)
@@ -137,12 +149,12 @@ class _Ranked:
         return loss.high <= limits.max_loss
 
     def at_edge(self, chosen: Sequence[Row]) -> Row | None:
-        """Of `chosen`, and of the rows that may be the best, the first with a learning rate at the edge of those tried."""
+        """The first row with a learning rate at the edge, among `chosen` and the rows that may be the best."""
         matter = [row for row in self.rows if row in chosen or (loss := self.loss(row)) is None or not loss.above]
         return next((row for row in matter if rates_of(row) == "edge"), None)
 
     def more(self, rows: Sequence[Row], limits: Limits) -> Decision:
-        """More records or more training runs, whichever would make the loss of the best of `rows` sure."""
+        """Advise more records or more training runs, whichever would settle the loss of the best of `rows`."""
         row = min(rows, key=lambda one: loss.value if (loss := self.loss(one)) else float("inf"))
         loss, best = self.loss(row), self.rows[0]
         if loss is None:
@@ -155,7 +167,7 @@ class _Ranked:
         return Decision("run next", *_cell(row), loss, (reason, *_more(pair, sources, loss, limits)))
 
     def basis(self, row: Row) -> str:
-        """What the row's loss rests on: training runs, and learning rates."""
+        """The basis of the row's loss: training runs and learning rates."""
         pair = [row] if row is self.rows[0] else [row, self.rows[0]]
         basis = self.qualities.basis(pair)
         shared = any(rates_of(one) == "shared" for one in pair)
@@ -190,7 +202,7 @@ class _Ranked:
         return difference is not None and difference.high < 0
 
     def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
-        """What keeps each cell out, those that were measured and lose least first."""
+        """The reasons against each cell; measured cells come first, those with the least loss in front."""
         places = {id(row): place for place, row in enumerate(self.rows)}
         lines = []
         for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:MAX_FAILINGS]:
@@ -204,7 +216,7 @@ class _Ranked:
 
 
 def _broken_limits(row: Row, limits: Limits) -> list[str]:
-    """The limits of memory and time that the row was measured to break, or cannot be said to keep."""
+    """The limits of memory and time that the row breaks, or for which it lacks a measurement."""
     breaches = []
     for limit, value, unit in (
         (limits.memory_gb, row["peak_memory_gb"], "GB"),
@@ -218,13 +230,13 @@ def _broken_limits(row: Row, limits: Limits) -> list[str]:
 
 
 def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
-    """The cells without a current result that may fit: those with a prediction first, the largest first."""
+    """The cells without a current result that may fit: the largest prediction first, those without one last."""
     candidates = [row for row in rows if _can_change(row, limits) and _may_fit(row, limits)]
     return sorted(candidates, key=lambda row: -(_memory_gb(row) or 0))
 
 
 def _can_change(row: Row, limits: Limits) -> bool:
-    """Whether another run of the cell may end otherwise than its last one."""
+    """Whether another run of the cell may have a different outcome."""
     done = row["status"] == "ok" and stands(row) and not _is_only_slowed(row, limits)
     stopped = row["status"] == "timed_out" and limits.minutes is not None
     return not (done or stopped or row["status"] in FINAL_STATUSES)
@@ -238,13 +250,13 @@ def _may_fit(row: Row, limits: Limits) -> bool:
 
 
 def _is_only_slowed(row: Row, limits: Limits) -> bool:
-    """Whether the row is over the limit of time as measured, but may be within it without the programs that ran beside it."""
+    """Whether the row exceeds the limit of time as measured, but may keep it on a quiet machine."""
     seconds = row["train_seconds"] if row["status"] == "ok" and not has_valid_speed(row) else None
     return seconds is not None and limits.minutes is not None and seconds / 60 > limits.minutes
 
 
 def _memory_gb(row: Row) -> float | None:
-    """GB: measured where the cell was trained before, else predicted, else None."""
+    """The peak memory in GB: measured if the cell was trained, else predicted, else None."""
     return row["peak_memory_gb"] if row["status"] == "ok" and row["peak_memory_gb"] else row["estimated_memory_gb"]
 
 
@@ -284,7 +296,7 @@ def _widen_rates(row: Row) -> Decision:
 
 
 def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, limits: Limits) -> list[str]:
-    """How to make a loss sure: more training runs of `pair`, the row and the best, where these do more, else more records."""
+    """How to settle a loss: more training runs of `pair` (the row and the best) if these do more, else more records."""
     margin = (limits.max_loss or 0.0) - loss.value if loss else 0.0
     if loss is None or sources is None or margin <= 0:
         return [_more_records(pair[0], None)]
@@ -309,7 +321,7 @@ def _more_records(row: Row, needed: int | None) -> str:
 
 
 def _more_runs(pair: Sequence[Row], runs: int, because: str) -> str:
-    """To train each of `pair` so many times in all, and the minutes that this takes."""
+    """Advice to train each of `pair` this many times in all, with the minutes that it takes."""
     missing = [max(0, runs - (row["seeds_ok"] or 0)) for row in pair]
     seconds = sum(count * (row[name] or 0.0) for count, row in zip(missing, pair, strict=True) for name in RUN_SECONDS)
     names = " and ".join(row["method"] for row in pair)

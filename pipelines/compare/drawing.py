@@ -1,4 +1,4 @@
-"""What all pictures share: their colours, panels, legend and dress, and how they become SVG for the report or PNG for Dagster."""
+"""Code shared by all pictures: colours, panels, legend and style, and rendering as SVG for the report or PNG for Dagster."""
 
 import hashlib
 import io
@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pipelines.compare.hover import titled
 
 Row = dict[str, Any]
-INK = "#76808f"  # reads on a light and on a dark page
+# Readable on a light and on a dark page.
+INK = "#76808f"
 COLORS: tuple[str, ...] = (
     "#4c78d8",
     "#e4803a",
@@ -22,17 +23,19 @@ COLORS: tuple[str, ...] = (
     "#d6455d",
     "#6b8e23",
 )
-# what the page calls them, so that its style sheet decides what they look like
+# The page's names for the colours. Its style sheet decides their look.
 THEME = {INK: "--soft", **{color: f"--c{number}" for number, color in enumerate(COLORS)}}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")  # colour alone tells some people nothing
+# A marker per colour, since some people cannot tell colours apart.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 DASHES = ("-", "--", "-.", ":")
 Kind = Literal["png", "svg"]
-WIDTH = 4.6  # inches
+# Width of a figure in inches.
+WIDTH = 4.6
 MAX_BARS = 40
 
 
 def stacked(panels: int, height: float, heights: Sequence[float] = ()) -> tuple[Any, list[Any]]:
-    """A figure of so many panels below one another, each `height` inches, or of the `heights` given."""
+    """A figure with panels below one another, each `height` inches high, or with the given `heights`."""
     from matplotlib.figure import Figure
 
     ratios = list(heights) or [height] * panels
@@ -42,12 +45,12 @@ def stacked(panels: int, height: float, heights: Sequence[float] = ()) -> tuple[
 
 
 def colors() -> list[str]:
-    """The colours again and again, for more series than there are."""
+    """The colours repeated, for more series than there are colours."""
     return [*COLORS] * 20
 
 
 def styles() -> Iterator[dict[str, Any]]:
-    """Endless line styles; no two of the first 18 share colour and dash."""
+    """Endless line styles; no two of the first 18 have the same colour and dash."""
     for number in itertools.count():
         turn, place = divmod(number, len(COLORS))
         yield {
@@ -60,7 +63,7 @@ def styles() -> Iterator[dict[str, Any]]:
 
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One legend below the figure for all of its axes, in as many columns as its longest name lets fit."""
+    """Add one legend for all axes below the figure, with as many columns as its longest name allows."""
     handles = {
         label: handle
         for panel in axes
@@ -74,7 +77,7 @@ def legend(figure: Any, axes: Sequence[Any]) -> None:
 
 
 def dress(axes: Any, title: str, x: str, y: str) -> None:
-    """Title, names of the axes, grid and ink."""
+    """Set title, axis labels, grid and ink."""
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
@@ -87,7 +90,7 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def render(figure: Any, kind: Kind) -> bytes:
-    """The figure as a file: SVG as `themed` leaves it, or PNG on white."""
+    """The figure as the bytes of a file: themed SVG, or PNG on white."""
     import matplotlib
 
     out = io.BytesIO()
@@ -100,8 +103,11 @@ def render(figure: Any, kind: Kind) -> bytes:
 
 
 def themed(svg: str) -> str:
-    """matplotlib's SVG, fit to stand in a page beside others: without its head, size, metadata, style sheet and fonts; ids are its
-    own, and colours are the page's variables."""
+    """matplotlib's SVG, made fit for a page with other pictures.
+
+    Head, size, metadata, style sheet and fonts are removed. Ids get a prefix of their own, and colours become the page's
+    variables.
+    """
     svg = titled(svg[svg.index("<svg") :])
     svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"', r"<svg\1", svg)
@@ -114,11 +120,11 @@ def themed(svg: str) -> str:
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """By method, and by model where there are several."""
+    """The method of each row, with its model in front if there are several."""
     several = len({row["model"] for row in rows}) > 1
     return [f"{row['model']} {row['method']}" if several else row["method"] for row in rows]
 
 
 def left_out(count: int, limit: int, things: str = "cells") -> str:
-    """What a caption says of a picture that draws `most` at most; nothing where it draws all."""
+    """A caption's sentence for a picture that draws at most `limit` things; empty if it draws all."""
     return f" {limit} of {count} {things} are drawn; the numbers below hold all." if count > limit else ""

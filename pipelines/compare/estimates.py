@@ -15,12 +15,12 @@ COLUMNS = (
     text("fits", "Whether training fits this machine, and the GB that remain."),
     *(text(card.name, "Whether training fits this card, and the GB that remain.", heading=card.name) for card in CARDS),
 )
-# Which columns a narrow terminal shows, the most important first
+# The columns that a narrow terminal shows, the most important first.
 BY_IMPORTANCE = (("model", "method", "here", "fits"), *((card.name,) for card in CARDS))
 
 
 def render(estimates: Sequence[Estimate], form: Format, room: int | None = None) -> str:
-    """A row a cell; text keeps to lines of `room` cells."""
+    """One row per cell; text is wrapped to lines of `room` terminal cells."""
     rows = [columns(estimate) for estimate in estimates]
     if form == "json":
         return as_json(rows)
@@ -73,8 +73,10 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
 
 
 def _otherwise(estimate: Estimate) -> str | None:
-    """What the other choice of gradient checkpointing comes to on the cards where it decides: those that the cell would fit with
-    it, or that it fits even without, and is faster."""
+    """A note on the cards where the other choice of gradient checkpointing matters.
+
+    These are the cards that the cell would fit only with it, or fits even without it, which is faster.
+    """
     checkpointed, cards = is_checkpointed(estimate.answer), []
     for card in CARDS:
         peak, fits = estimate.otherwise_gb(card), estimate.fits(card)

@@ -1,4 +1,4 @@
-"""The report's figures: each a picture, a caption that says what to look at, and its numbers as a table for who cannot see it."""
+"""The report's figures: each has a picture, a caption, and its numbers as a table for readers who cannot see it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ from pipelines.settings.experiments import Experiments
 from pipelines.settings.method_settings import Method
 
 Row = dict[str, Any]
-CURVE_POINTS = 12  # of a curve in its table
+# Points of a curve in its table of numbers.
+CURVE_POINTS = 12
 QUIET_ALONE = " Times measured beside other programs are left out."
-MAX_NIGHTS = 500  # in the numbers of the history
+# Runs in the numbers of the history.
+MAX_NIGHTS = 500
 
 TRADE_OFF = COMPARISON.pick(
     "model", "method", "peak_memory_gb", "eval_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates",
@@ -65,7 +67,7 @@ LENGTHS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """`svg` stands in the page as it is: it was drawn by us, and every text in it was escaped."""
+    """A figure of the report. `svg` is trusted HTML: our own drawing, with every text escaped."""
 
     key: str
     title: str
@@ -84,19 +86,20 @@ def _figure(
 
 @dataclass(frozen=True)
 class Group:
-    """Figures that belong together: of one model, or, where `model` is None, of all."""
+    """The figures of one model, or of all models if `model` is None."""
 
     model: str | None
     figures: Sequence[Figure]
 
 
 def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
-    """What the comparison's rows look like: where there are several models, first all of them, then a group for each."""
+    """The figures of the comparison's rows. With several models, a group for all of them comes first, then one for each."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
-    by_name = [Group(model, list(_of_model(project, model, of_model))) for model, of_model in by_model.items()]
-    groups = [group for group in by_name if group.figures]  # a teacher's row has none
+    all_groups = [Group(model, list(_of_model(project, model, of_model))) for model, of_model in by_model.items()]
+    # A teacher's row has no figures.
+    groups = [group for group in all_groups if group.figures]
     overview = list(_trade_off(rows, "trade-off")) if len(groups) > 1 else []
     return [Group(None, overview), *groups] if overview else groups
 
@@ -106,13 +109,13 @@ def _of_model(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Fig
     drawn = with_memory(rows)
     says = (
         "Bars are measured, diamonds predicted beforehand; the red line is the budget. A hatched bar ran out of memory: it needs "
-        "at least what it had, what was predicted, or the budget, whichever is most."
+        "at least the memory it had, the prediction or the budget, whichever is largest."
     )
     says += left_out(len(drawn), MAX_BARS)
     title = "Memory: measured, predicted, allowed"
     yield from _figure(f"memory-{model}", title, says, memory_bars(rows), (MEMORY, drawn))
     families = rank_families(project.experiments, rows)
-    says = "Cells that differ in the adapter's rank alone (alpha goes with it): what a higher rank buys, and what it costs."
+    says = "Cells that differ only in the adapter's rank (and alpha with it): the gain and the cost of a higher rank."
     numbers = [{**row, "family": family, "rank": rank} for family, points in families.items() for rank, row in points]
     says += of_rates(numbers, method_name)
     says += "" if all(map(has_valid_speed, numbers)) else QUIET_ALONE
@@ -125,15 +128,15 @@ def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
     several = len({row["model"] for row in rows}) > 1
     says = "Each trained cell by peak memory and bits per byte; the bar is the 95 % interval of its difference to the untouched"
     says += " model, on the same records." if several else " model (the dotted line), on the same records."
-    says += " A larger dot took longer to train, a hollow one is beaten: another is as good in all three and clearly better in one."
+    says += " A larger dot took longer to train. A hollow one is beaten: another is as good in all three and clearly better in one."
     if several:
-        says += " Colour and shape say the model; names are of cells that nothing beats."
-    says += " A name that finds no room is left out: the pointer on a mark, and the numbers, say all."
+        says += " Colour and shape stand for the model; only cells that nothing beats are named."
+    says += " Names without room are left out; the pointer on a mark, and the numbers, show them all."
     says += of_rates(shown, full_name if several else method_name)
     if not several and any(map(is_outside, shown)):
         says += " A triangle is a cell outside the profile."
     if not all(map(has_valid_speed, shown)):
-        says += f" {MARK} marks a disturbed speed: the size of its dot says nothing."
+        says += f" {MARK} marks a disturbed speed: the size of its dot has no meaning."
     yield from _figure(key, "Memory, quality, time", says, trade_off(rows), (TRADE_OFF, shown))
 
 
@@ -157,14 +160,14 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
 
 
 def of_rates(rows: Sequence[Row], name: Name) -> str:
-    """What a caption adds on the learning rates of the rows that its picture compares; nothing where each has a tuned one."""
+    """A caption's sentence on the learning rates of the compared rows; empty if each rate is tuned."""
     edge = at_edge(rows) if len(rows) > 1 else []
     notes = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
     return "".join(f" Learning rates: {one}." for one in ["; ".join(notes)] if one)
 
 
 def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The newest attempt's curve of every row, by `method` (or `model method` where there are several models)."""
+    """The newest attempt's curve of every row, by `method` (or `model method` if there are several models)."""
     several = len({row["model"] for row in rows}) > 1
     seed = project.settings.seeds[0]
     curves = {}
@@ -175,14 +178,14 @@ def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _thinned(points: Sequence[Row]) -> list[Row]:
-    """Few enough for a table, the last among them; what a point lacks is None."""
+    """Few enough points for a table, including the last; missing values are None."""
     step = -(-len(points) // CURVE_POINTS) or 1
     chosen = [point for number, point in enumerate(points, start=1) if number % step == 0 or number == len(points)]
     return [{name: point.get(name) for name in ("examples", "train_loss", "eval_loss")} for point in chosen]
 
 
 def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
-    """The ok rows of adapters by all that they have in common but rank and alpha: family → (rank, row), by rank."""
+    """The ok rows of adapters that differ only in rank and alpha: family → (rank, row), sorted by rank."""
     several = len({row["model"] for row in rows}) > 1
     by_settings: dict[tuple[str, str], list[tuple[int, Row]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Table `history`: how each cell did from night to night, compared on the evaluation records that both nights share."""
+"""Table `history`: each cell from night to night, compared on the evaluation records that both nights share."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,17 +14,24 @@ from pipelines.project import COMPARED
 from pipelines.runs.cells import Attempt, CellKey
 
 Row = dict[str, Any]
-MAX_PAST_RUNS = 5  # earlier runs that the newest is held against
-MIN_RUNS = 4  # of the same recipe, data and machine, before their spread says what noise is
-MADS = 3 * 1.4826  # three standard deviations of a normal, by the median absolute deviation
-MIN_COST_INCREASE = 0.10  # less is noise whatever the spread
+# The newest run is compared with at most this many earlier runs.
+MAX_PAST_RUNS = 5
+# Runs with equal recipe, data and machine that are needed to estimate the noise of time and memory.
+MIN_RUNS = 4
+# Three standard deviations of a normal distribution, as a multiple of the median absolute deviation.
+MADS = 3 * 1.4826
+# A smaller increase of time or memory counts as noise, whatever the spread.
+MIN_COST_INCREASE = 0.10
 
 
 def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
-    """Every attempt that ended ok and was evaluated, by cell and time. `bits_per_byte` is over the `shared_records`: those that the
-    one before it was measured on too (of a cell's first, its own); `delta_previous` is the difference on them, with its paired 95 %
-    interval, below zero: better. `changed` names what differs from the one before; `worse` says of a cell's newest in what it is
-    worse than its past, beyond the noise."""
+    """One row for each attempt that ended ok and was evaluated, by cell and time.
+
+    `shared_records` counts the records that the previous attempt was measured on too (all records for a cell's first attempt).
+    `bits_per_byte` and `delta_previous` are computed over them; `delta_previous` has a paired 95 % interval, and below zero is
+    better. `changed` names the differences from the previous attempt. `worse` says where a cell's newest attempt is worse than
+    its past by more than noise.
+    """
     by_cell: dict[CellKey, list[tuple[Attempt, Quality]]] = {}
     for attempt in attempts:
         if attempt.status == "ok" and (quality := _quality(attempt)):
@@ -71,7 +78,7 @@ def _row(attempt: Attempt, quality: Quality, shared: Quality) -> Row:
 
 
 def _shared(qualities: Sequence[Quality]) -> list[str]:
-    """The records that all were measured on, and that are the same size in all."""
+    """The records that all were measured on, with the same size in each."""
     common = set.intersection(*(set(zip(one.examples, one.sizes.tolist(), strict=True)) for one in qualities))
     return sorted(name for name, _ in common)
 
@@ -80,12 +87,13 @@ def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
     before, now = (one.spec.fingerprints for one in (earlier, attempt))
     different = [name for name in COMPARED if before.get(name) != now.get(name)]
     if bool(before.get("weights")) != bool(now.get("weights")) and earlier.spec.recipe == attempt.spec.recipe:
-        return [name for name in different if name != "recipe"]  # the earlier code did not look at the weights
+        # Earlier code did not look at the weights; that alone changes the recipe's fingerprint.
+        return [name for name in different if name != "recipe"]
     return different
 
 
 def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
-    """The newest against the mean of the runs before it, where the paired interval lies above zero."""
+    """A note if the newest run is worse than the mean of the runs before it: the paired interval lies above zero."""
     *past, (_, newest) = runs
     remembered = [quality for _, quality in past[-MAX_PAST_RUNS:]]
     shared = _shared([newest, *remembered]) if remembered else []
@@ -108,7 +116,7 @@ def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
 
 
 def _higher_costs(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
-    """Time and memory of the newest beyond what equal runs before it spread over; disturbed times do not count."""
+    """Notes on time and memory of the newest run that exceed the spread of equal earlier runs; disturbed times do not count."""
     newest = runs[-1][0]
     tokens = micro_batch_tokens(newest.result, newest.spec)
     equal_runs = [
@@ -137,6 +145,6 @@ def _changed_but_code(earlier: Attempt, attempt: Attempt) -> bool:
 
 
 def usual_limit(past: Sequence[float]) -> float:
-    """What a further run stays below unless something is wrong: the median and three robust standard deviations, at least 10 %."""
+    """The limit that a normal run stays below: the median plus three robust standard deviations, and at least 10 %."""
     middle = median(past)
     return middle + max(MADS * median(abs(value - middle) for value in past), MIN_COST_INCREASE * middle)

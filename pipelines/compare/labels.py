@@ -1,21 +1,23 @@
-"""Names beside the points of a picture, so placed that none lies over another or over a point."""
+"""Places names beside the points of a picture without overlaps between names or with points."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-GAP = 4  # points between a mark and its name
-# where a name may stand: to the right, to the left, above, below, at the corners; then the same a little farther away
+# Points between a mark and its name.
+GAP = 4
+# Places for a name, in order: right, left, above, below, the corners; then the same at a larger distance.
 PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 DISTANCES = (1, 2.4)
 HORIZONTAL = {1: "left", 0: "center", -1: "right"}
 VERTICAL = {1: "bottom", 0: "center", -1: "top"}
-Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
+# Left, bottom, right, top in pixels.
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Label:
-    """`text` for the point at `x`, `y` in data coordinates, whose mark has `radius` points."""
+    """`text` for the point at `x`, `y` in data coordinates, with a mark of `radius` points."""
 
     x: float
     y: float
@@ -24,11 +26,13 @@ class Label:
 
 
 def place_labels(axes: Any, labels: Sequence[Label], others: Sequence[Label] = (), **style: Any) -> int:
-    """Write the labels, the first ones first, each where there is room, and return how many found none. Marks of `others` are
-    kept free, too. The axes' limits and scales must be final.
+    """Write the labels in their order, each where there is room, and return the number of labels without room.
+
+    The marks of `others` are kept free too. The limits and scales of the axes must be final.
     """
     figure = axes.figure
-    figure.draw_without_rendering()  # the layout: from here on the axes stand where they will be saved
+    # Fixes the layout: from here on the axes have the position in which they are saved.
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     occupied = [_around(axes, one) for one in (*labels, *others)]
     occupied += [text.get_window_extent().extents for text in axes.texts]
@@ -47,7 +51,7 @@ def place_labels(axes: Any, labels: Sequence[Label], others: Sequence[Label] = (
 
 
 def _places(text: Any, label: Label, mark: Box, pixels: float) -> Iterator[tuple[int, int, float, Box]]:
-    """Where the text may stand: direction, distance in points and the box that it would take; `pixels` to a point."""
+    """Candidate places of the text: direction, distance in points, and its box. `pixels` is the number per point."""
     size = text.get_window_extent()
     x, y = (mark[0] + mark[2]) / 2, (mark[1] + mark[3]) / 2
     for distance in DISTANCES:

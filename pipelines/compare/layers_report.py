@@ -33,12 +33,12 @@ HOW_CHOSEN = (
 
 
 def with_drop(row: Row, dropped: int, experiments: Experiments) -> Row:
-    """The row with how many layers it was made without, and how its weights are quantized."""
+    """The row with the number of its dropped layers and the quantization of its weights."""
     return {**row, "dropped": dropped, "quantization": experiments.method(row["method"]).quantization or "none"}
 
 
 def families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The measured rows of every model that is shortened and of those made from it, by the whole model's name, the whole first."""
+    """The measured rows of every shortened model and of its whole model, by the whole model's name, the whole model first."""
     by_whole: dict[str, list[Row]] = {}
     for row in rows:
         model = experiments.models.get(row["model"])
@@ -51,7 +51,7 @@ def families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[Ro
 
 
 def _whole(name: str, model: Model) -> tuple[str, int]:
-    """The name of the model that this one is without layers of, and how many they are in all; a whole model is its own."""
+    """The name of the whole model that this one was shortened from, and the number of dropped layers (0 for a whole model)."""
     parent, drop = model.parent, model.source.drop_layers
     if parent is None or model.source.parent is None:
         return name, 0
@@ -62,7 +62,7 @@ def _whole(name: str, model: Model) -> tuple[str, int]:
 
 
 def picture(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """A line for each whole model and method; None where no row was measured."""
+    """Draw a line for each whole model and method; None if no row was measured."""
     lines: dict[str, list[Row]] = {}
     several = len({row.get("whole") for row in rows}) > 1
     for row in rows:
@@ -73,7 +73,7 @@ def picture(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 
 
 def section(project: Project, rows: Sequence[Row]) -> Markup | None:
-    """The part as HTML: picture, caption, numbers; None where no shortened model was measured."""
+    """The part as HTML: picture, caption, numbers; None if no shortened model was measured."""
     known = [{**row, "whole": whole} for whole, of in families(project.experiments, rows).items() for row in of]
     drawn = picture(known) if known else None
     if drawn is None:

@@ -1,4 +1,4 @@
-"""What a row says of the records that its cell left out, and whether they are too many for a pick."""
+"""The records that a cell left out, in words, and whether they are too many for a pick."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,15 @@ def leaves_out_too_much(row: Row) -> bool:
 
 
 def left_out_in_words(row: Row) -> str:
-    """How many of how many, or nothing where none is."""
+    """How many records were left out, of how many; empty if none were."""
     return "; ".join(filter(None, (_train_in_words(row), _eval_in_words(row))))
 
 
 def _train_share(row: Row) -> float:
     if row["train_records"]:
         return (row["train_records_left_out"] or 0) / row["train_records"]
-    return (row["truncated_share"] or 0.0) + (row["unshown_share"] or 0.0)  # of older code
+    # Older code measured only these two shares.
+    return (row["truncated_share"] or 0.0) + (row["unshown_share"] or 0.0)
 
 
 def _eval_share(row: Row) -> float:

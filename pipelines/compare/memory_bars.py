@@ -10,8 +10,10 @@ MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget
 
 
 def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Per row the measured peak (bar), the predicted one (diamond) and the budget (line). A row that ran out of memory always has
-    a hatched bar: what it needs at least, as far as that is known."""
+    """Draw the measured peak (bar), the predicted peak (diamond) and the budget (line) of each row.
+
+    A row that ran out of memory always has a hatched bar: the least memory it needs, as far as that is known.
+    """
     shown = with_memory(rows)[:MAX_BARS]
     if not shown:
         return None
@@ -50,7 +52,7 @@ def _memory_legend(axes: Any, shown: Sequence[Row]) -> None:
 
 
 def with_memory(rows: Sequence[Row]) -> list[Row]:
-    """The rows that a picture of memory shows: what was measured or predicted, and every one that ran out of memory."""
+    """The rows for the picture of memory: those with a measurement or a prediction, and all that ran out of memory."""
     return [
         row
         for row in rows
@@ -60,7 +62,9 @@ def with_memory(rows: Sequence[Row]) -> list[Row]:
 
 
 def least_needed(row: Row) -> float | None:
-    """GB that a row which ran out of memory needs at least: the largest of what it had when it failed, the prediction and the
-    budget, which was too small. None where nothing of it is known."""
+    """The least GB that a row which ran out of memory needs; None if nothing is known.
+
+    It is the largest of three numbers: the memory in use at the failure, the prediction, and the budget that was too small.
+    """
     known = (row[name] for name in ("peak_memory_gb", "estimated_memory_gb", "memory_budget_gb"))
     return max(filter(None, known), default=None)

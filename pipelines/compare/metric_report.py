@@ -1,4 +1,4 @@
-"""The report's part on metrics of one's own task: each metric's share by method, and the untouched model's beside it."""
+"""The report's part on metrics of the user's own task: each metric's share by method, next to the untouched model's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from pipelines.lake.schema import Column, real, text
 
 Row = dict[str, Any]
 NUMBERS = (
-    text("metric", "Metric of one's own task."),
+    text("metric", "Metric of your own task."),
     *COMPARISON.pick("model", "method"),
     real("share", "Share of the answers that pass the metric.", SHARE, DIGITS),
     real("low", "Lower end of the 95 % interval of the share.", SHARE, DIGITS, heading="from"),
@@ -28,11 +28,12 @@ SAYS = (
     "Each dot is the share of the answers that pass, with its 95 % interval (Wilson). The upright bar is the untouched model's "
     "share on the same prompts, which has an interval of its own."
 )
-FEW_ANSWERS = 30  # answers
+# Below this number of answers the report says that they are few.
+FEW_ANSWERS = 30
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
-    """None where the profile names no metric, or nobody has answered."""
+    """The part; None if the profile names no metric, or there are no answers."""
     numbers = long_form(rows)
     because = [f"{full_name(row)}: {row['metrics_because']}." for row in rows if row["metrics_because"]]
     if not numbers and not because:
@@ -81,7 +82,7 @@ def _few(answered: Sequence[Row]) -> list[str]:
 
 
 def long_form(rows: Sequence[Row]) -> list[Row]:
-    """A row for each metric and row of the comparison that has a share of it."""
+    """One row for each metric and each row of the comparison that has its share."""
     return [
         {
             "metric": name.removeprefix("metric_"),

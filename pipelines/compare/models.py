@@ -1,4 +1,4 @@
-"""The models of the grid at a glance: how large, under which licence, whether they are here, and what fits this machine."""
+"""The models of the grid at a glance: size, licence, whether they are downloaded, and what fits this machine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class ModelList:
-    """One row a model, and the methods whose memory was predicted: of each kind the first of the grid."""
+    """One row per model, and the methods with predicted memory: the first of each kind in the grid."""
 
     rows: list[Row]
     methods: list[str]
@@ -32,7 +32,7 @@ class ModelList:
 
 
 def listed(project: Project) -> ModelList:
-    """Every model of the grid in its order, on the profile's settings.
+    """List every model of the grid in its order, with the profile's settings.
 
     Raises:
         WorkError: the estimating process ended without an answer.
@@ -84,8 +84,10 @@ def _layers_in_words(drop: shortened.Drop) -> str:
 
 
 def _weights_gb(project: Project, name: str, parameters: int | None) -> float | None:
-    """What the weights take on the disk here, or would take: their number in the width that their configuration names, or in
-    float32, as which packaged ones are unpacked."""
+    """The size of the weights on disk, or their expected size.
+
+    The expected size is the number of weights times the width in their configuration. Packaged weights are unpacked as float32.
+    """
     model = project.experiments.model(name)
     if store.is_present(project.data, name, model):
         folder = store.model_folder(project.data, name, model)
@@ -96,7 +98,7 @@ def _weights_gb(project: Project, name: str, parameters: int | None) -> float | 
 
 
 def render(listing: ModelList, form: Format, room: int | None = None) -> str:
-    """A row a model; notes of text keep to lines of `room` cells."""
+    """One row per model; in text, notes are wrapped at `room` terminal cells."""
     if form == "json":
         return as_json(listing.rows)
     if form == "csv":
@@ -121,9 +123,9 @@ def _notes(listing: ModelList) -> list[str]:
         if row["license_link"]:
             links.setdefault((row["license"], row["license_link"]), []).append(row["model"])
     return [
-        f"Under a method: does training fit this machine ({machine.machine_class()}, {listing.capacity_gb:.1f} GB), and the GB that "
-        "remain free; tight: within the prediction's error. All methods, and cards: `featherweight estimate MODEL`.",
-        "here: the weights are in the data folder; `featherweight fetch MODEL` brings the others.",
+        f"Under a method: whether training fits this machine ({machine.machine_class()}, {listing.capacity_gb:.1f} GB), and the "
+        "GB that remain free; tight: within the prediction's error. For all methods and for cards: `featherweight estimate MODEL`.",
+        "here: the weights are in the data folder; `featherweight fetch MODEL` downloads the others.",
         *(f"licence {name}, {link}: {', '.join(models)}" for (name, link), models in links.items()),
         *(f"{row['model']}: {row['because']}" for row in listing.rows if row["because"]),
     ]

@@ -1,4 +1,4 @@
-"""The nights as rows, from data/lake/nights: files of any age, whole or not."""
+"""The nights as rows, from data/lake/nights. Files may be old or incomplete."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def night_rows(data: DataRoot) -> list[Row]:
-    """The rows of the table `nights`, oldest first. A file that cannot be read is a row that says so."""
+    """The rows of the table `nights`, oldest first. An unreadable file becomes a row that says so."""
     files = sorted((data.lake / "nights").glob("*.json"))
     return [NIGHTS.empty() | {"night": file.stem} | _row(file, is_newest=file == files[-1]) for file in files]
 
@@ -29,7 +29,7 @@ def _row(file: Path, *, is_newest: bool) -> Row:
 
 
 def _columns(record: Mapping[str, Any], *, is_newest: bool) -> Row:
-    """What the record says. Until it has published, a night has only the time at which it was done."""
+    """The columns from a night's record. Before it has published, a night has no end, only the time its cells were done."""
     started, ended = _time(record["started_at"]), _time(record.get("ended_at") or record.get("done_at"))
     statuses, cell_count = record.get("outcome"), len(asked_cells(record))
     good = None if statuses is None else sum(set(seeds) == {"ok"} for seeds in statuses.values())
@@ -49,7 +49,7 @@ def _columns(record: Mapping[str, Any], *, is_newest: bool) -> Row:
 
 
 def _time(text: str | None) -> datetime | None:
-    """In UTC, as the nights write it; None where there is none."""
+    """The time as written, in UTC if it names no zone; None if there is no text."""
     if text is None:
         return None
     time = datetime.fromisoformat(text)
@@ -57,7 +57,7 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _outcome(record: Mapping[str, Any], all_ok: bool, *, is_newest: bool) -> str:
-    """While a night is under way no other begins, so one that has not ended and is not the newest was abandoned."""
+    """How the night ended. Only one night runs at a time, so an unfinished night that is not the newest was abandoned."""
     if record.get("why") is None:
         return "under way" if is_newest else "abandoned"
     if record["why"].startswith(NO_DATA):

@@ -1,7 +1,7 @@
-"""Cells outside the profile: somebody ran them by hand under it, but it does not name them.
+"""Cells outside the profile: run by hand under it, but not named by it.
 
-Each is a row of the comparison, marked `outside profile`. No such row is picked, marked as Pareto or recommended, and none
-changes a number of the profile's own rows, but that its training runs tell more of how far runs lie apart.
+Each is a row of the comparison, marked `outside profile`. Such a row is never picked, marked as Pareto or recommended. It changes
+no number of the profile's own rows, except that its training runs add to the estimate of the spread between runs.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,12 +14,12 @@ Row = dict[str, Any]
 
 
 def is_outside(row: Row) -> bool:
-    """False for a row of an older publication, which held the profile's cells alone."""
+    """Whether the row is outside the profile. Older publications held only the profile's cells, so it is False for their rows."""
     return bool(row.get("outside_profile"))
 
 
 def note(rows: Sequence[Row]) -> str | None:
-    """What the mark in a table means, as one sentence; None where no row bears it."""
+    """One sentence that explains the mark in a table; None if no row has it."""
     marked = [row for row in rows if is_outside(row)]
     return (
         f"run by hand, and not named by profile {marked[0]['profile']}: compared, but never picked" if marked else None
@@ -32,7 +32,7 @@ def of_profile(rows: Sequence[Row]) -> list[Row]:
 
 
 def considered(rows: Sequence[Row], also: Collection[tuple[str, str]]) -> list[Row]:
-    """The profile's rows, and of those outside it the ones that somebody names, as if they were the profile's.
+    """The profile's rows and the rows outside it that `also` names, as if those belonged to the profile.
 
     Raises:
         UsageError: a named cell has no row.

@@ -1,4 +1,4 @@
-"""The report's part on answers set against the untouched model's: by the judge, and by people who voted."""
+"""The report's part on answers compared with the untouched model's, by the judge and by people's votes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 JUDGE, PEOPLE = "the judge's verdicts", "people's votes"
 RATES = {JUDGE: "win_rate_vs_base", PEOPLE: "preference_win_rate"}
 NUMBERS = (
-    text("by", "Whose word it is: the judge's, or that of people who voted."),
+    text("by", "Who compared the answers: the judge, or people who voted."),
     *COMPARISON.pick("model", "method"),
     real(
         "rate",
@@ -43,12 +43,14 @@ SAYS = (
     "Each dot is the share of questions on which the cell's answer is preferred to the untouched model's, with its 95 % interval; "
     "a tie counts half. On the dotted line both are as good: an interval that crosses it tells nothing apart."
 )
-FEW_PAIRS = 30  # pairs
-COIN_AGREEMENT = 0.6  # of agreement: one who tosses a coin agrees with himself on half of the pairs
+# Below this number of pairs the report says that they are few.
+FEW_PAIRS = 30
+# Agreement below this share is little better than a coin, which agrees with itself on half of the pairs.
+COIN_AGREEMENT = 0.6
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
-    """None where no answers were set against the untouched model's, and nothing says why not."""
+    """The part; None if no answers were compared with the untouched model's and no note says why."""
     numbers = long_form(rows)
     notes = _notes(rows)
     if not numbers and not notes:
@@ -71,7 +73,7 @@ def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) 
 
 
 def _columns(headings: Mapping[str, str]) -> list[Column]:
-    """The columns under short headings; a win rate is a text, its interval in it."""
+    """The columns under short headings. A win rate is a text that includes its interval."""
     columns = [(COMPARISON[name], heading) for name, heading in headings.items()]
     return [
         text(one.name, one.meaning, heading=heading) if one.name in RATES.values() else replace(one, heading=heading)
@@ -104,7 +106,7 @@ def long_form(rows: Sequence[Row]) -> list[Row]:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What limits the figures, in words; what holds for several rows is said once."""
+    """Notes on the limits of the figures; a note that holds for several rows appears once."""
     judged = [row for row in rows if row.get("pair_wins") is not None]
     unsure = [row for row in judged if row["pair_agreement"] is not None and row["pair_agreement"] < COIN_AGREEMENT]
     notes = []

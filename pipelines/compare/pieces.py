@@ -1,4 +1,4 @@
-"""Pieces that the report is put together from: its templates' environment, and a part with a heading, pictures and a table."""
+"""Building blocks of the report: the environment of its templates, and a part with heading, pictures and table."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a section: its heading, notes below it, pictures, and a table whose column `method` heads the rows. `key` is the
-    part's own name within the page, in ASCII letters."""
+    """A part of a section: heading, notes, pictures, and a table whose column `method` heads the rows.
+
+    `key` is the part's unique name in the page, in ASCII letters.
+    """
 
     key: str
     title: str
@@ -33,13 +35,13 @@ class Part:
     rows: Sequence[Row] = ()
 
     def html(self) -> Markup:
-        """As it stands in the page; every text is escaped, but for the pictures, which are our own."""
+        """The part as HTML. Every text is escaped, except in the pictures, which are our own."""
         return Markup(environment().get_template("part.html.j2").render(part=self))
 
 
 @cache
 def environment() -> Environment:
-    """Where the page's templates lie, and what they may call."""
+    """The templates of the page and the functions that they may call."""
     jinja = Environment(loader=PackageLoader("pipelines.compare"), autoescape=True, undefined=StrictUndefined)
     jinja.filters |= {"plain": plain, "lang": language_attribute}
     jinja.globals |= {"cell_text": cell_text, "row_text": row_text, "pick_answer": pick_answer, "beside": _beside}
@@ -47,10 +49,10 @@ def environment() -> Environment:
 
 
 def _beside(row: Row, column: Column) -> str | None:
-    """What the title of a marked value says; None where it is not marked."""
+    """The title of a marked value; None if it is not marked."""
     return disturbed.in_words([row], lambda _: "it") if disturbed.is_marked(row, column.name) else None
 
 
 def language_attribute(text: str) -> Markup:
-    """` lang="ko"` for text with Hangul, so that it is drawn and read aloud as Korean; nothing for other text."""
+    """` lang="ko"` for text with Hangul, so that it is drawn and read aloud as Korean; empty for other text."""
     return Markup(' lang="ko"') if HANGUL.search(text[:2000]) else Markup("")

@@ -1,5 +1,8 @@
-"""The pictures people look at, drawn by matplotlib: SVG with real text for the report, whose colours are the page's own (light,
-dark, print), and PNG for Dagster. Each is narrow enough to be read on a phone; each returns None where there is nothing to draw."""
+"""The pictures, drawn by matplotlib: SVG with real text for the report and PNG for Dagster.
+
+The SVG uses the page's own colours (light, dark, print). Each picture is narrow enough for a phone. Each function returns None if
+there is nothing to draw.
+"""
 
 import itertools
 from collections import Counter
@@ -30,13 +33,15 @@ from pipelines.compare.show import full_name
 from pipelines.compare.stamp import moment
 
 MAX_SERIES = 18
-MAX_POINTS = 250  # of a line: more do not show, and a long run would make a page of many megabytes
-MAX_HOVER_POINTS = 12  # points of a curve that say their numbers
+# Points of a line. More are not visible, and a long run would make a page of many megabytes.
+MAX_POINTS = 250
+# Points of a curve that show their numbers under the pointer.
+MAX_HOVER_POINTS = 12
 MAX_PANELS = 8
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Train loss and, below it, loss on a sample of held-out records over examples seen, one line a cell."""
+    """Training loss and, below it, loss on a sample of held-out records over examples seen; one line per cell."""
     curves = {name: points for name, points in itertools.islice(curves.items(), MAX_SERIES) if points}
     if not curves:
         return None
@@ -56,7 +61,7 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
 
 
 def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = None) -> bytes:
-    """Loss on held-out records, minutes and peak memory by rank; a rank without a number is marked with its status."""
+    """Held-out loss, minutes and peak memory by rank. A rank that did not end ok is marked with its status."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -100,8 +105,10 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = 
 
 
 def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte, minutes and peak memory over the adapter's rank; a line a family of cells that differ in rank alone. Minutes
-    that are disturbed are left out."""
+    """Bits per byte, minutes and peak memory over the adapter's rank, one line per family of cells that differ only in rank.
+
+    Disturbed minutes are left out.
+    """
     families = {name: points for name, points in families.items() if len(points) > 1}
     if not families:
         return None
@@ -127,8 +134,10 @@ def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "
 
 
 def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte, peak memory of training and tokens answered per second over the number of layers that are left; a line a
-    name. None where no row has a number of layers and bits per byte."""
+    """Bits per byte, peak memory of training and answered tokens per second over the number of remaining layers.
+
+    Each name is a line. None if no row has both a number of layers and bits per byte.
+    """
     known = {
         name: measured
         for name, rows in itertools.islice(lines.items(), MAX_SERIES)
@@ -163,14 +172,14 @@ def _lines_over_layers(
 
 
 def _means(points: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
-    """At most MAX_POINTS points, each the mean of as many that follow one another, at the place of its last."""
+    """At most MAX_POINTS points. Each is the mean of a run of neighbours, placed at the last of them."""
     size = -(-len(points) // MAX_POINTS) or 1
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
     return [(piece[-1][0], fmean(y for _, y in piece)) for piece in pieces]
 
 
 def _say_line(panel: Any, points: Sequence[tuple[Any, float]], name: str, unit: str, quantity: str) -> None:
-    """Have some points of a line, its last among them, say their numbers."""
+    """Attach hover texts to some points of a line, including the last."""
     step = -(-len(points) // MAX_HOVER_POINTS)
     chosen = points[::-1][::step]
     places = [moment(x) if isinstance(x, datetime) else f"{x:g} {quantity}" for x, _ in chosen]
@@ -183,8 +192,10 @@ def _quiet_minutes(row: Row) -> float | None:
 
 
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte (on the records shared with the night before) and minutes of every run, a line a cell that ran again. Minutes
-    that are disturbed are left out."""
+    """Bits per byte (on the records shared with the night before) and minutes of every run, one line per cell that ran again.
+
+    Disturbed minutes are left out.
+    """
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     cells = dict(itertools.islice(ran_again(rows).items(), MAX_SERIES))
@@ -219,8 +230,10 @@ def ran_again(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Each row's bits per byte minus those of the best retrieval arm of its model, with the 95 % interval; left of the line
-    it beats retrieval."""
+    """Each row's bits per byte minus those of its model's best retrieval arm, with the 95 % interval.
+
+    Left of the line the row beats retrieval.
+    """
     from matplotlib.ticker import MaxNLocator
 
     shown = [row for row in rows if row["delta_retrieval_low"] is not None][:MAX_BARS]
@@ -249,7 +262,7 @@ def _time(value: datetime | str) -> datetime:
 
 
 def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
-    """How many records each reason dropped."""
+    """The number of records dropped for each reason."""
     if not reasons:
         return None
     from matplotlib.ticker import MaxNLocator
@@ -267,7 +280,7 @@ def reasons_bar(reasons: Mapping[str, int], kind: Kind = "svg") -> bytes | None:
 
 
 def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Per provider the shares of its requests with their 95 % intervals."""
+    """The shares of each provider's requests with their 95 % intervals."""
     if not rows:
         return None
     names = ("answered", "valid", "refused", "truncated", "duplicate", "accepted")
@@ -296,8 +309,10 @@ def provider_shares(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 
 
 def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "answers") -> bytes | None:
-    """A panel for each `metric`: every method's `share` with its interval (`low` to `high`), and an upright bar at the untouched
-    model's (`base`) where that is known."""
+    """A panel for each `metric`: every method's `share` with its interval (`low` to `high`).
+
+    An upright bar marks the untouched model's share (`base`) if it is known.
+    """
     names = list(dict.fromkeys(row["metric"] for row in rows))[:MAX_PANELS]
     if not names:
         return None
@@ -353,7 +368,7 @@ def _share_says(row: Row, column: str, base: float | None = None) -> str:
 
 
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
-    """Share of each axis's values that a provider's valid records hit, a group of bars per axis."""
+    """The share of each axis's values that a provider's valid records cover; one group of bars per axis."""
     covered = [one for one in covered if one.axes]
     if not covered:
         return None
@@ -371,7 +386,7 @@ def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
 
 
 def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Kind = "svg") -> bytes | None:
-    """How long prompts and answers are: kind → (characters at the start of a bin, examples)."""
+    """The lengths of prompts and answers. `lengths`: kind → (characters at the start of a bin, examples)."""
     from matplotlib.ticker import MaxNLocator
 
     if not any(lengths.values()):
@@ -389,7 +404,7 @@ def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Ki
 
 
 def left_out_of_panels(rows: Sequence[Row], panel: str) -> str:
-    """The same of a picture that has a panel for each value of the column `panel`."""
+    """The sentence of `left_out` for a picture with a panel for each value of the column `panel`."""
     panels = Counter(row[panel] for row in rows)
     most = max(panels.values(), default=0)
     return left_out(len(panels), MAX_PANELS, "panels") + left_out(most, MAX_BARS, "cells of a panel")

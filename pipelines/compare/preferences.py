@@ -1,9 +1,9 @@
-"""What people's votes on answers side by side say: every vote as rows, and win rates between cells and against the untouched model.
+"""People's votes on answers side by side: every vote as rows, and win rates between cells and against the untouched model.
 
-A vote says which of the answers shown is best, so it compares that one with each of the others, and says nothing of those among
-themselves. A tie is half a win for either, and so is a vote that none is any good. Votes on the same prompt and the same two
-answers make no larger sample: together they count as one, by their mean. A vote counts as long as the data and the recipe of the
-runs that it was cast on are still their cells' own.
+A vote names the best of the shown answers. So it compares that answer with each of the others, but not the others with one
+another. A tie is half a win for each side; so is a vote that no answer is any good. Repeated votes on the same prompt and the same
+two answers are one comparison, scored by their mean. A vote counts while the data and the recipe of its runs are still those of
+their cells.
 """
 
 import json
@@ -19,13 +19,14 @@ from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.project import Project, Resolved
 from pipelines.runs.cells import Attempt, CellKey
 
-Cell = tuple[str, str]  # model, method
+# Model and method.
+Cell = tuple[str, str]
 WIN, HALF, LOSS = 1.0, 0.5, 0.0
 
 
 @dataclass
 class Tally:
-    """Scores of one cell against another, by the prompt and the two answers that were voted on."""
+    """Scores of one cell against another, by prompt and the two answers."""
 
     scores: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
 
@@ -37,7 +38,7 @@ class Tally:
         return sum(map(len, self.scores.values()))
 
     def count_of(self, score: float) -> float:
-        """How many of the different comparisons ended so; one that was voted on several times counts in parts."""
+        """The number of comparisons with this score. A comparison with several votes counts in parts."""
         return sum(scores.count(score) / len(scores) for scores in self.scores.values())
 
     def columns(self) -> Row:
@@ -49,7 +50,7 @@ class Tally:
 
 
 class Ballot:
-    """All votes of a lake, and which of the runs that were voted on still speak for their cells."""
+    """All votes of a lake, and which of the runs behind them still represent their cells."""
 
     def __init__(self, resolved: Resolved) -> None:
         self._resolved = resolved
@@ -61,7 +62,7 @@ class Ballot:
         return self._resolved.project
 
     def is_current(self, one: Shown) -> bool:
-        """Whether the run is there, of this cell, and nothing has changed since but code and machine."""
+        """Whether the run exists, belongs to this cell, and differs from it in code and machine at most."""
         if one.run_id not in self._current:
             self._current[one.run_id] = self._is_current(one)
         return self._current[one.run_id]
@@ -77,7 +78,7 @@ class Ballot:
         return set(self._resolved.changed(attempt)) <= HARMLESS
 
     def tallies(self) -> dict[tuple[Cell, Cell], Tally]:
-        """By two cells, in both directions: what current votes say of the first against the second."""
+        """The current votes by pair of cells, in both directions: scores of the first cell against the second."""
         tallies: dict[tuple[Cell, Cell], Tally] = {}
         for vote in self.votes:
             for one, other in combinations(vote.shown, 2):
@@ -93,7 +94,7 @@ class Ballot:
         return tallies
 
     def left_out(self, cell: Cell, base: Cell) -> int:
-        """How many votes on the cell against the untouched model are on runs that no longer speak for them."""
+        """The number of votes on the cell against the untouched model whose runs no longer represent them."""
         return sum(
             not (self.is_current(one) and self.is_current(other))
             for vote in self.votes
@@ -108,7 +109,7 @@ def cell_of(one: Shown) -> Cell:
 
 
 def score_of(vote: Preference, one: Shown, other: Shown) -> float | None:
-    """1 where `one` was chosen, 0 where `other` was, ½ for a tie; None where a third was, which says nothing of these two."""
+    """1 if `one` was chosen, 0 if `other` was, ½ for a tie. None if a third answer was chosen: that does not compare these two."""
     if vote.chosen in (TIE, NEITHER):
         return HALF
     chosen = vote.shown[int(vote.chosen)]
@@ -116,7 +117,7 @@ def score_of(vote: Preference, one: Shown, other: Shown) -> float | None:
 
 
 def with_votes(ballot: Ballot, rows: Sequence[Row]) -> list[Row]:
-    """The comparison's rows with what people said of each cell against the untouched model."""
+    """The comparison's rows with the results of people's votes on each cell against the untouched model."""
     tallies, base = ballot.tallies(), base_method(ballot.project)
     return [row | _columns(ballot, tallies, (row["model"], row["method"]), (row["model"], base or "")) for row in rows]
 
@@ -135,7 +136,7 @@ def _columns(ballot: Ballot, tallies: Mapping[tuple[Cell, Cell], Tally], cell: C
 
 
 def vote_rows(ballot: Ballot) -> Iterator[Row]:
-    """Rows of the table preferences: each answer that was shown, vote by vote."""
+    """Rows of the table preferences: one for each shown answer of each vote."""
     for vote in ballot.votes:
         for place, one in enumerate(vote.shown):
             outcome = (
@@ -159,7 +160,7 @@ def vote_rows(ballot: Ballot) -> Iterator[Row]:
 
 
 def duel_rows(ballot: Ballot) -> Iterator[Row]:
-    """Rows of the table preference_duels: each two cells that were voted on, in both directions."""
+    """Rows of the table preference_duels: one for each pair of cells with votes, in both directions."""
     for ((model, method), (other, against)), tally in sorted(ballot.tallies().items()):
         cells = {"model": model, "method": method, "against_model": other, "against_method": against}
         yield {**cells, **tally.columns()}

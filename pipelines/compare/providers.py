@@ -1,7 +1,7 @@
-"""Providers beside one another, on the topic cells that all of them were asked: what came back, what was kept, what it cost.
+"""Compare providers on the topic cells that all of them were asked: answers, accepted records and costs.
 
-Shares are of the requests, with Wilson's 95 % intervals. Which answers are better as training data is decided downstream: a method
-may train on one provider's records alone (`data: {provider: …}`), and its row of the comparison says what that was worth.
+Shares are of the requests, with Wilson's 95 % intervals. The comparison of cells shows which answers are better training data: a
+method may train on the records of one provider alone (`data: {provider: …}`).
 """
 
 from collections import defaultdict
@@ -29,11 +29,10 @@ MIN_FOR_P95 = 20
 
 
 def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """One row per provider whose answers are trained on or that is asked, over the cells whose outcome is known for all of them.
+    """One row per provider that is asked or trained on, over the topic cells whose outcome is known for all of them.
 
-    What is still under way, or in a batch, has no outcome yet. `reserved_usd` is charged without a known cost;
-    `usd_per_accepted` counts it, and is None where a cost is not known at all. Nothing is accepted, or a duplicate, before it
-    was cleaned: None.
+    Requests under way or in a batch have no outcome yet. `reserved_usd` is charged without a known cost; `usd_per_accepted`
+    includes it, and is None if a cost is not known at all. The accepted and duplicate numbers are None before cleaning.
     """
     names = [name for name in compared(experiments) if name in experiments.providers]
     if not names or not data.journal.exists():
@@ -66,7 +65,7 @@ def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Outcomes:
-    """The requests whose outcome is known, by provider; their calls and their valid records, by the request's key."""
+    """The requests with a known outcome by provider, and their calls and valid records by the request's key."""
 
     requests: dict[str, list[Request]]
     calls: dict[str, Row]
@@ -83,7 +82,7 @@ def _outcomes(data: DataRoot, experiments: Experiments, names: Iterable[str]) ->
 
 
 def _common_cells(requests: Iterable[list[Request]]) -> set[Any]:
-    """The topic cells that every provider was asked; empty where there is none."""
+    """The topic cells that every provider was asked; may be empty."""
     cells = [{request.cell for request in some} for some in requests]
     return set.intersection(*cells) if cells else set()
 
@@ -101,7 +100,7 @@ def _note(name: str, *, has_common: bool, uncleaned: int, is_used: bool) -> str 
 
 
 def _requests(reading: RequestSource, name: str) -> list[Request]:
-    """What the provider is asked, with those requests that were given up as lost: they count against it."""
+    """The provider's requests. Requests given up as lost are included: they count against it."""
     experiments = reading.experiments
     planned = requests_for(name, experiments.provider(name), experiments.generation, reading.prompts)
     return [entry.request for entry in planned]
@@ -112,7 +111,7 @@ def _has_outcome(call: Row) -> bool:
 
 
 def _counts(calls: list[Row], valid: Collection[str], fates: dict[str, str] | None) -> Row:
-    """The numbers of these calls. `fates` is None where it is not known what cleaning makes of them."""
+    """The numbers of these calls. `fates` is None if the outcome of cleaning is not known."""
     answered = [call for call in calls if call["status"] == "answered"]
     outcomes = None if fates is None else [fates.get(call["key"]) for call in answered]
     counts = {
@@ -168,7 +167,7 @@ def _latencies(answered: list[Row]) -> Row:
 
 
 def _fates(data: DataRoot) -> dict[str, str]:
-    """What cleaning made of each call's record: `accepted`, or the reason why not."""
+    """The outcome of cleaning for each call's record: `accepted`, or the reason for dropping it."""
     cleaned = current_examples(data)
     if cleaned is None:
         return {}
@@ -179,7 +178,7 @@ def _fates(data: DataRoot) -> dict[str, str]:
 
 
 def _win_rates(results: list[Duel]) -> dict[str, float]:
-    """Mean of a provider's win rates against the others it was compared with."""
+    """The mean of each provider's win rates against the providers it was compared with."""
     rates: dict[str, list[float]] = defaultdict(list)
     for duel in results:
         if duel.scores:
@@ -189,7 +188,7 @@ def _win_rates(results: list[Duel]) -> dict[str, float]:
 
 
 def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """One row per pair of providers and judge. A cell whose verdict changed with the order counts as a tie."""
+    """One row per pair of providers and judge. A cell counts as a tie if its verdict changed with the order."""
     rows = []
     for duel in duels(data, experiments):
         wins, losses, ties = (duel.scores.count(score) for score in (1.0, 0.0, 0.5))
@@ -217,7 +216,7 @@ def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
 
 
 def _verdict(duel: Duel, low: float | None, high: float | None) -> str:
-    """Who wins, where neither the interval nor the sign test leaves a doubt."""
+    """The winner, if both the interval and the sign test are clear."""
     if low is None or high is None:
         return "too few cells to tell"
     wins, losses = duel.scores.count(1.0), duel.scores.count(0.0)

@@ -1,10 +1,9 @@
-"""Quality with its uncertainty: a cell's bits per byte over held-out records, and how much of a difference between two cells is
-more than the choice of these records (and seeds).
+"""Quality with its uncertainty: a cell's bits per byte over held-out records, and differences between cells with intervals.
 
 Intervals are 95 % bootstrap intervals over records (Efron & Tibshirani 1993), expanded for small samples
-(`statistics.expanded_tail`). Two cells are compared on the same resamples of the same records, so that what makes a record hard for
-both cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012). Several training runs widen them by what the runs differ by
-(`seeds.widening`): three runs are too few to be resampled.
+(`statistics.expanded_tail`). Two cells are compared on the same resamples of the same records, so the difficulty of a record
+cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012). Several training runs widen the intervals by the spread between them
+(`seeds.widening`); three runs are too few to be resampled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +22,22 @@ from pipelines.runs.cells import Evaluation
 
 Row = dict[str, Any]
 Cell = tuple[str, str]
-MIN_RECORDS = 5  # fewer have no interval worth the name
-MIN_DEGREES = 2  # of freedom, three runs: two say too little of their own method
+# With fewer records a bootstrap interval is meaningless.
+MIN_RECORDS = 5
+# Degrees of freedom (three runs) that a method's own spread needs; two runs say too little.
+MIN_DEGREES = 2
 RESAMPLES = 4_000
-GROUPS = (
-    250  # of more records, so many groups are resampled: the spread is known within 5 %, and the work stays the same
-)
+# More records than this are resampled in this number of groups: the spread is known within 5 %, and the work is bounded.
+GROUPS = 250
 SEED = 1
 TAIL = 0.025
-BATCH = 500  # cells whose resamples are held in memory together
+# Cells whose resamples are in memory at the same time.
+BATCH = 500
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value in bits per byte and its 95 % interval; of a difference, below zero is better."""
+    """A value in bits per byte and its 95 % interval. For a difference, below zero is better."""
 
     value: float
     low: float
@@ -53,9 +54,12 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """What a cell lost on each record. `nats`: (runs, records), of the completions' ordinary tokens; `sizes`: (records,), their
-    UTF-8 bytes; `examples`: the records' ids, sorted; `seeds`: those of the runs, empty where they do not matter. Runs that are not
-    `trained` are all alike."""
+    """A cell's loss on each record.
+
+    `nats`: (runs, records), the loss of the completions' ordinary tokens. `sizes`: (records,), their UTF-8 bytes. `examples`:
+    the sorted ids of the records. `seeds`: the seeds of the runs, empty if they do not matter. Runs that are not `trained` are
+    all equal.
+    """
 
     examples: tuple[str, ...]
     nats: np.ndarray
@@ -64,7 +68,7 @@ class Quality:
     trained: bool = True
 
     def on(self, examples: Sequence[str]) -> "Quality":
-        """The same on some of its records."""
+        """The quality on some of its records."""
         place = {name: number for number, name in enumerate(self.examples)}
         chosen = [place[name] for name in examples]
         return replace(self, examples=tuple(examples), nats=self.nats[:, chosen], sizes=self.sizes[chosen])
@@ -76,7 +80,7 @@ class Quality:
 
     @property
     def runs(self) -> int:
-        """How many training runs tell of the method; none where nothing was trained."""
+        """The number of training runs; 0 if nothing was trained."""
         return len(self.nats) if self.trained else 0
 
     @property
@@ -88,13 +92,13 @@ class Quality:
 
 
 def record_values(evaluation: Evaluation) -> dict[str, tuple[float, int]]:
-    """example_id → (nats of the completion's ordinary tokens, its UTF-8 bytes), of every record that was measured."""
+    """example_id → (nats of the completion's ordinary tokens, its UTF-8 bytes) for every measured record."""
     rows = read_jsonl(evaluation.folder / "losses.jsonl")
     return {row["example_id"]: (row["scored_nats"], row["bytes"]) for row in rows}
 
 
 def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), trained: bool = True) -> Quality | None:
-    """The quality over the evaluations of a cell's runs; None where they were not measured on the same records, or on none."""
+    """The quality over the evaluations of a cell's runs; None if they have no records or different ones."""
     runs = [record_values(evaluation) for evaluation in evaluations]
     if not runs or not runs[0] or any(one.keys() != runs[0].keys() for one in runs):
         return None
@@ -105,10 +109,10 @@ def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), 
 
 
 class Qualities:
-    """The quality of every row that has one, and their differences.
+    """The quality of every row that has one, and the differences between them.
 
-    How far training runs lie apart is seen in `runs`, all that there are of a cell, else in what is `known` of it. `assumed`: of a
-    cell, for as long as none of its model was trained with several seeds.
+    The spread between training runs comes from `runs`, all runs of a cell, else from the `known` quality. `assumed` holds spreads
+    that are used while no cell of the model was trained with several seeds.
     """
 
     def __init__(
@@ -124,23 +128,26 @@ class Qualities:
         return self._known.get((row["model"], row["method"]))
 
     def difference(self, row: Row, other: Row) -> Interval | None:
-        """Bits per byte of `row` less those of `other`; None where they were not measured on the same records."""
+        """Bits per byte of `row` minus those of `other`; None if they were not measured on the same records."""
         return self.differences([row], other)[0]
 
     def differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
-        """Between what was measured: of a cell that was trained once, between this run and the other."""
+        """Differences between the measured results. For a cell with one run, they hold for that run only."""
         return self._differences(rows, other, borrow=False)
 
     def method_difference(self, row: Row, other: Row) -> Interval | None:
         return self.method_differences([row], other)[0]
 
     def method_differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
-        """Between the methods: of a cell that was trained once, widened by the spread between training runs, where it is known."""
+        """Differences between the methods. For a cell with one run, the spread between training runs widens them, if known."""
         return self._differences(rows, other, borrow=True)
 
     def spread(self, row: Row) -> Spread | None:
-        """Between the training runs of the row's method. Of a row with several it is their own, and of a cell that has three beyond
-        what the profile names; else that of all cells of the model that have several, pooled; else what is assumed, or None."""
+        """The spread between the training runs of the row's method; None if it is not known.
+
+        A row with several runs has its own spread, and so has a cell with three runs or more outside the profile. Otherwise it
+        is the pooled spread of the model's cells with several runs, else the assumed one.
+        """
         quality = self.of(row)
         if quality is None or not quality.trained:
             return None
@@ -151,7 +158,7 @@ class Qualities:
         return self._pooled.get(row["model"]) or self._assumed.get(cell)
 
     def sources(self, row: Row, other: Row) -> Sources | None:
-        """What makes the difference between the methods uncertain; None where it has no interval."""
+        """The sources of uncertainty of the difference between the methods; None if it has no interval."""
         mine, theirs = self.of(row), self.of(other)
         if mine is None or theirs is None or not same_records(mine, theirs) or len(mine.sizes) < MIN_RECORDS:
             return None
@@ -166,12 +173,12 @@ class Qualities:
         return [spread.of_single_runs(spreads.count(spread)) for spread in dict.fromkeys(spreads)]
 
     def borrowed(self, rows: Sequence[Row]) -> list[Spread]:
-        """The spreads that the differences between the methods of `rows` were widened by, each once."""
+        """The spreads that widened the differences between the methods of `rows`, each once."""
         single_runs = [row for row in rows if (quality := self.of(row)) and quality.runs == 1]
         return list(dict.fromkeys(spread for row in single_runs if (spread := self.spread(row))))
 
     def basis(self, rows: Sequence[Row]) -> str:
-        """What a verdict between the methods of `rows` rests on: how many training runs, and what its intervals were widened by."""
+        """The basis of a verdict between the methods of `rows`: the number of training runs, and the spreads that widened it."""
         spreads = self.borrowed(rows) if len(rows) > 1 else []
         return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], spreads)
 
@@ -213,15 +220,18 @@ def same_records(one: Quality, other: Quality) -> bool:
 
 
 def paired_difference(one: Quality, other: Quality) -> Interval | None:
-    """Bits per byte of `one` less those of `other`, on the same records."""
+    """Bits per byte of `one` minus those of `other`, on the same records."""
     nats = one.mean_nats - other.mean_nats
     (interval,) = over_records([nats], one.sizes)
     return interval and _widened(interval, nats[0], one.sizes, _components(one, other))
 
 
 def _components(one: Quality, other: Quality) -> list[Component]:
-    """What the training runs of both add to the variance of their difference. Runs of equal seeds saw the data in the same order,
-    so that they are compared seed by seed; others count as independent. One run says nothing of its method's spread."""
+    """The contributions of both sides' training runs to the variance of their difference.
+
+    Runs with equal seeds saw the data in the same order, so they are compared seed by seed; other runs count as independent. A
+    single run contributes nothing.
+    """
     if (
         one.trained
         and other.trained
@@ -236,7 +246,7 @@ def _components(one: Quality, other: Quality) -> list[Component]:
 
 
 def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, components: Sequence[Component]) -> Interval:
-    """`interval`, over the records of `nats` and `sizes`, with what training runs add to it."""
+    """`interval` over the records of `nats` and `sizes`, widened by the contributions of training runs."""
     if not components:
         return interval
     wider = widening(len(sizes), records_variance(nats, sizes), components)
@@ -245,8 +255,11 @@ def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, components
 
 
 def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
-    """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (runs, records) over the same records of `sizes` bytes, with its interval over
-    records and, where there are several, training runs; None under `MIN_RECORDS` records."""
+    """Bits per byte, Σ nats / (ln 2 × Σ bytes), of each item of `nats` with its interval.
+
+    Each item is (runs, records), over the same records with `sizes` bytes. The interval covers records and, if there are several,
+    training runs. None under `MIN_RECORDS` records.
+    """
     means = [one.mean(axis=0, keepdims=True) for one in nats]
     parts = zip(nats, means, over_records(means, sizes), strict=True)
     return [
@@ -256,8 +269,10 @@ def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | 
 
 
 def over_records(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
-    """Σ nats / (ln 2 × Σ bytes) of each of `nats`, (1, records) over the same records of `sizes` bytes, with its interval over the
-    records; None under `MIN_RECORDS` of them."""
+    """Bits per byte, Σ nats / (ln 2 × Σ bytes), of each item of `nats` with its interval over the records.
+
+    Each item is (1, records), over the same records with `sizes` bytes. None under `MIN_RECORDS` records.
+    """
     if len(sizes) < MIN_RECORDS:
         return [None] * len(nats)
     tail = expanded_tail(TAIL, len(sizes))
@@ -280,14 +295,14 @@ def _resampled(nats: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _grouped(values: np.ndarray) -> np.ndarray:
-    """(1, records) summed into (1, groups), always the same records in a group."""
+    """Sum (1, records) into (1, groups). A group always has the same records."""
     order = np.random.default_rng(SEED).permutation(values.shape[1]) % GROUPS
     return np.stack([np.bincount(order, weights=one, minlength=GROUPS) for one in values])
 
 
 @lru_cache(maxsize=4)
 def record_counts(records: int) -> np.ndarray:
-    """(resamples, records): how often each record stands in each resample; the same for whoever asks, which is what pairs them."""
+    """(resamples, records): how often each record occurs in each resample. Equal for all cells, which makes comparisons paired."""
     drawn = np.random.default_rng(SEED).integers(0, records, (RESAMPLES, records))
     places = drawn + records * np.arange(RESAMPLES)[:, None]
     return np.bincount(places.ravel(), minlength=RESAMPLES * records).reshape(RESAMPLES, records).astype(float)

@@ -12,7 +12,8 @@ from pipelines.runs.result import RunResult, result_in
 from pipelines.settings.experiments import Experiments
 
 Row = dict[str, Any]
-FORMATS = ("fp32", "bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")  # in the order of the table
+# In the order of the table.
+FORMATS = ("fp32", "bf16", "int8", "nf4", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m")
 MEASURED = (
     "engine", "bits_per_byte", "size_mb", "p50_latency_ms", "tokens_per_second", "peak_memory_gb", "load_seconds",
     "answer_tokens", "eval_records", "eval_set",
@@ -20,7 +21,7 @@ MEASURED = (
 
 
 def newest(folder: Path) -> RunResult | None:
-    """The last measurement in a folder of one result and format."""
+    """The newest measurement in the folder of a result and format; None if there is none."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
     return result_in(folders[-1]) if folders else None
 

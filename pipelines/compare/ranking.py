@@ -1,4 +1,4 @@
-"""Which rows may be compared, which of them nothing beats, and the three that people ask for."""
+"""Which rows may be compared, the Pareto front among them, and the three picks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,12 @@ from pipelines.compare.quality import Interval, Qualities
 from pipelines.compare.rates import Name, at_edge, not_its_best, still_open, trained_at
 
 Row = dict[str, Any]
-MEMORY_NOISE = 0.02  # equal runs peaked within 1 % of each other
-TIME_NOISE = 0.10  # and took times within a few per cent, on a machine of their own
-BATCH = 8  # rivals: the first few settle most rows
+# Peaks within this share of each other count as equal; equal runs peaked within 1 %.
+MEMORY_NOISE = 0.02
+# The same for times; equal runs on a quiet machine took times within a few per cent.
+TIME_NOISE = 0.10
+# Rivals are compared in batches of this size, since the first few settle most rows.
+BATCH = 8
 AXES = ("eval_bits_per_byte", "peak_memory_gb", "train_seconds")
 MUST_MATCH = {
     "data_fingerprint": "data",
@@ -23,44 +26,51 @@ MUST_MATCH = {
     "device": "device",
     "memory_budget_gb": "memory budget",
 }
-SAME_BATCH = "micro_batch_tokens"  # decides memory and speed, and no quality: it must match where costs are compared
+# Affects memory and speed but not quality, so it must match only if costs are compared.
+SAME_BATCH = "micro_batch_tokens"
 CLEAR, UNCLEAR, ONLY, NOTHING = "clear", "no clear winner", "the only one", "nothing to pick"
 
 
 def incomparable(one: Row, other: Row) -> str | None:
-    """What keeps two rows from being compared: other data, evaluation records, device or memory budget; of one model, other
-    weights."""
+    """The difference that makes two rows incomparable; None if they are comparable.
+
+    It is data, evaluation records, device or memory budget, or for rows of one model the weights.
+    """
     if one["model"] == other["model"] and one["weights_fingerprint"] != other["weights_fingerprint"]:
         return "weights"
     return next((label for name, label in MUST_MATCH.items() if one[name] != other[name]), None)
 
 
 def other_costs(one: Row, other: Row) -> str | None:
-    """What keeps memory and speed of two comparable rows from being compared: other micro-batches."""
+    """The difference that makes memory and speed of two comparable rows incomparable: their micro-batches; else None."""
     return None if one[SAME_BATCH] == other[SAME_BATCH] else SAME_BATCH
 
 
 def of_equal_batches(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose memory and speed may be compared: those with the largest micro-batches. Smaller ones need less memory, so that
-    a row with them cannot be said to need less than these."""
+    """The rows whose memory and speed may be compared: those with the largest micro-batches.
+
+    Smaller micro-batches need less memory by themselves, so such a row proves nothing about its method.
+    """
     candidates = [row for row in rows if stands(row)] or rows
     largest = max((row[SAME_BATCH] or 0 for row in candidates), default=0)
     return [row for row in rows if (row[SAME_BATCH] or 0) == largest]
 
 
 def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
-    """Set `is_pareto` of every ok row that has all three of quality, memory and time, and whose speed is not disturbed; of the
-    others it stays None, and they beat nobody.
+    """Set `is_pareto` of every ok row with quality, memory and an undisturbed time.
 
-    A row is off the front when a comparable one with equal micro-batches dominates it: that one needs no more memory and no more
-    time, is not clearly worse in quality, and is clearly better in at least one of the three. Clearly, in quality: the 95 %
-    interval of the paired difference lies on one side of zero; in memory and time: by more than `MEMORY_NOISE` and `TIME_NOISE`.
-    So rows that are equal, or that differ within noise, stay on the front together, and a lower number within another's interval
-    beats nobody (dominance under uncertainty as in Teich 2001, EMO, LNCS 1993, with confidence intervals). Memory and time are
-    ordered as measured, so no circle of rows can dominate one another: the front is never empty.
+    For other rows it stays None, and they dominate no row.
 
-    A row whose learning rate lies at the edge of those tried has a quality that a better rate can only improve. So nothing
-    dominates it, and it dominates others by what it costs alone: no difference in quality to it is clear.
+    A row is off the front if a comparable row with equal micro-batches dominates it. The dominating row needs no more memory and
+    no more time, is not clearly worse in quality, and is clearly better in at least one of the three. In quality, clearly means
+    that the 95 % interval of the paired difference lies on one side of zero. In memory and time it means by more than
+    `MEMORY_NOISE` and `TIME_NOISE`. So rows that are equal, or differ within noise, stay on the front together, and a lower
+    number within another's interval dominates nothing (dominance under uncertainty as in Teich 2001, EMO, LNCS 1993, with
+    confidence intervals). Memory and time are ordered as measured, so rows cannot dominate each other in a circle: the front is
+    never empty.
+
+    A better learning rate can only improve the quality of a row whose rate lies at the edge of those tried. So nothing dominates
+    such a row, and it dominates others only by its costs: no difference in quality to it is clear.
     """
     complete = [row for row in rows if _is_complete(row) and _is_ranked(row, qualities)]
     for row in complete:
@@ -89,7 +99,10 @@ def _costs_clearly_less(one: Row, other: Row) -> bool:
 
 
 def _is_dominated(row: Row, rivals: Sequence[Row], qualities: Qualities) -> bool:
-    """`rivals` cost no more. One that is no worse by its number and clearly cheaper needs no interval."""
+    """Whether one of `rivals` dominates the row; they cost no more than it does.
+
+    A rival with no worse number that is clearly cheaper needs no interval.
+    """
     if at_edge([row]):
         return False
     bits = row["eval_bits_per_byte"]
@@ -114,9 +127,11 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
-    """The trained ok rows that picks are taken among: of the groups that can be compared within themselves, the one with the most
-    rows that stand, then with the most rows, then with the newest. Of a model's rows those of one set of weights count, chosen
-    alike. Not among them is a row outside the profile, nor one whose cell left out too many records."""
+    """The trained ok rows that picks are made from: the best group of rows that are comparable with each other.
+
+    The best group has the most current rows, then the most rows, then the newest row. Of each model only the rows with one set of
+    weights count, chosen by the same order. Rows outside the profile and rows whose cell left out too many records are excluded.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in of_profile(rows):
         measured = _is_ranked(row, qualities) and row["eval_bits_per_byte"] is not None
@@ -126,7 +141,7 @@ def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 
 
 def _of_one_base(group: Sequence[Row]) -> list[Row]:
-    """The rows without those of a model's other weights."""
+    """The rows of the group, with one set of weights per model."""
     by_weights: dict[str, dict[str | None, list[Row]]] = {}
     for row in group:
         by_weights.setdefault(row["model"], {}).setdefault(row["weights_fingerprint"], []).append(row)
@@ -135,7 +150,7 @@ def _of_one_base(group: Sequence[Row]) -> list[Row]:
 
 
 def stands(row: Row) -> bool:
-    """Whether the row is current, or stale by the code alone, as after an upgrade."""
+    """Whether the row is current, or stale only because of the code, as after an upgrade."""
     return not row["is_stale"] or row["stale_because"] == "code"
 
 
@@ -144,19 +159,20 @@ def _precedence(group: Sequence[Row]) -> tuple[int, int, str]:
 
 
 def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
-    """The rows of table `picks`: best quality, best value, least memory, each with its reason; where the numbers cannot tell
-    candidates apart, none of them is picked and the verdict says so.
+    """The rows of table `picks`: best quality, best value, least memory, each with its reason.
 
-    best quality: the row that every other is clearly worse than (paired 95 % interval above zero).
-    best value: of the rows that are not clearly worse than the best one, the one with the smallest peak memory × training time;
-        costs within `TIME_NOISE` are a tie (the idea of the one-standard-error rule: the cheapest within the
-        noise of the best; Breiman et al. 1984, section 3.4.3).
+    If the numbers cannot tell candidates apart, none of them is picked and the verdict says so.
+
+    best quality: the row that every other row is clearly worse than (paired 95 % interval above zero).
+    best value: the smallest peak memory × training time among the rows that are not clearly worse than the best one; costs within
+        `TIME_NOISE` are a tie (the idea of the one-standard-error rule: the cheapest within the noise of the best; Breiman et
+        al. 1984, section 3.4.3).
     least memory: the row with the lowest peak; of peaks within `MEMORY_NOISE`, those that are clearly worse in quality drop out.
     The last two compare costs, so they are taken among rows with equal micro-batches.
 
-    Where any row that is compared lies at the edge of the learning rates tried, nobody wins the first two: it may yet be the best.
-    Least memory depends on it only where quality breaks a tie. Where a row that may be the best value has a disturbed speed,
-    none is picked.
+    If a compared row lies at the edge of the learning rates tried, the first two have no winner: that row may still be the best.
+    Least memory depends on it only if quality breaks a tie. If a row that may be the best value has a disturbed speed, no row is
+    picked.
     """
     choice = Choice(comparable_rows(rows, qualities), rows, qualities)
     return [choice.best_quality(), choice.best_value(), choice.least_memory()]
@@ -164,8 +180,11 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows that a pick falls on; `compared` are those whose qualities its reason tells of, `other_batches` is how many rows
-    were not compared for the sake of their micro-batches."""
+    """The rows of a pick.
+
+    `compared` are the rows whose qualities its reason mentions. `other_batches` counts the rows left out because of their
+    micro-batches.
+    """
 
     rows: Sequence[Row]
     compared: Sequence[Row]
@@ -174,14 +193,15 @@ class Selection:
 
 
 class Choice:
-    """Picks among `group`, told with `rows` in sight."""
+    """Makes the picks from `group`; `rows` are all rows of the comparison, for the reasons."""
 
     def __init__(self, group: Sequence[Row], rows: Sequence[Row], qualities: Qualities) -> None:
         self._group = sorted(group, key=lambda row: row["eval_bits_per_byte"])
         self._rows, self._qualities = rows, qualities
         self._several = len({row["model"] for row in of_profile(rows)}) > 1
         self._gaps = dict(zip(map(id, self._group), self._from_best(self._group), strict=True))
-        self._open = at_edge(self._group) if len(self._group) > 1 else []  # one row alone has no rival
+        # A single row has no rival.
+        self._open = at_edge(self._group) if len(self._group) > 1 else []
 
     def _from_best(self, group: Sequence[Row]) -> list[Interval | None]:
         return self._qualities.method_differences(group, group[0]) if group else []
@@ -206,7 +226,7 @@ class Choice:
         measured = of_equal_batches(known)
         if not measured:
             return self._nothing("best value")
-        # where one row alone is as good, no speeds are compared
+        # A single candidate needs no comparison of speeds.
         disturbed = [row for row in measured if not has_valid_speed(row)] if len(measured) > 1 else []
         tied = _cheapest([row for row in measured if has_valid_speed(row)] if disturbed else measured)
         undecided = len(tied) > 1 or bool(disturbed or self._open)
@@ -227,7 +247,7 @@ class Choice:
         return f"{_price(tied[0])}; {self._quality_note(tied[0])}"
 
     def _may_be_cheaper(self, tied: Sequence[Row]) -> list[Row]:
-        """The rows at the edge that would be the best value if their quality were that of the best row."""
+        """The rows at the edge that would be the best value if they had the quality of the best row."""
         known = [row for row in self._open if row["peak_memory_gb"] and row["train_seconds"]]
         same = [row for row in known if not tied or not other_costs(row, tied[0])]
         return [
@@ -254,7 +274,7 @@ class Choice:
         return self._picked("least memory", *self._least(selection))
 
     def _not_worse(self, rows: Sequence[Row]) -> list[Row]:
-        """Those of `rows` that are not clearly worse than the first of them, the best; at the edge nobody is clearly worse."""
+        """The rows that are not clearly worse than the first and best of them; a row at the edge is never clearly worse."""
         differences = self._qualities.method_differences(rows, rows[0])
         return [
             row
@@ -263,7 +283,7 @@ class Choice:
         ]
 
     def _least(self, selection: Selection) -> tuple[Selection, list[str]]:
-        """`found` and what is said of its one row: how much memory, and how it stands in quality."""
+        """The selection and the reasons for its only row: its memory, and its quality against the best."""
         (row,) = selection.rows
         against = self._group if row is self._group[0] else [row, self._group[0]]
         reasons = [f"{row['peak_memory_gb']:.2f} GB at its peak", self._quality_note(row)]
@@ -275,11 +295,11 @@ class Choice:
         return f"{row['model']} × {row['method']}" if self._several else row["method"]
 
     def _as_good(self) -> list[Row]:
-        """The rows that are not clearly worse than the best, the best first. A row without interval may be as good."""
+        """The rows that are not clearly worse than the best, best first. A row without an interval may be as good."""
         return [row for row in self._group if (difference := self._gaps[id(row)]) is None or not difference.above]
 
     def _with(self, selection: Selection, more: Sequence[Row]) -> Selection:
-        """`found` and those of `more` that it does not name."""
+        """The selection with the rows of `more` that it lacks."""
         named = set(map(id, selection.rows))
         return replace(selection, rows=[*selection.rows, *(row for row in more if id(row) not in named)])
 
@@ -335,7 +355,7 @@ class Choice:
         return f"no cell has trained, been evaluated and kept its values per record{note}"
 
     def _left_out(self, other_batches: int) -> str | None:
-        """Why the other trained cells are not among those compared."""
+        """Why the other trained cells were not compared, with their numbers."""
         inside = {id(row) for row in self._group}
         why: dict[str, int] = {}
         for row in self._rows:
@@ -366,7 +386,7 @@ def _measure_again(rows: Sequence[Row], name: Name) -> str:
 
 
 def _cost(row: Row) -> float:
-    """GB × seconds: what it keeps busy, for how long."""
+    """The cost in GB × seconds: memory times the time that it is in use."""
     return row["peak_memory_gb"] * row["train_seconds"]
 
 

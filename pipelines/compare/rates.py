@@ -1,13 +1,16 @@
-"""Whether two rows differ by their methods, or only by learning rates that nobody chose for them."""
+"""Whether two rows differ by their methods, or only by learning rates that were not searched for each method."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 Row = dict[str, Any]
 Rates = Literal["tuned", "shared", "edge"]
-Name = Callable[[Row], str]  # what a row is called in a sentence
-SEARCHED = ("search", "tune")  # values of learning_rate_source
-OWN = ("method", "pair")  # levels of experiments.yaml that name the rate of one method alone
+# Names a row in a sentence.
+Name = Callable[[Row], str]
+# Values of learning_rate_source that stand for a search.
+SEARCHED = ("search", "tune")
+# Levels of experiments.yaml that set the rate of a single method.
+OWN = ("method", "pair")
 MAX_NAMES = 3
 WHAT_IT_MEANS: dict[Rates, str] = {
     "shared": "rates shared: the learning rate was given, not searched for, so that a method may look worse than it is; "
@@ -15,16 +18,16 @@ WHAT_IT_MEANS: dict[Rates, str] = {
     "edge": "rates edge: the best learning rate is the smallest or largest of those tried, so that a better one may lie beyond; "
     "widen its list in experiments.yaml, or set learning_rate: auto",
 }
-# the weakest first: what a row of several seeds is called by
+# Weakest first: a row of several seeds takes the weakest of its seeds.
 WEAKNESS: tuple[Rates | None, ...] = ("edge", "shared", "tuned", None)
 
 
 def rates_of(row: Row) -> Rates | None:
-    """How the row's learning rate was chosen; None where nothing was trained.
+    """How the row's learning rate was chosen; None if nothing was trained.
 
-    `tuned`: the best of several, with worse ones on both sides; `edge`: the smallest or largest of those tried, so that a better
-    one may lie beyond; `shared`: given, the same for every method of its kind unless experiments.yaml says otherwise. A search
-    that had one rate to try chose nothing: its rate counts as given.
+    `tuned`: the best of several rates, with worse ones on both sides. `edge`: the smallest or largest rate tried, so a better
+    one may lie beyond. `shared`: a configured rate, the same for every method of its kind unless experiments.yaml says
+    otherwise. A search over a single rate chooses nothing, so its rate counts as shared.
     """
     if row["trainable_params"] == 0 or row["learning_rate"] is None:
         return None
@@ -36,18 +39,20 @@ def rates_of(row: Row) -> Rates | None:
 
 
 def weakest(seeds: Sequence[Row]) -> Row:
-    """Of a row's seeds, each of which may have another rate, the one whose rate was chosen with the least care."""
+    """The seed whose rate was chosen with the least care; the seeds of a row may have different rates."""
     return min(seeds, key=lambda seed: WEAKNESS.index(rates_of(seed)))
 
 
 def at_edge(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose learning rate is the smallest or largest of those tried: none of them has lost to another row yet."""
+    """The rows whose learning rate is the smallest or largest of those tried. A better rate may still make any of them win."""
     return [row for row in rows if rates_of(row) == "edge"]
 
 
 def trained_at(rows: Sequence[Row], name: Name) -> str:
-    """What to add to a comparison of `rows`: "both trained at one shared learning rate"; nothing where all rates were searched for,
-    or where there are not two trained rows."""
+    """A remark for a comparison of `rows`, such as "both trained at one shared learning rate".
+
+    It is empty if all rates were searched for, or if fewer than two rows were trained.
+    """
     trained = [row for row in rows if rates_of(row)]
     shared = [row for row in trained if rates_of(row) == "shared"]
     if not shared or len(trained) < 2:
@@ -58,7 +63,7 @@ def trained_at(rows: Sequence[Row], name: Name) -> str:
 
 
 def _shared(rows: Sequence[Row], name: Name) -> str:
-    """ "one shared learning rate", where it is one; else what the rates have in common."""
+    """Describe the rates: "one shared learning rate", or what several rates have in common."""
     own = [row for row in rows if row["learning_rate_source"] in OWN]
     kinds: dict[bool, set[float]] = {}
     for row in rows:
@@ -79,7 +84,7 @@ def _is_adapter(row: Row) -> bool:
 
 
 def still_open(rows: Sequence[Row], name: Name) -> str:
-    """Why nothing has won against `rows`, which lie at the edge of what was tried, and what to do."""
+    """Why the comparison with `rows`, whose rates lie at the edge of those tried, is open, and what to do about it."""
     if len(rows) == 1:
         return (
             f"the learning rate of {name(rows[0])}, {rows[0]['learning_rate']:g}, lies at the edge of those tried: widen its list, "
@@ -92,7 +97,7 @@ def still_open(rows: Sequence[Row], name: Name) -> str:
 
 
 def not_its_best(row: Row) -> str:
-    """What to add where a row did badly: " at one shared learning rate"; nothing where its rate is tuned."""
+    """A remark on a row that did badly, such as " at one shared learning rate"; empty if its rate is tuned."""
     match rates_of(row):
         case "shared":
             return " at one shared learning rate"
@@ -103,7 +108,7 @@ def not_its_best(row: Row) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What stands under a table: a line for each way of choosing a rate that the reader has to know of."""
+    """The lines under a table: one for each way of choosing a rate that needs an explanation."""
     kinds = {row.get("rates") for row in rows if row["status"] == "ok"}
     return [meaning for rates, meaning in WHAT_IT_MEANS.items() if rates in kinds]
 
@@ -113,7 +118,7 @@ def method_name(row: Row) -> str:
 
 
 def names(rows: Sequence[Row], name: Name) -> str:
-    """`a, b and c`; of more than three the first three and how many more."""
+    """`a, b and c`; of more than three rows, the first three names and the number of the others."""
     parts = [name(row) for row in rows[:MAX_NAMES]]
     parts += [f"{len(rows) - MAX_NAMES} more"] if len(rows) > MAX_NAMES else []
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))

@@ -1,4 +1,4 @@
-"""data/report/index.html: the comparison as one self-contained page that loads nothing and runs one script of ours."""
+"""data/report/index.html: the comparison as one self-contained page that loads nothing and runs only our own script."""
 
 import base64
 import hashlib
@@ -26,21 +26,22 @@ from pipelines.project import Project
 
 Row = dict[str, Any]
 PROMPTS_SHOWN = 6
-ANSWERS_SHOWN = 100  # to one prompt
-MANY_ANSWERS, ANSWER_CHARS, SHORT_ANSWER_CHARS = (
-    24,
-    2000,
-    400,
-)  # characters of an answer; where there are many, fewer of each
+# Answers shown for one prompt.
+ANSWERS_SHOWN = 100
+# Answers are cut at ANSWER_CHARS characters, and at SHORT_ANSWER_CHARS if a prompt has more than MANY_ANSWERS of them.
+MANY_ANSWERS, ANSWER_CHARS, SHORT_ANSWER_CHARS = 24, 2000, 400
 REJECTS_SHOWN = 10
-NIGHTS_SHOWN = 14  # the newest
+# Only this many of the newest nights are shown.
+NIGHTS_SHOWN = 14
 NIGHT_COLUMNS = tuple(column for column in NIGHTS.columns if column.name != "run_ids")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What the page shows: rows of the tables comparison, picks, history, nights, provider_comparison and evaluation_answers, and
-    for the parts of beyond.py all `tables`."""
+    """The rows that the page shows, and all `tables` for the parts of beyond.py.
+
+    `prompts` counts all prompts that were answered; `answers` holds only the answers to the first of them.
+    """
 
     rows: Sequence[Row]
     picks: Sequence[Row] = ()
@@ -48,12 +49,12 @@ class Content:
     nights: Sequence[Row] = ()
     providers: Sequence[Row] = ()
     answers: Sequence[Row] = ()
-    prompts: int | None = None  # that were answered; `answers` are those to the first of them
+    prompts: int | None = None
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> "Content":
-        """From the tables as they are published; of the answers only those to the prompts that are shown."""
+        """Build the content from the published tables, with the answers to the shown prompts only."""
         names = ("picks", "history", "provider_comparison", "nights")
         picks, history, providers, nights = (tables[name].to_pylist() for name in names)
         answers = tables["evaluation_answers"]
@@ -65,7 +66,7 @@ class Content:
 
 
 def write_report(project: Project, content: Content, *, published: datetime | None = None) -> None:
-    """Write the page; `published`: when, with a time zone (None: now)."""
+    """Write the page. `published` is the time of publication with its time zone (None: now)."""
     published = published or datetime.now(UTC)
     script = (files("pipelines.compare") / "templates" / "report.js").read_text(encoding="utf-8")
     cleaned = current_examples(project.data)
@@ -108,13 +109,13 @@ def write_report(project: Project, content: Content, *, published: datetime | No
 
 
 def _in_utc(night: Row) -> Row:
-    """The row of a night with its times as people read them."""
+    """The row of a night with its times formatted for people."""
     times = {name: night[name] and moment(night[name]) for name in ("started_at", "ended_at")}
     return {**night, **times}
 
 
 def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
-    """For each of the first prompts: the reference and what every row's model answered, in the order of the rows."""
+    """The reference and the answer of every row's model to each of the first prompts, in the order of the rows."""
     places = {row["run_id"]: (place, row) for place, row in enumerate(rows) if row["run_id"]}
     by_prompt: dict[str, Row] = {}
     for answer in sorted((a for a in answers if a["run_id"] in places), key=lambda a: places[a["run_id"]][0]):

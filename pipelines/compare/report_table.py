@@ -1,4 +1,4 @@
-"""The report's table: which columns it can show, which it shows at first, and what its rows are filtered by."""
+"""The report's table: the columns it can show, those it shows at first, and the columns that filter its rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,23 @@ from pipelines.lake.schema import Column
 
 Row = dict[str, Any]
 FILTERS = ("model", "method", "status")
-# fit a window of 1,440 pixels; model and method stand in the row's heading, and what is stale beside the advice
+# Columns that fit a window of 1,440 pixels. Model and method are in the row's heading; staleness is beside the advice.
 USUAL = COMPARISON.pick(
     "status", "eval_bits_per_byte", "base_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates", "chrf",
     "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full", "tokens_per_second", "is_pareto",
 )  # fmt: skip
-IN_LINE = ("advice", "status_detail", "stale_because", "ratios_because")  # in words below the row, so in no column
+# Shown as text below the row, so these have no column of their own.
+IN_LINE = ("advice", "status_detail", "stale_because", "ratios_because")
 CELL_CHARS = 120
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """`columns` in their order, the usual ones first; `usual` are the names of those that are shown at first. `groups` are all
-    columns that may be chosen, by subject. `empty` counts the columns that are left out, as no row has a value in them."""
+    """The columns of the report's table and its filters.
+
+    `columns` are in order, the usual ones first. `usual` names the columns shown at first. `groups` holds all selectable
+    columns by subject. `empty` counts the columns left out because no row has a value in them.
+    """
 
     columns: Sequence[Column]
     usual: frozenset[str]
@@ -34,7 +38,7 @@ class ReportTable:
 
 
 def report_table(rows: Sequence[Row]) -> ReportTable:
-    """The table for the rows of comparison."""
+    """The table for the rows of the comparison."""
     published = rows[0] if rows else COMPARISON.empty()
     usual = [*USUAL, *shares_of(published, METRICS), *shares_of(published, BENCHMARKS)]
     first = {column.name for column in (*usual, *SHOWN)}
@@ -62,7 +66,7 @@ def value_text(row: Row, column: Column) -> str:
 
 
 def below(row: Row) -> list[tuple[str, str]]:
-    """What a row says in words, below its numbers: (kind, text), where kind is advice, note or bad."""
+    """The texts below a row's numbers as (kind, text), where kind is advice, note or bad."""
     notes = [("advice", row["advice"])] if row["advice"] else []
     if row["status_detail"] and row["status"] != "ok":
         notes.append(("note", f"({row['status_detail']})"))

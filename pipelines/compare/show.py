@@ -26,7 +26,7 @@ SHOWN = COMPARISON.pick(
     "rates", "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full",
     "tokens_per_second", "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
 )  # fmt: skip
-# Which of them a narrow terminal shows, the most important first. A line is shown whole or not at all.
+# The columns that a narrow terminal shows, the most important first. Each group is shown completely or not at all.
 BY_IMPORTANCE = (
     ("model", "method", "status", "eval_bits_per_byte"),
     ("peak_memory_gb",),
@@ -46,12 +46,14 @@ BY_IMPORTANCE = (
     ("is_pareto",),
     ("trainable_params",),
 )
-NOTHING = "–"  # what was not measured
+# Stands for a value that was not measured.
+NOTHING = "–"
+# A spreadsheet may evaluate a text that begins with one of these.
 COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
-    """A value as people read it, a text cut at `limit` characters."""
+    """A value formatted for people; a text is cut at `limit` characters."""
     match value:
         case None:
             return NOTHING
@@ -64,8 +66,11 @@ def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
 
 
 def row_text(row: Row, column: Column, limit: int = 80) -> str:
-    """A row's value as people read it, with a mark where it rests on a disturbed speed (`19 *`), and at its status where the
-    profile does not name the cell (`ok, outside profile`)."""
+    """A row's value formatted for people.
+
+    A value that depends on a disturbed speed has a mark (`19 *`), and so has the status of a cell outside the profile
+    (`ok, outside profile`).
+    """
     mark = f" {MARK}" if is_marked(row, column.name) else ""
     if column.name == "status" and outside.is_outside(row):
         mark = f", {outside.MARK}"
@@ -77,15 +82,16 @@ def full_name(row: Row) -> str:
 
 
 def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: int | None = None) -> str:
-    """The comparison; as text and Markdown with the picks above it. Text keeps to lines of `room` cells: what does not fit is left
-    out and named."""
+    """The comparison; text and Markdown have the picks above it.
+
+    Text keeps to lines of `room` terminal cells. Columns that do not fit are left out and named below.
+    """
     if form == "json":
         return as_json(rows)
     if form == "csv":
         return as_csv(rows)
-    columns: Columns = [
-        column for column in SHOWN if not rows or column.name in rows[0]
-    ]  # an older publication lacks some
+    # An older publication lacks some columns.
+    columns: Columns = [column for column in SHOWN if not rows or column.name in rows[0]]
     if rows:
         columns = [*columns, *shares_of(rows[0], METRICS), *shares_of(rows[0], BENCHMARKS)]
     room = room if form == "text" else None
@@ -99,8 +105,11 @@ def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: i
 def fitting(
     rows: Sequence[Row], columns: Columns, room: int, by_importance: Sequence[Sequence[str]], elsewhere: str
 ) -> tuple[Columns, list[str]]:
-    """The columns that fit into `room` cells, and what to say of the others; `elsewhere` is where to see them. `by_importance` are
-    names of columns, the most important first; a group is shown whole or not at all. Columns without a value give way first."""
+    """The columns that fit into `room` terminal cells, and a note on the others.
+
+    `elsewhere` says where to see them. `by_importance` lists groups of column names, the most important first. A group is shown
+    completely or not at all. Columns without a value are dropped first.
+    """
     texts = [[column.heading, *(row_text(row, column) for row in rows)] for column in columns]
     widths = [max(map(cells, values)) for values in texts]
     groups = _places_of(columns, by_importance)
@@ -113,14 +122,14 @@ def fitting(
 
 
 def _places_of(columns: Columns, named: Sequence[Sequence[str]]) -> list[list[int]]:
-    """The places of the columns that are named, group by group; a group without any is left out."""
+    """The places of the named columns, group by group; empty groups are left out."""
     places = {column.name: place for place, column in enumerate(columns)}
     groups = ([places[name] for name in group if name in places] for group in named)
     return [group for group in groups if group]
 
 
 def _ranked(columns: Columns) -> list[Sequence[str]]:
-    """`BY_IMPORTANCE`, with the columns of metrics and benchmarks that somebody configured not far down."""
+    """`BY_IMPORTANCE` with the columns of configured metrics and benchmarks near the top."""
     known = [name for group in BY_IMPORTANCE for name in group]
     own = [(column.name,) for column in columns if column.name not in known]
     return [*BY_IMPORTANCE[:4], *own, *BY_IMPORTANCE[4:]]
@@ -141,15 +150,19 @@ def _title(row: Row, form: Format) -> str:
 def _every_column(row: Row, form: Format) -> str:
     lines = [["group", "column", "unit", "value"]]
     for name, columns in comparison_of(row).groups().items():
-        known = [column for column in columns if column.name in row]  # an older publication lacks some
+        # An older publication lacks some columns.
+        known = [column for column in columns if column.name in row]
         for place, column in enumerate(known):
             lines.append(["" if place else name, column.name, column.unit or "", row_text(row, column, 300)])
     return _drawn(lines, [False] * 4, _marks([row]), form)
 
 
 def pick_answer(pick: Row) -> str:
-    """Who is picked, or that nobody is: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`, or, where one leads but
-    another may yet win, `no clear winner yet (full leads)`."""
+    """The pick, or that there is none.
+
+    Examples: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`, or `no clear winner yet (full leads)` if one leads
+    but another may still win.
+    """
     if pick["method"]:
         return full_name(pick)
     if not pick["candidates"]:
@@ -171,9 +184,9 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """`rows` as CSV. A text that a spreadsheet would compute (`=`, `+`, `-`, `@` in front) begins with an apostrophe."""
+    """`rows` as CSV. A text that a spreadsheet would evaluate (`=`, `+`, `-`, `@` in front) gets a leading apostrophe."""
     out = io.StringIO()
-    # before Python 3.13, a carriage return by itself is no reason for quotation marks
+    # Before Python 3.13, csv does not quote a value because of a lone carriage return.
     returns = any(isinstance(value, str) and "\r" in value for row in rows for value in row.values())
     quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
     writer = csv.DictWriter(out, list(rows[0]) if rows else ["model"], lineterminator="\n", quoting=quoting)
@@ -183,13 +196,15 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _inert(value: Any) -> Any:
-    # as OWASP's page on CSV injection advises; texts of errors and of models reach these cells
+    # As OWASP's page on CSV injection advises: these cells may hold texts of errors and models.
     return f"'{value}" if isinstance(value, str) and value.startswith(COMPUTED) else value
 
 
 def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format, room: int | None = None) -> str:
-    """`rows` as a terminal's or Markdown's table of `columns`; below, what its marks mean, and `notes`. In a terminal these are
-    broken into lines of `room` cells."""
+    """`rows` as a terminal or Markdown table of `columns`, followed by the meaning of its marks and `notes`.
+
+    In a terminal the lines below the table are wrapped at `room` cells.
+    """
     headings = [column.heading for column in columns]
     body = [[row_text(row, column) for column in columns] for row in rows]
     numbers = [column.digits is not None for column in columns]
@@ -227,7 +242,7 @@ def _markdown(lines: Sequence[list[str]], numbers: Sequence[bool], notes: Sequen
 
 
 def escape_markdown(text: str) -> str:
-    """Model-written text as itself: no image, link, HTML or table cell can come of it."""
+    """Escape model-written text: it cannot produce an image, link, HTML or table cell."""
     return re.sub(r"([\\`*_~\[\]<>|!#&])", r"\\\1", text.replace("\n", " "))
 
 

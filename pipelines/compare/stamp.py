@@ -1,4 +1,4 @@
-"""When and from what a comparison was published: what stands at the head of the report and with the table's metadata."""
+"""When, and from which data and code, a comparison was published: for the report's head and the table's metadata."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -8,14 +8,15 @@ from pipelines.compare.outside import of_profile
 from pipelines.settings.judging import is_teacher
 
 Row = dict[str, Any]
-MAX_VALUES = 3  # values of one kind; the others are counted
+# Values of one kind that are named; the others are counted.
+MAX_VALUES = 3
 HASH_CHARS = 12
 
 
 def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, str]:
-    """Label → text, for the cells among the rows of the comparison: a teacher's row is none. `published` has a time zone.
+    """Label → text for the cells among the rows of the comparison, without teachers. `published` has a time zone.
 
-    The hashes are those of the rows, so a row of older data or code shows in them.
+    The hashes are taken from the rows, so a row of older data or code shows its own.
     """
     rows = [row for row in rows if not is_teacher(row["method"])]
     named = of_profile(rows)
@@ -35,14 +36,14 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
 
 
 def moment(when: datetime) -> str:
-    """`2026-11-30 18:10 UTC`, and the local time behind it where that is another: `(2026-12-01 03:10 KST)`."""
+    """`2026-11-30 18:10 UTC`, followed by the local time if it differs: `(2026-12-01 03:10 KST)`."""
     own, utc = when.astimezone(), when.astimezone(UTC)
     text = f"{utc:%Y-%m-%d %H:%M} UTC"
     return text if own.utcoffset() == utc.utcoffset() else f"{text} ({own:%Y-%m-%d %H:%M %Z})"
 
 
 def _values(rows: Sequence[Row], column: str) -> str:
-    """The different values of a column in the order of the rows, of hashes the beginning; – where no row has one."""
+    """The distinct values of a column in the order of the rows, hashes shortened; – if no row has one."""
     values = list(dict.fromkeys(_text(row[column]) for row in rows if row[column] is not None))
     more = len(values) - MAX_VALUES
     return ", ".join(values[:MAX_VALUES]) + (f" and {more} more" if more > 0 else "") or "–"

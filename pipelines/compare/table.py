@@ -1,5 +1,7 @@
-"""The comparison's rows: every configured cell of the profile, whatever became of it, then those outside it. What was not measured
-is None."""
+"""The comparison's rows: every configured cell of the profile, whatever its outcome, then those outside it.
+
+A value that was not measured is None.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,10 +42,10 @@ from pipelines.weights import shortened
 
 Row = dict[str, Any]
 
-# of the processors used by others: more, and the measured speed is not the cell's own. A card's cell needs few processors, and
-# the cells of a host's other cards are others, too
+# If other programs use more than this percentage of the processors, the measured speed is not the cell's own. A cell on a card
+# needs few processors, and the cells of a host's other cards count as other programs too.
 DISTURBED_PCT, DISTURBED_BESIDE_A_CARD_PCT = 10.0, 50.0
-# measured, but a mean over the seeds would say nothing
+# Measured values whose mean over the seeds has no meaning.
 OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
 FROM_TRAINING = tuple(name for name in COMPARISON.measured_by("training") if name not in OF_ONE_RUN)
 FROM_EVALUATION = COMPARISON.measured_by("evaluation")
@@ -57,8 +59,11 @@ EVALUATING = ("evaluation_load_seconds", "loss_seconds", "answer_seconds", "serv
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed's newest attempt, its newest good evaluation (stale or not), its last evaluation, good or not, and a later attempt
-    that was to measure its speed again and ended otherwise than ok."""
+    """The newest attempt of one seed and its evaluations.
+
+    `good` is its newest good evaluation, stale or not; `last` its newest evaluation, good or not. `retiming` is a later attempt
+    that was meant to measure the speed again and did not end ok.
+    """
 
     attempt: Attempt
     good: Evaluation | None
@@ -68,7 +73,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows, their qualities record by record, and the name of the method that trains nothing."""
+    """The rows, their qualities by record, and the name of the method that trains nothing."""
 
     rows: list[Row]
     qualities: Qualities
@@ -81,8 +86,10 @@ def comparison_rows(resolved: Resolved) -> list[Row]:
 
 
 def comparison(resolved: Resolved) -> Comparison:
-    """One row per configured model × method of the profile, in the order of experiments.yaml, then those outside it, and what they
-    are compared by."""
+    """One row per configured model × method of the profile in the order of experiments.yaml, then those outside it.
+
+    The result also holds the qualities by which the rows are compared.
+    """
     by, project = evaluated_by(resolved), resolved.project
     keys = {cell: resolved.cell(*cell).keys for cell in project.grid} | cells_outside(project)
     plans = [resolved.cell(*cell) for cell in keys]
@@ -106,13 +113,13 @@ def comparison(resolved: Resolved) -> Comparison:
 
 
 def _of_method(rows: Sequence[Row], row: Row, method: str | None) -> Row | None:
-    """The row of the same model with that method: a row of the profile is compared with one of the profile alone."""
+    """The row of the same model with that method. A row of the profile is compared only with rows of the profile."""
     candidates = rows if is_outside(row) else of_profile(rows)
     return next((one for one in candidates if (one["model"], one["method"]) == (row["model"], method)), None)
 
 
 def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row: Row) -> dict[str, float]:
-    """The chrF of each of the row's answers, by the record that it answers; of several seeds the mean."""
+    """The chrF of each of the row's answers by record, as a mean over the seeds."""
     good = [seed.good for seed in seeds[row["model"], row["method"]] if seed and seed.good]
     by_record: dict[str, list[float]] = {}
     for answer in (one for evaluation in good for one in evaluation.answers()):
@@ -121,8 +128,10 @@ def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row
 
 
 def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
-    """The predicted peak of training, of the cell as it is configured now, where one was made; of several seeds the largest. And
-    the same with micro-batches half as large, for the advice."""
+    """Add the predicted peak of training for the cell as configured now, if there is one; of several seeds the largest.
+
+    The advice also needs the prediction with micro-batches half as large.
+    """
     cells = [(row["model"], row["method"]) for row in rows]
     predictions: dict[tuple[str, str], list[Row]] = {cell: [] for cell in cells}
     for question in questions(resolved.project, cells, resolved.project.settings.seeds, resolved):
@@ -177,11 +186,12 @@ def _row(resolved: Resolved, plan: CellPlan, seeds: Sequence["Seed | None"], by:
 
 
 def _add_weights(row: Row, resolved: Resolved, seeds: Sequence["Seed"]) -> None:
-    """What is known of the weights that the seeds began with."""
+    """Add the known facts about the weights that the seeds began with."""
     project, name = resolved.project, row["model"]
     model = project.experiments.model(name)
     if model.origin.source.random:
-        row["train_loss"] = None  # of no quality to speak of
+        # A loss of random weights says nothing about quality.
+        row["train_loss"] = None
     row["weights_fingerprint"] = weights_fingerprint(resolved, [seed.attempt for seed in seeds])
     if all(resolved.fits(seed.attempt) for seed in seeds):
         row["dropped_layers"] = chosen_layers.dropped(project.data, name, model)
@@ -190,7 +200,8 @@ def _add_weights(row: Row, resolved: Resolved, seeds: Sequence["Seed"]) -> None:
 def _add_staleness(row: Row, resolved: Resolved, seeds: Sequence["Seed"], by: EvaluatedBy) -> None:
     because = list(dict.fromkeys(name for seed in seeds for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
-    if row["status"] == "lost" and because:  # it left no word of its own; this one is true of an unchanged cell alone
+    # A lost run has no detail of its own, and the detail in the row holds only for an unchanged cell.
+    if row["status"] == "lost" and because:
         row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
 
 
@@ -201,7 +212,7 @@ def _add_price(row: Row, seeds: Sequence["Seed"], price_per_hour: float | None) 
 
 
 def note_on(model: Model) -> str | None:
-    """What every table says of the model's weights."""
+    """The note on the model's weights in every table."""
     shape = model.origin.source.random
     random_note = (
         f"random weights in the shape of {shape}: memory and speed only, quality is not measured" if shape else None
@@ -211,7 +222,7 @@ def note_on(model: Model) -> str | None:
 
 
 def _fewer_layers(model: Model) -> str | None:
-    """Which of the other model's layers it lacks, as far as the configuration says it."""
+    """The layers of its parent that the model lacks, as far as the configuration names them."""
     drop, parent = model.source.drop_layers, model.source.parent
     if drop is None:
         return _fewer_layers(model.parent) if model.parent else None
@@ -220,7 +231,7 @@ def _fewer_layers(model: Model) -> str | None:
 
 
 def _note(project: Project, name: str) -> str | None:
-    """What to know of the model and of the weights that are here."""
+    """The note on the model and on the weights in the data folder."""
     model = project.experiments.model(name)
     return " ".join(filter(None, (note_on(model), chosen_layers.note_on_choice(project.data, name, model)))) or None
 
@@ -235,7 +246,7 @@ def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:
 
 
 def _status(seed: Seed | None) -> str:
-    """A trained cell whose evaluation ended badly is as bad as that evaluation."""
+    """The status of a seed. A trained cell with a failed evaluation has the status of that evaluation."""
     if seed is None:
         return "missing"
     failed_evaluation = seed.attempt.status == "ok" and seed.last and not seed.good
@@ -247,15 +258,17 @@ def worst(statuses: Sequence[str]) -> str:
 
 
 def weights_fingerprint(resolved: Resolved, attempts: Sequence[Attempt]) -> str | None:
-    """The content of the weights that the attempts were made with; of several, all of them; None where it is not known of any."""
+    """The fingerprints of the attempts' weights, joined if they differ; None if none is known."""
     good = [attempt for attempt in attempts if attempt.status == "ok"] or attempts
     known = [resolved.weights_of(attempt) for attempt in good]
     return ", ".join(dict.fromkeys(one or "unknown" for one in known)) if any(known) else None
 
 
 def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
-    """The names of what no longer matches: data, recipe, code, machine, evaluation, and memory budget, where a good row used more
-    than that is now. `code` is the trainer's or the evaluation's."""
+    """The names of the inputs that no longer match: data, recipe, code, machine, evaluation or memory budget.
+
+    The memory budget is named if a good row used more than it allows now. `code` is the trainer's or the evaluation's.
+    """
     because = resolved.changed(seed.attempt)
     if seed.attempt.status == "ok" and resolved.over_budget(seed.attempt):
         because.append(MEMORY_BUDGET)
@@ -264,7 +277,7 @@ def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
 
 
 def _not_timed_again(seed: Seed) -> str | None:
-    """That the seed's speed was to be measured again, and what came of it instead."""
+    """A note if the seed's speed was to be measured again and that attempt failed."""
     if (failed := seed.retiming) is None:
         return None
     why = f": {failed.result.status_detail}" if failed.result.status_detail else ""
@@ -278,7 +291,8 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
     elif shown.attempt.status == "ok" and shown.good is None:
         result = replace(result, status_detail="trained, not evaluated yet")
     elif shown.attempt.status == "ok" and shown.good and (lost := shown.good.result.status_detail):
-        result = replace(result, status_detail=lost)  # a part that could not be measured
+        # A part of the evaluation could not be measured.
+        result = replace(result, status_detail=lost)
     spec = shown.attempt.spec
     recipe, prints = spec.recipe, spec.fingerprints
     row |= {
@@ -303,7 +317,7 @@ def _add_attempt(row: Row, shown: Seed, newest: Seed) -> None:
 
 
 def adapter_of(recipe: Mapping[str, Any]) -> Row:
-    """The adapter's rank and alpha, and the settings that are PEFT's own."""
+    """The adapter's rank and alpha, and its settings in PEFT's own format."""
     traits = traits_of(recipe)
     own = None if traits.is_short or not traits.peft else json.dumps(dict(traits.peft), sort_keys=True)
     return {
@@ -314,17 +328,17 @@ def adapter_of(recipe: Mapping[str, Any]) -> Row:
 
 
 def placement(spec: RunSpec) -> Row:
-    """What of the machine the attempt was given, and by which launcher."""
+    """The devices, sharding and launcher of the attempt."""
     return {"devices": spec.devices, "sharding": spec.sharding, "launcher": spec.launcher}
 
 
 def micro_batch_tokens(result: RunResult, spec: RunSpec) -> int | None:
-    """As the run took them; of one that older code made, or that did not come so far, as it was to take them."""
+    """The micro-batch size that the run used; the configured one if it was not recorded, as by older code."""
     return result.measured.get("micro_batch_tokens", spec.recipe.get("micro_batch_tokens"))
 
 
 def learning_rate(result: RunResult, spec: RunSpec) -> Row:
-    """The rate trained with, who named it, and whether it was the least or most of those tried."""
+    """The learning rate used, its source, and whether it was the smallest or largest of those tried."""
     measured, configured = result.measured, spec.recipe.get("learning_rate")
     return {
         "learning_rate": measured.get("learning_rate", None if isinstance(configured, list) else configured),
@@ -340,7 +354,7 @@ def _rate_of_seed(row: Row, seed: Seed) -> Row:
 
 
 def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
-    """Means over the seeds for what was measured; texts and counts from the first."""
+    """Add means over the seeds for measured numbers; texts come from the first seed."""
     trained = [seed.attempt.result.measured for seed in seeds]
     evaluated = [seed.good.result.measured for seed in seeds if seed.good]
     row |= _means(FROM_TRAINING, trained) | _means(FROM_EVALUATION, evaluated)
@@ -354,13 +368,13 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
 
 
 def disturbed(other_cpu_pct: float | None, device: str | None) -> bool | None:
-    """Whether a speed was measured beside too much other work; None where that was not measured."""
+    """Whether other programs used too much of the processors for a valid speed; None if that was not measured."""
     limit = DISTURBED_BESIDE_A_CARD_PCT if machine.is_card(device) else DISTURBED_PCT
     return None if other_cpu_pct is None else other_cpu_pct > limit
 
 
 def paid_seconds(measured: Mapping[str, Any]) -> float:
-    """Seconds of a cell that its device is paid for: of an older row those that it has measured."""
+    """The seconds of a cell that its device is paid for; an older row has only some of them."""
     return sum(measured.get(name) or 0.0 for name in PAID)
 
 
@@ -375,7 +389,7 @@ def _mean(values: Sequence[Any]) -> Any:
 
 
 def _answered(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -> Scores | None:
-    """What the cell's runs answered of the profile's benchmarks, over the seeds that ended ok."""
+    """The scores of the cell's runs on the profile's benchmarks, over the seeds that ended ok."""
     if not project.settings.evaluation.benchmarks:
         return None
     trains = project.experiments.method(plan.method).traits.trains
@@ -388,14 +402,14 @@ def _good(seeds: Sequence["Seed | None"]) -> dict[int, Evaluation]:
 
 
 def _quality(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -> Quality | None:
-    """Over the seeds that ended ok, as the row's other numbers."""
+    """The quality over the seeds that ended ok, like the row's other numbers."""
     good = _good(seeds)
     trains = project.experiments.method(plan.method).traits.trains
     return quality_of(list(good.values()), seeds=tuple(good), trained=trains)
 
 
 def _all_runs(resolved: Resolved, plan: CellPlan, by: EvaluatedBy) -> Quality | None:
-    """Over every seed that the cell was trained with as it is now, where the profile does not name all of them; else None."""
+    """The quality over every seed trained with the current cell, if the profile does not name all of them; else None."""
     project, (model, method) = resolved.project, plan.cell
     folders = (project.data.cells / model / method).glob("[0-9]*")
     keys = [CellKey(model, method, seed) for seed in sorted(int(one.name) for one in folders if one.name.isdigit())]
@@ -419,8 +433,10 @@ def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> No
 
 
 def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
-    """The untouched model's bits per byte and the difference to it, of the same weights and on the same records only; and how much
-    worse than it a model does on general texts."""
+    """Add the untouched model's bits per byte, the difference to it, and the loss on general texts above its loss.
+
+    The difference needs the same weights and the same records.
+    """
     if base and base["weights_fingerprint"] != row["weights_fingerprint"]:
         return
     if base and row["eval_set"] and base["eval_set"] == row["eval_set"]:
@@ -433,8 +449,10 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
 
 
 def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
-    """Speed, memory and quality against `full` of the same model, where both are ok and comparable; else why not. With other
-    micro-batches quality alone; with a speed that is disturbed no speed."""
+    """Add speed, memory and quality against `full` of the same model, or the reason why they are missing.
+
+    Both rows must be ok and comparable. With other micro-batches only quality is compared; a disturbed speed is not compared.
+    """
     if not project.experiments.method(row["method"]).traits.trains or row["status"] != "ok":
         return
     if full is None:

@@ -1,4 +1,4 @@
-"""The warehouse's other tables: every attempt, every curve, every answer, every example and reject, every LLM call."""
+"""All tables of the warehouse: attempts, curves, answers, examples, rejects, LLM calls and the rest."""
 
 from collections.abc import Mapping, Sequence
 
@@ -66,9 +66,11 @@ def all_tables(
     scores: Scores | None = None,
     compared: Mapping[Table, Sequence[Row]] | None = None,
 ) -> dict[str, pa.Table]:
-    """Every table of the warehouse, read from the lake and the journal. `evaluation`: the settings whose columns are added;
-    `taught`: answers that no attempt gave; `scores`: those of the metrics that are known already; `compared`: the rows of tables on
-    answers set against one another."""
+    """Every table of the warehouse, read from the lake and the journal.
+
+    `evaluation`: the settings that add columns. `teacher_rows`: the teachers' answers, which belong to no attempt. `scores`: the
+    metric scores known so far. `compared`: the rows of the tables that compare answers with one another.
+    """
     attempts = list(cells.all_attempts(data))
     evaluation = evaluation or EvaluationSettings()
     scores = scores or Scores(evaluation.metrics)
@@ -141,7 +143,7 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
 
 
 def _evaluated(attempts: Sequence[Attempt], file: str, table: Table) -> list[Row]:
-    """The rows of a file of each attempt's newest good evaluation, as far as `table` has columns for them."""
+    """The rows of a file of each attempt's newest good evaluation, limited to the columns of `table`."""
     return [
         _with_bits(table.narrowed(row) | table.narrowed({**_named(attempt), "seed": attempt.key.seed}))
         for attempt in attempts
@@ -160,12 +162,12 @@ def _named(attempt: Attempt) -> Row:
 
 
 def _with_bits(row: Row) -> Row:
-    """A record's bits per byte, where it is one that has some."""
+    """The row with its bits per byte, if it has bytes."""
     return {**row, "bits_per_byte": bits_per_byte(row["scored_nats"], row["bytes"])} if row.get("bytes") else row
 
 
 def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence[Attempt]) -> list[Row]:
-    """The answers of each attempt's newest good evaluation, with the judge's word on each."""
+    """The answers of each attempt's newest good evaluation, with the judge's verdict on each."""
     rows = [
         {**EVALUATION_ANSWERS.narrowed(row), **_named(attempt)}
         for attempt in attempts
@@ -179,7 +181,7 @@ def _judged_answers(data: DataRoot, experiments: Experiments, attempts: Sequence
 
 
 def _cleaned(data: DataRoot, file: str, table: Table) -> pa.Table:
-    """A table of the current result of cleaning; a column that its folder does not have yet is NULL."""
+    """A table of the current cleaning result. Columns that an older result lacks are NULL."""
     cleaned = current_examples(data)
     if cleaned is None or not (cleaned.folder / file).exists():
         return arrow_table([], table)
@@ -190,7 +192,7 @@ def _cleaned(data: DataRoot, file: str, table: Table) -> pa.Table:
 
 
 def llm_calls(data: DataRoot) -> list[Row]:
-    """Every call of the journal, without the texts that were sent and received."""
+    """Every call of the journal, without the texts sent and received."""
     if not data.journal.exists():
         return []
     with opened(data.journal) as journal:

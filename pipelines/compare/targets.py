@@ -1,5 +1,7 @@
-"""How fast each method reaches the same loss on held-out records: examples and seconds to a target, along its curve. The curve is
-measured on a sample of them, the same for every cell with the same data."""
+"""How fast each method reaches the same held-out loss: examples and seconds to a target along its curve.
+
+The curve is measured on a sample of the held-out records, the same sample for every cell with the same data.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,19 +14,18 @@ from pipelines.runs import cells
 from pipelines.runs.cells import CellKey
 
 Row = dict[str, Any]
-Points = list[tuple[int, float, float]]  # examples, seconds of training, loss on the sample
-SAME = (
-    "model",
-    "weights_fingerprint",
-    "data_fingerprint",
-    "eval_set",
-    "device",
-)  # what rows must share to have one target
+# Examples, seconds of training, loss on the sample.
+Points = list[tuple[int, float, float]]
+# Rows with equal values in these columns share a target.
+SAME = ("model", "weights_fingerprint", "data_fingerprint", "eval_set", "device")
 
 
 def add_targets(project: Project, rows: Sequence[Row]) -> None:
-    """The target of each trained row (`target_loss` of the settings; else the worst final loss among the comparable rows of the
-    profile that learned something, so that each of these reaches it) and what it took to get there; None where a seed never did."""
+    """Add to each trained row its target loss, and the examples and seconds it took to reach it.
+
+    The target is `target_loss` of the settings. Without one it is the worst final loss among the comparable rows of the profile
+    that learned something, so each of these reaches it. Examples and seconds stay None if a seed never reached the target.
+    """
     points_by_row = {id(row): points for row in rows if row["status"] == "ok" and (points := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -48,7 +49,7 @@ def _add(row: Row, curves: Sequence[Points], target: float) -> None:
 
 
 def _curves(project: Project, row: Row) -> list[Points]:
-    """The evaluated points of each seed's newest attempt, where that ended ok."""
+    """The evaluated points of each seed's newest attempt, if that ended ok."""
     if project.experiments.model(row["model"]).origin.source.random:
         return []
     keys = [CellKey(row["model"], row["method"], seed) for seed in project.settings.seeds]
@@ -62,12 +63,12 @@ def evaluated(curve: Sequence[Mapping[str, Any]]) -> Points:
 
 
 def common_target(curves: Sequence[Points]) -> float | None:
-    """The worst final loss among the curves that end below their beginning."""
+    """The worst final loss among the curves that end lower than they began."""
     return max((points[-1][2] for points in curves if points[-1][2] < points[0][2]), default=None)
 
 
 def reach(points: Points, target: float) -> tuple[float, float] | None:
-    """(examples, seconds) at which the loss first was at `target` or below, on a straight line between evaluations."""
+    """(examples, seconds) at which the loss first reached `target`, interpolated linearly between evaluations."""
     if points[0][2] <= target:
         return points[0][:2]
     for (examples, seconds, loss), (more, later, lower) in pairwise(points):

@@ -1,4 +1,4 @@
-"""Metrics of one's own task beside the cells: each row's shares, and the untouched model's on the same prompts."""
+"""Metrics of the user's own task for the cells: each row's shares, and the untouched model's on the same prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from pipelines.evaluate.metrics import Scores
 from pipelines.project import Project, Resolved
 from pipelines.settings.column_names import column_name
 
-Answers = list[list[dict[str, Any]]]  # of each seed
+# The answers of each seed.
+Answers = list[list[dict[str, Any]]]
 
 
 def add_metrics(resolved: Resolved, rows: Sequence[Row], teacher_rows: Sequence[Row], scores: Scores) -> None:
@@ -22,7 +23,8 @@ def add_metrics(resolved: Resolved, rows: Sequence[Row], teacher_rows: Sequence[
     answered = [_answers(project, row, teacher_rows, fingerprint) for row in rows]
     for row, answers in zip(rows, answered, strict=True):
         flat = [one for seed in answers for one in seed]
-        if row["answers_ended_pct"] is None:  # earlier evaluations did not measure it
+        # Earlier evaluations did not measure it.
+        if row["answers_ended_pct"] is None:
             row["answers_ended_pct"] = ended_pct(flat)
         row |= scores.cell_columns(answers)
     bases = {
@@ -44,7 +46,7 @@ def _answers(project: Project, row: Row, teacher_rows: Sequence[Row], fingerprin
 
 
 def _questions(answers: Answers) -> set[tuple[str | None, ...]]:
-    """What the model was asked, and what would have been right."""
+    """The prompts of the answers and their references."""
     return {tuple(map(one.get, ("example_id", "prompt", "reference"))) for seed in answers for one in seed}
 
 

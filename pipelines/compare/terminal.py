@@ -1,5 +1,7 @@
-"""How much a terminal shows: its width, which columns of a table fit, and sentences broken between words. Widths are in cells, of
-which a Korean syllable takes two."""
+"""What fits on a terminal: its width, the columns of a table that fit, and sentences wrapped between words.
+
+Widths are in cells; a Korean syllable takes two.
+"""
 
 import os
 import shutil
@@ -8,12 +10,14 @@ from collections.abc import Sequence
 
 from wcwidth import wrap
 
-GAP = 2  # cells between two columns of a table
-INDENT = "  "  # of a sentence's second and later lines
+# Cells between two columns of a table.
+GAP = 2
+# Indentation of the second and later lines of a wrapped sentence.
+INDENT = "  "
 
 
 def output_width() -> int | None:
-    """Cells in a line of standard output: the terminal's, or what COLUMNS says. None where neither is known, as in a pipe."""
+    """Cells in a line of standard output, from the terminal or from COLUMNS; None if neither is known, as in a pipe."""
     named = os.environ.get("COLUMNS", "")
     if sys.stdout.isatty() or (named.isdecimal() and int(named)):
         return shutil.get_terminal_size().columns
@@ -21,8 +25,11 @@ def output_width() -> int | None:
 
 
 def columns_that_fit(widths: Sequence[int], by_importance: Sequence[Sequence[int]], room: int) -> list[int]:
-    """Which of the columns with these `widths` fit into `room`, in the table's order. `by_importance` are groups of columns, the
-    most important first; a group is shown whole or not at all, and the first always."""
+    """The columns with these `widths` that fit into `room`, in the order of the table.
+
+    `by_importance` lists groups of columns, the most important first. A group is shown completely or not at all; the first
+    group is always shown.
+    """
     first, *others = by_importance
     chosen = list(first)
     for group in others:
@@ -33,7 +40,7 @@ def columns_that_fit(widths: Sequence[int], by_importance: Sequence[Sequence[int
 
 
 def wrapped(sentence: str, room: int | None) -> str:
-    """The sentence in lines of at most `room` cells."""
+    """The sentence wrapped into lines of at most `room` cells."""
     return (
         "\n".join(wrap(sentence, room, subsequent_indent=INDENT, break_on_hyphens=False))
         if room and sentence

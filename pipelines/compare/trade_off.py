@@ -1,4 +1,4 @@
-"""The picture that people decide by: peak memory against quality, and the time to train as the size of a mark."""
+"""The picture for decisions: peak memory against quality, with the time to train as the size of a mark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,17 @@ from pipelines.compare.hover import row_says, say, say_points
 from pipelines.compare.labels import Label, place_labels
 from pipelines.compare.outside import is_outside
 
-WIDE = 8  # times the least memory: more, and its scale doubles from tick to tick
+# If the largest memory exceeds the smallest by this factor, the memory axis is logarithmic (powers of two).
+WIDE = 8
 
 
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Peak memory (right: more) against bits per byte (down: better) with the interval of its difference to the untouched model;
-    the area grows with the time to train, or is small and its name marked `*` where that time is disturbed; rows that another one
-    beats are hollow. A colour is a method, and a triangle lies outside the profile; where there are several models, both
-    say the model."""
+    """Peak memory (right: more) against bits per byte (down: better), with the interval of the difference to the untouched model.
+
+    The area of a mark grows with the time to train. If that time is disturbed, the mark is small and its name has a `*`. Rows that
+    another row beats are hollow. A colour stands for a method, and a triangle lies outside the profile. With several models,
+    colour and marker stand for the model.
+    """
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
         return None
@@ -43,7 +46,7 @@ def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
 
 
 def _look(number: int) -> tuple[str, str]:
-    """A colour and a marker, another pair for each of the first 81 numbers."""
+    """A colour and a marker; the first 81 numbers get different pairs."""
     turn, place = divmod(number, len(COLORS))
     return COLORS[place], MARKERS[(place + turn) % len(MARKERS)]
 
@@ -64,7 +67,7 @@ def _trade_off_mark(axes: Any, row: Row, area: float, color: str, marker: str, s
 
 
 def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label]:
-    """Draws a mark for each row, and returns its label."""
+    """Draw a mark for each row and return the labels."""
     several = len(models) > 1
     longest = max((row["train_seconds"] or 0 for row in shown if has_valid_speed(row)), default=0) or 1
     labels = []
@@ -83,7 +86,7 @@ def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label
 
 
 def _untouched(axes: Any, rows: Sequence[Row]) -> None:
-    """A dotted line for the untouched model; where rows were measured on different records there are several."""
+    """A dotted line for the untouched model, or several if rows were measured on different records."""
     bases = sorted({row["base_bits_per_byte"] for row in rows if row["base_bits_per_byte"]})
     for base in bases:
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
@@ -93,7 +96,7 @@ def _untouched(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _doubling(axes: Any) -> None:
-    """A scale of powers of two, for memory from a small model's to a large one's."""
+    """Use a scale of powers of two, for a wide range of memory."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.set_xscale("log", base=2)

@@ -1,7 +1,7 @@
-"""Votes of people who saw several cells' answers side by side: one line of JSON each in `data/lake/preferences.jsonl`.
+"""Votes of people on several cells' answers side by side, one line of JSON each in `data/lake/preferences.jsonl`.
 
-A vote is written once and never changed. A line that a kill or a full disk cut off costs that vote alone: the next one begins on a
-line of its own.
+A vote is written once and never changed. If a kill or a full disk cuts a line off, only that vote is lost: the next vote begins on
+a line of its own.
 """
 
 import json
@@ -25,7 +25,7 @@ MAX_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Shown:
-    """One answer as it was shown, and the cell and the attempt that gave it."""
+    """One answer as shown, with its cell and its attempt."""
 
     model: str
     method: str
@@ -40,12 +40,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Preference:
-    """One vote. `shown`: two or more answers of different cells, in the order on the screen, whose names were hidden; `chosen`: the
-    place of the better one among them, from 0 on, or `tie` (equally good) or `neither` (equally bad). `id` tells a vote from the
-    same one sent twice. `settings`: what the answers were generated with, such as temperature, max_new_tokens, system, turn.
+    """One vote.
+
+    `shown`: two or more answers of different cells in the order on the screen; their cells were hidden. `chosen`: the place of
+    the best answer, from 0, or `tie` (equally good) or `neither` (equally bad). `id` recognizes a vote that was sent twice.
+    `settings`: the settings of the generation, such as temperature, max_new_tokens, system, turn.
 
     Raises:
-        ValueError: fewer than two answers, one cell twice, a choice that is none of these, or no moment with a time zone.
+        ValueError: fewer than two answers, a repeated cell, an unknown choice, or a time without a time zone.
     """
 
     prompt: str
@@ -71,20 +73,21 @@ class Preference:
 
 @dataclass(frozen=True)
 class Votes:
-    """All votes in the order in which they were cast, each once; and how many whole lines of the file are no votes."""
+    """All votes in the order of casting, each once, and the number of complete lines that are not votes."""
 
     votes: tuple[Preference, ...] = ()
     unreadable: int = 0
 
 
 def append(data: DataRoot, vote: Preference) -> None:
-    """Keep `vote`: on return it is on the disk.
+    """Store `vote`; on return it is on the disk.
 
     Raises:
-        WorkError: the file cannot be written; what it held before is untouched.
+        WorkError: the file cannot be written; its earlier content is intact.
     """
     line = json.dumps(asdict(vote), ensure_ascii=False, allow_nan=False)
-    text = line.encode("utf-8", "replace") + b"\n"  # half a surrogate pair, as a browser may send one, becomes a ?
+    # A browser may send half a surrogate pair; it becomes a question mark.
+    text = line.encode("utf-8", "replace") + b"\n"
     try:
         with locked(data.locks / LOCK, "a vote"), _opened(data) as file:
             _write_whole(file, text)
@@ -96,13 +99,13 @@ def append(data: DataRoot, vote: Preference) -> None:
 
 
 def read(data: DataRoot) -> Votes:
-    """What the file holds; nothing where there is none. A vote that stands there twice counts once, as it was cast first.
+    """The votes of the file; none if there is no file. A vote that appears twice counts once, in its first version.
 
     Raises:
-        WorkError: it cannot be read.
+        WorkError: the file cannot be read.
     """
     try:
-        # not splitlines(): a text may hold U+2028 or U+0085, which end a line for it but not in JSONL
+        # splitlines() would also split at U+2028 and U+0085, which may be part of a text and end no line in JSONL.
         *lines, rest = data.preferences.read_bytes().split(b"\n")
     except FileNotFoundError:
         return Votes()
@@ -116,7 +119,7 @@ def read(data: DataRoot) -> Votes:
 
 
 def _vote(line: bytes) -> Preference | None:
-    """The vote in a line; None where it is none. Keys that newer code may have added are left out."""
+    """The vote in a line; None if it is not a vote. Unknown keys, which newer code may have added, are ignored."""
     try:
         record = json.loads(line)
         shown = tuple(
@@ -135,7 +138,8 @@ SHOWN: dict[str, Any] = {"model": str, "method": str, "seed": int, "run_id": str
 def _typed(kind: type, value: Any) -> Any:
     if type(value) is not kind or (kind is int and abs(value) > MAX_SEED):
         raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value.encode("utf-8", "replace").decode() if kind is str else value  # no half of a surrogate pair gets far
+    # Half a surrogate pair becomes a question mark here too.
+    return value.encode("utf-8", "replace").decode() if kind is str else value
 
 
 @contextmanager
@@ -154,9 +158,10 @@ def _opened(data: DataRoot) -> Iterator[int]:
 
 
 def _write_whole(file: int, text: bytes) -> None:
-    """Append `text`, or nothing: what a full disk cut off is taken back."""
+    """Append all of `text` or nothing: a part written before the disk was full is removed again."""
     size = os.fstat(file).st_size
-    if size and os.pread(file, 1, size - 1) != b"\n":  # a kill cut the last line off
+    # A kill may have cut the last line off.
+    if size and os.pread(file, 1, size - 1) != b"\n":
         text = b"\n" + text
     try:
         written = os.write(file, text)
