@@ -1,1 +1,1 @@
-"""Peak memory of a training cell, foretold without weights: the real step on tensors that have sizes but no bytes."""
+"""Predicts the peak memory of a training cell without weights, by running the real step on tensors without bytes."""

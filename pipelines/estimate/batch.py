@@ -1,4 +1,4 @@
-"""The micro-batches whose memory counts: the heaviest ones that a cell's examples and settings make."""
+"""The micro-batches that decide memory: the heaviest ones that a cell's examples and settings produce."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipelines.train.trainer.examples import IGNORE, Tokenized
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded micro-batch: rows × length tokens, `learned` of them with a loss."""
+    """A padded micro-batch of rows × length tokens, of which `learned` have a loss."""
 
     rows: int
     length: int
@@ -24,7 +24,7 @@ class Batch:
         return f"{self.rows} × {self.length} tokens, {self.learned} learned"
 
     def examples(self) -> list[Tokenized]:
-        """Rows of that size, the learned tokens spread over them and at each row's end."""
+        """Examples of this size. The learned tokens are spread over the rows and lie at each row's end."""
         share, extra = divmod(self.learned, self.rows)
         examples = []
         for row in range(self.rows):
@@ -39,8 +39,10 @@ def batch_of(examples: Sequence[Tokenized]) -> Batch:
 
 
 def heaviest(examples: Sequence[Tokenized], recipe: dict[str, Any], seeds: Sequence[int], config: Any) -> list[Batch]:
-    """The micro-batches that the probe of training takes, of all seeds' runs. Examples over max_length are left out, as in
-    training; [] where none fits."""
+    """The micro-batches that the training probe would take, over the runs of all seeds.
+
+    Examples over max_length are left out, as in training. The list is empty if none fits.
+    """
     fitting = [example for example in examples if len(example) <= recipe["max_length"]]
     plan = [
         step
@@ -51,8 +53,10 @@ def heaviest(examples: Sequence[Tokenized], recipe: dict[str, Any], seeds: Seque
 
 
 def allowed(recipe: dict[str, Any]) -> list[Batch]:
-    """The largest micro-batch that the settings allow, every token learned: what memory can come to with other examples. Twice,
-    where an optimizer step has more examples than that."""
+    """The largest micro-batch that the settings allow, with a loss on every token.
+
+    It gives the largest memory for any examples. It is listed twice if an optimizer step has more examples than it holds.
+    """
     length = min(recipe["max_length"], recipe["micro_batch_tokens"])
     rows = max(1, min(recipe["examples_per_step"], recipe["micro_batch_tokens"] // length))
     return [Batch(rows, length, rows * (length - 1))] * (2 if recipe["examples_per_step"] > rows else 1)

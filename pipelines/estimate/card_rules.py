@@ -1,6 +1,8 @@
-"""What CUDA does otherwise than a CPU, for a rehearsal that has no card: dropout keeps one byte a value, attention never
-spells out its scores, autocast computes norms and softmax in float32 (PyTorch's list of CUDA operators for autocast), and the
-output head takes larger pieces."""
+"""Differences between CUDA and a CPU, for a rehearsal without a card.
+
+On CUDA, dropout keeps one byte per value, attention never materializes its scores, autocast computes norms and softmax in float32
+(PyTorch's list of CUDA operators for autocast), and the output head takes larger pieces.
+"""
 # ruff: noqa: TID253
 
 from collections.abc import Callable, Iterator
@@ -17,10 +19,14 @@ from pipelines.train.trainer.cpu.dropout import CheapDropout
 
 @contextmanager
 def as_on_cuda(*, norms_in_float32: bool, grouped_queries: bool, memory: int) -> Iterator[None]:
-    """While open, the few functions that differ in memory do as CUDA's kernels. They are replaced where they are looked up, since
-    PyTorch's function modes do not reach what a checkpoint computes again. `norms_in_float32`: as under autocast.
-    `grouped_queries`: attention takes fewer keys than queries as they are (flash); else each is repeated for every query. `memory`:
-    the card's, in bytes, by which the output head takes its pieces."""
+    """Inside this context, the few functions that differ in memory behave like CUDA's kernels.
+
+    The functions are replaced where they are looked up, because PyTorch's function modes do not reach the recomputation of a
+    checkpoint.
+
+    `norms_in_float32`: as under autocast. `grouped_queries`: attention accepts fewer keys than queries (flash); otherwise each key
+    is repeated for every query. `memory`: the card's memory in bytes, which decides the pieces of the output head.
+    """
     functions: dict[str, Callable[..., Any]] = {
         "dropout": _dropout,
         "scaled_dot_product_attention": _attention(functional.scaled_dot_product_attention),
@@ -46,7 +52,7 @@ def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attention(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On a CPU dropout would make it spell the scores out."""
+    """Attention without dropout: with it, a CPU would materialize the scores."""
     return lambda *args, **kwargs: function(*args, **{**kwargs, "dropout_p": 0.0})
 
 

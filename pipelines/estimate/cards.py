@@ -1,4 +1,4 @@
-"""What the estimator knows of a graphics card: its name, its memory, and the number format that it computes in."""
+"""Graphics cards as the estimator knows them: name, memory and number format."""
 
 import re
 from collections.abc import Mapping
@@ -9,24 +9,26 @@ from typing import Any, Literal, cast, get_args
 from pipelines.hardware import machine
 from pipelines.hardware.cuda_devices import AMPERE
 
-CONTEXT = 0.6e9  # CUDA's context and kernels in a process, outside PyTorch's allocator; not measured here, 0.3 to 0.6 GB are usual
+# Bytes of CUDA's context and kernels in a process, outside PyTorch's allocator. Not measured here; 0.3 to 0.6 GB are usual.
+CONTEXT = 0.6e9
 MIB = 2**20
-# What a card computes matrix products in. Predictions are made per format: cards of one format need the same memory.
+# The number format of a card's matrix products. Predictions are made per format: cards of one format need the same memory.
 Format = Literal["bf16", "fp16", "fp32"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-# Bytes of the card that a prediction for a format means, by which the output head takes its pieces: the largest of those that
-# compute bfloat16, a T4 for the others. On a smaller card with bfloat16 a large vocabulary takes less than is foretold.
+# The memory in bytes of the card that a prediction assumes for each format; it decides the pieces of the output head. It is that
+# of the largest card for bfloat16, and of a T4 for the others. A smaller bfloat16 card needs less for a large vocabulary than
+# predicted.
 ASSUMED_MEMORY: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
 
 
-# Names of cards from before Ampere, which compute no bfloat16: the generations of Kepler to Turing
+# Names of cards before Ampere, from Kepler to Turing, which do not compute bfloat16.
 PRE_AMPERE = re.compile(r"\b(K\d0m?|M\d\dm?|P\d+|V100|T4|T\d00|GTX|TITAN|Quadro|RTX 20\d\d)\b", re.IGNORECASE)
 VOLTA = (7, 0)
 
 
 @dataclass(frozen=True)
 class Card:
-    """`total` is what `nvidia-smi` reports, in bytes; `capability` is CUDA's, such as (7, 5)."""
+    """A card. `total` is the memory that `nvidia-smi` reports, in bytes; `capability` is CUDA's, such as (7, 5)."""
 
     name: str
     total: int
@@ -37,7 +39,7 @@ class Card:
         return self.total - CONTEXT
 
     def format(self, recipe: Mapping[str, Any]) -> Format:
-        """What it computes a cell of `recipe` in, by `precision` and `fp16` of the recipe."""
+        """The format in which the card computes a cell, from `precision` and `fp16` of the recipe."""
         precision = recipe.get("precision", "auto")
         if precision != "auto":
             return cast(Format, precision)
@@ -56,21 +58,26 @@ CARDS = (
 
 
 def here() -> Card | None:
-    """This machine's first card; None without one."""
+    """The first card of this machine; None without one."""
     name = machine.cuda_name()
     return _installed(name) if name else None
 
 
 @cache
 def _installed(name: str) -> Card:
-    """The card of that name, by the driver's word; where its driver is too old to say the capability, that of such cards."""
+    """The installed card of that name, as its driver reports it.
+
+    If the driver is too old to report the capability, it is taken from a known card with a similar name.
+    """
     known = machine.cuda_capability() or _named_like(name).capability
     return Card(name, machine.cuda_memory_bytes() or 0, known)
 
 
 def of_device(device: str | None) -> Card:
-    """The card that a machine's `device` names (`Tesla T4`): this machine's, else one of `CARDS`; a name that is neither counts as
-    a card of no known memory, that computes bfloat16 unless the name is of an older one (V100, RTX 2080)."""
+    """The card that a machine's `device` names (`Tesla T4`): this machine's, else one of `CARDS`.
+
+    Any other name stands for a card of unknown memory. It computes bfloat16 unless the name is of an older card (V100, RTX 2080).
+    """
     if device and (card := here()) and card.name == device:
         return card
     return _named_like(device or "")
@@ -83,7 +90,7 @@ def _named_like(device: str) -> Card:
 
 
 def formats_of(recipe: Mapping[str, Any]) -> list[Format]:
-    """The formats that `CARDS` and this machine's card compute a cell of `recipe` in."""
+    """The formats in which `CARDS` and this machine's card compute a cell of `recipe`."""
     card = here()
     formats = {card.format(recipe) for card in (*CARDS, *([card] if card else []))}
     return [format for format in FORMATS if format in formats]

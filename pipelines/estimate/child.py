@@ -1,6 +1,6 @@
 """The estimating process: `python -m pipelines.estimate.child` reads questions (a JSON list) and answers each in a line of JSON.
 
-It imports what a training process imports, so what it occupies before it begins is what such a process occupies, too.
+It imports the same libraries as a training process, so its memory before the first question is that of such a process.
 """
 
 import json
@@ -31,7 +31,7 @@ PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.trai
 
 
 def framework() -> dict[bool, int]:
-    """Resident bytes of a process that has loaded the libraries and no model, by whether the method has an adapter."""
+    """Resident bytes of a process that has loaded the libraries but no model. The key says whether the method has an adapter."""
     import torch
     from tensorboardX import SummaryWriter  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -52,16 +52,18 @@ def framework() -> dict[bool, int]:
 
 
 def _first_step(torch: Any) -> None:
-    """The first product and the first optimizer step bring threads and buffers that stay."""
+    """Run a first product and a first optimizer step, since they allocate threads and buffers that stay."""
     layer = torch.nn.Linear(256, 256)
     layer(torch.ones(64, 256)).sum().backward()
     torch.optim.AdamW(layer.parameters()).step()
 
 
 def answer(request: Json, occupied: dict[bool, int]) -> Json:
-    """The predictions for this machine's processor and for the cards of each format in `cards` of the question; `because` in place
-    of them where there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`: training on
-    such cards with gradient checkpointing where the recipe has none, and without it where it has, if that may decide what fits."""
+    """The predictions for this machine's processor and for the card formats in `cards` of the request.
+
+    `because` replaces them if there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`:
+    training on such cards with the other choice of gradient checkpointing, if that may change which cards fit.
+    """
     from transformers import AutoConfig
 
     from pipelines.estimate import memory
@@ -86,7 +88,7 @@ def answer(request: Json, occupied: dict[bool, int]) -> Json:
             return memory.on_cpu(counted, recipe, framework=process, file_width=width)
         return memory.on_card(counted, recipe)
 
-    # float16 is as wide as bfloat16: their cards differ by the attention's kernel and the pieces of the output head
+    # float16 is as wide as bfloat16. Their cards differ in the attention kernel and the pieces of the output head.
     pieces = {rows_on_card(config.vocab_size, ASSUMED_MEMORY[one]) for one in ("bf16", "fp16")}
     same_cards = not groups_queries(config) and len(pieces) == 1
 
@@ -117,7 +119,7 @@ def answer(request: Json, occupied: dict[bool, int]) -> Json:
 
 
 def may_decide(result: Json, recipe: Json) -> bool:
-    """Whether the other choice of gradient checkpointing may change what fits a card: with it a cell needs less memory."""
+    """Whether the other choice of gradient checkpointing may change which cards fit; checkpointing saves memory."""
     fits = [result[one]["peak"] <= card.usable for card in CARDS if (one := card.format(recipe)) in result]
     return any(fits) if recipe["gradient_checkpointing"] else not all(fits)
 
@@ -127,13 +129,13 @@ def as_numbers(prediction: Any) -> Json:
 
 
 def complete(recipe: Json) -> Json:
-    """A recipe of kind none names no training settings; here it trains nothing with them."""
+    """The recipe with defaults for training settings, which a recipe of kind none lacks; it trains nothing with them."""
     defaults = {"micro_batch_tokens": recipe["max_length"], "examples_per_step": 1, "optimizer": "adamw", "epochs": 1}
     return {**defaults, **recipe}
 
 
 def batches_of(request: Json, recipe: Json, config: Any) -> tuple[list[Any], str]:
-    """The micro-batches to rehearse, and where they come from: the question itself, the examples, or the settings."""
+    """The micro-batches to rehearse, and their source: the request itself, the examples, or the settings."""
     from pipelines.estimate.batch import Batch, allowed, heaviest
 
     if request.get("batches"):
@@ -148,7 +150,7 @@ def batches_of(request: Json, recipe: Json, config: Any) -> tuple[list[Any], str
 
 
 def epoch_tokens(request: Json, recipe: Json) -> int | None:
-    """Tokens of the examples that fit max_length: what one epoch trains on. None where there are no examples."""
+    """The number of tokens of one epoch: those of the examples that fit max_length. None without examples."""
     if not request.get("examples"):
         return None
     return sum(len(example) for example in read(request).examples if len(example) <= recipe["max_length"])
@@ -156,7 +158,7 @@ def epoch_tokens(request: Json, recipe: Json) -> int | None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokenized training examples, and the bytes that tokenizer and examples occupy in the process."""
+    """The tokenized training examples, and the bytes that the tokenizer and the examples occupy in the process."""
 
     examples: list[Any]
     size: int
@@ -191,7 +193,8 @@ def main() -> None:
     for request in json.load(sys.stdin):
         try:
             result = answer(request, occupied)
-        except Exception as error:  # one model that cannot be built must not cost the others their answer
+        # A model that cannot be built must not cost the others their answers.
+        except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             result = {"because": f"it cannot be rehearsed: {lines[0]}"[:300]}
         print(json.dumps(result), flush=True)

@@ -1,6 +1,6 @@
-"""The estimator as others use it: predictions of many cells in one process of its own, each kept in the lake.
+"""The estimator's interface: predictions of many cells, made in one separate process and stored in the lake.
 
-A prediction is made again when the estimator or the trainer's code has changed; until then it costs a look into a file.
+A prediction is repeated if the code of the estimator or the trainer has changed. Otherwise it is read from its file.
 """
 
 import json
@@ -29,14 +29,17 @@ from pipelines.runs.process import child_environment, stop_group
 CHILD = "pipelines.estimate.child"
 Json = dict[str, Any]
 Verdict = Literal["yes", "tight", "no"]
-TIGHT_MARGIN = 0.10  # a margin below this share of the prediction is within what predictions have been off by
+# A margin below this share of the prediction is within the error of past predictions.
+TIGHT_MARGIN = 0.10
 NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherweight fetch {0}`"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer on one cell. `found` holds a prediction for `cpu` and one for the cards of each format (`cards.Format`), or
-    `because` where there is none."""
+    """The estimate of one cell.
+
+    `answer` holds a prediction for `cpu` and one for each card format (`cards.Format`), or `because` if there is none.
+    """
 
     model: str
     method: str
@@ -48,27 +51,27 @@ class Estimate:
         return self.answer.get("because")
 
     def gb(self, card: Card | None = None, part: str = "peak") -> float | None:
-        """Of a cell on `card`, or here."""
+        """The predicted GB of the cell on `card`, or on this machine."""
         device = key_of(self.answer, card)
         return self.answer[device][part] / 1e9 if device in self.answer else None
 
     def otherwise_gb(self, card: Card) -> float | None:
-        """Peak memory on `card` with gradient checkpointing where the cell has none, without it where it has."""
+        """Peak memory on `card` with the other choice of gradient checkpointing than the cell's."""
         device, other = key_of(self.answer, card), self.answer.get("otherwise", {})
         return other[device]["peak"] / 1e9 if device in other else None
 
     @property
     def capacity_gb(self) -> float:
-        """What a cell may use here: its budget, else all of the card or of the machine's memory."""
+        """The memory that a cell may use here: its budget, else all of the card or the machine."""
         return self.budget_gb or machine_gb()
 
     def margin_gb(self, card: Card | None = None) -> float | None:
-        """What remains free on `card`, or here; negative: so much is missing. None without a prediction."""
+        """The GB that remain free on `card`, or here; negative if memory is missing. None without a prediction."""
         peak = self.gb(card)
         return None if peak is None else self._room_gb(card) - peak
 
     def fits(self, card: Card | None = None) -> Verdict | None:
-        """Whether it fits `card`, or this machine."""
+        """Whether the cell fits `card`, or this machine."""
         peak = self.gb(card)
         return None if peak is None else verdict(peak, self._room_gb(card))
 
@@ -82,7 +85,7 @@ def verdict(peak: float, room: float) -> Verdict:
 
 
 def key_of(answer: Json, card: Card | None = None) -> str:
-    """Under which name `found` holds the prediction for `card`, or for this machine's device."""
+    """The key in `answer` of the prediction for `card`, or for this machine's device."""
     card = card or cards.here()
     if card is None:
         return "cpu"
@@ -92,12 +95,12 @@ def key_of(answer: Json, card: Card | None = None) -> str:
 
 
 def machine_gb() -> float:
-    """The memory of this machine's card, or its own, in GB."""
+    """The memory of this machine's card in GB, or that of the machine without one."""
     return (machine.cuda_memory_bytes() or psutil.virtual_memory().total) / 1e9
 
 
 def training_gb(answer: Json) -> float | None:
-    """The predicted peak of training on this machine's device, which `peak_memory_gb` measures."""
+    """The predicted peak of training on this machine's device, which corresponds to the measured `peak_memory_gb`."""
     device = key_of(answer)
     return answer[device]["train"] / 1e9 if device in answer and answer.get("trainable") else None
 
@@ -105,8 +108,9 @@ def training_gb(answer: Json) -> float | None:
 def estimates(
     project: Project, cells: Sequence[tuple[str, str]], *, on_cards: bool = False, say: Any = announce
 ) -> list[Estimate]:
-    """Predictions for `cells` (model, method) on the profile's settings, the first seed's batches; here and, where `on_cards` is
-    true, on `CARDS`, also with the other choice of gradient checkpointing where that may decide.
+    """Predict `cells` (model, method) with the profile's settings and the first seed's batches.
+
+    With `on_cards` the predictions also cover `CARDS`, and the other choice of gradient checkpointing if that may matter.
 
     Raises:
         WorkError: the estimating process ended without an answer.
@@ -123,12 +127,13 @@ def estimates(
 
 
 def keep_predictions(resolved: Resolved) -> None:
-    """Predict what the comparison of the profile shows and has no prediction for. A failure costs only these numbers."""
+    """Make the missing predictions that the profile's comparison shows. A failure costs only these numbers."""
     project = resolved.project
     training_cells = [cell for cell in project.grid if project.experiments.method(cell[1]).traits.trains]
     cell_questions = questions(project, training_cells, project.settings.seeds, resolved)
     for question in cell_questions:
-        question.request["halved"] = True  # for the advice
+        # The advice in the comparison uses it.
+        question.request["halved"] = True
     try:
         answers(cell_questions, say=lambda _: None)
     except WorkError as error:
@@ -136,8 +141,10 @@ def keep_predictions(resolved: Resolved) -> None:
 
 
 def ensure_predictions(project: Project, resolved: Resolved | None = None) -> None:
-    """Where the profile's launcher asks for each cell's memory, have predictions at hand of all of them. What cannot be predicted
-    asks for none."""
+    """Make the predictions of all cells, if the profile's launcher requests memory for each cell.
+
+    A cell without a prediction requests no memory.
+    """
     if not project.launcher().asks_for_memory:
         return
     with locked(project.data.locks / "estimates.lock", "predict"):
@@ -148,7 +155,7 @@ def ensure_predictions(project: Project, resolved: Resolved | None = None) -> No
 
 
 def answers(questions: Sequence[Question], *, say: Any) -> dict[Path, Json]:
-    """The answer in each question's file, made first where there is none or where the code has changed since."""
+    """The answers from the questions' files. Missing and outdated ones are made first."""
     code = code_version()
     stored = {question.file: read_json(question.file) for question in questions}
     missing = [question for question in questions if not _is_complete(stored[question.file], question, code)]
@@ -159,7 +166,7 @@ def answers(questions: Sequence[Question], *, say: Any) -> dict[Path, Json]:
         say(f"predicting the memory of {len(answerable)} cells (a second or two each; kept for the next time)")
         with closing(answers_to([question.request for question in answerable])) as results:
             pairs = zip(answerable, results, strict=True)
-            # disable=None: a bar on a terminal, nothing in a log
+            # disable=None shows the bar only on a terminal, not in a log.
             for question, answer in tqdm(
                 pairs, total=len(answerable), desc="predicting memory", unit="cell", disable=None
             ):
@@ -170,12 +177,12 @@ def answers(questions: Sequence[Question], *, say: Any) -> dict[Path, Json]:
 
 
 def _of_code(earlier: Json | None, code: str) -> Json:
-    """What the same code has answered to somebody's other questions."""
+    """The earlier answer, if the same code made it; it may hold answers to other requests."""
     return earlier if earlier and earlier.get("code") == code else {}
 
 
 def _is_complete(answer: Json | None, question: Question, code: str) -> bool:
-    """Whether all that is asked stands in `found`."""
+    """Whether `answer` holds everything that the question requests."""
     if answer is None or answer.get("code") != code:
         return False
     if "because" in answer:
@@ -189,15 +196,15 @@ def _is_complete(answer: Json | None, question: Question, code: str) -> bool:
 
 
 def code_version() -> str:
-    """Changes with the estimator and with what it rehearses of the trainer."""
+    """A fingerprint of the estimator's code and of the trainer's code that it rehearses."""
     return code_fingerprint(CHILD)
 
 
 def answers_to(requests: list[Json]) -> Generator[Json, None, None]:
-    """The answers of one estimating process, in order, each as it is made.
+    """Yield the answers of one estimating process in order, each as soon as it is made.
 
     Raises:
-        WorkError: it ended before the last.
+        WorkError: the process ended before the last answer.
     """
     environment = child_environment({"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
@@ -218,7 +225,8 @@ def answers_to(requests: list[Json]) -> Generator[Json, None, None]:
                 json.dump(requests, questions_for_it)
             with process.stdout as lines:
                 for line in lines:
-                    if not line.endswith("\n"):  # it was killed in the middle
+                    # The process was killed in the middle of a line.
+                    if not line.endswith("\n"):
                         break
                     if line.startswith("{"):
                         count += 1
@@ -232,7 +240,7 @@ def answers_to(requests: list[Json]) -> Generator[Json, None, None]:
 
 
 def columns(estimate: Estimate) -> Json:
-    """One row for JSON and CSV: GB everywhere, None where there is no prediction."""
+    """One row for JSON and CSV. Sizes are in GB; None without a prediction."""
     here = estimate.answer.get(key_of(estimate.answer), {})
     parts = ("framework", "weights", "gradients", "optimizer", "activations", "slack", "pageable")
     row: Json = {
@@ -260,12 +268,12 @@ def columns(estimate: Estimate) -> Json:
 
 
 def is_checkpointed(answer: Json) -> bool:
-    """Whether the cell computes its layers again, rather than keep what they made."""
+    """Whether the cell uses gradient checkpointing: it recomputes its layers and does not keep their activations."""
     return answer.get("recipe", {}).get("gradient_checkpointing", False)
 
 
 def _by_format(answer: Json) -> Json:
-    """Peak GB on cards of each format, with gradient checkpointing and without."""
+    """Peak GB on cards of each format, with and without gradient checkpointing."""
     order = ("with", "without") if is_checkpointed(answer) else ("without", "with")
     row: Json = {}
     for format in FORMATS:

@@ -1,4 +1,4 @@
-"""What is asked of the estimator: one cell, completely, as JSON; and the name its answer is kept under."""
+"""The estimator's questions: a complete description of one cell as JSON, and the file of its answer."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """`asked` is what the estimating process reads; its answer lies in `file`."""
+    """A question on one cell. `request` is the input of the estimating process; the answer is stored in `file`."""
 
     model: str
     method: str
@@ -32,7 +32,7 @@ class Question:
 
 
 def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
-    """The answer kept on what the attempt was asked to do, if there is one."""
+    """The stored prediction for the attempt's specification, if there is one."""
     spec = attempt.spec
     return predictions.answer_on(data, spec.recipe, spec.fingerprints.get("data"), attempt.key.seed)
 
@@ -40,9 +40,12 @@ def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
 def questions(
     project: Project, cells: Sequence[tuple[str, str]], seeds: Sequence[int], resolved: Resolved | None = None
 ) -> list[Question]:
-    """One question per cell and seed, on the profile's settings and, where something was cleaned, its examples; `resolved`, where
-    the caller has that already."""
-    with suppress(UsageError):  # nothing was cleaned yet
+    """One question per cell and seed, with the profile's settings and, if data were cleaned, its examples.
+
+    `resolved` may be passed by callers that already have it.
+    """
+    # A UsageError here means that nothing was cleaned yet.
+    with suppress(UsageError):
         resolved = resolved or project.resolve()
     return [_question(project, model, method, seed, resolved) for model, method in cells for seed in seeds]
 
@@ -69,15 +72,17 @@ def _question(project: Project, model: str, method: str, seed: int, resolved: Re
 
 
 def _devices(recipe: Json) -> Json:
-    """`device`: what cells train on here, the processor or a card of that format; `cards`: for which formats a prediction is wanted
-    beside the processor's."""
+    """`device`: the device of training here, cpu or the format of this machine's card. `cards`: the card formats to predict.
+
+    The processor's prediction is always made.
+    """
     card = cards.here()
     here = card.format(recipe) if card else "cpu"
     return {"device": here, "cards": [] if here == "cpu" else [here]}
 
 
 def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
-    """The model's transformers configuration: its folder's, else a shipped one. None where neither is here."""
+    """The model's transformers configuration, from its folder or shipped; None if neither exists."""
     source = model.source
     if store.is_present(data, name, model):
         return read_json(store.model_folder(data, name, model) / "config.json")
@@ -87,7 +92,8 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
     if source.shape:
         try:
             return shipped.named(source.shape)
-        except UsageError:  # its cells say so
+        # The error appears in the model's cells.
+        except UsageError:
             return None
     if source.hub:
         return shipped.of_hub(source.hub)
@@ -95,14 +101,17 @@ def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
 
 
 def _without_layers(config: Json, drop: shortened.Drop) -> Json | None:
-    """The shape of a shortened model before it is made; None where the model has not so many layers, as fetching it will say."""
+    """The configuration of a shortened model before it is made.
+
+    None if the model has too few layers; fetching the model reports that.
+    """
     with suppress(UsageError, UnavailableError):
         return shortened.without(config, shortened.dropped_from(shortened.layers_of(config), drop))
     return None
 
 
 def _tokenizer(project: Project, model: str) -> Json | None:
-    """Whose tokenizer counts: the model's own, else that of another model of the grid that is here; None where none is."""
+    """The tokenizer that counts tokens: the model's own, else one of another downloaded model of the grid; else None."""
     for name in (model, *project.experiments.models):
         configured = project.experiments.model(name)
         if store.is_present(project.data, name, configured):

@@ -5,7 +5,7 @@ from pipelines.compare.columns.origin import CELL, MODEL, OUTCOME, PROVENANCE, R
 from pipelines.compare.columns.quality import ANSWERS, BITS, JUDGE, PAIRS, QUALITY, VOTES
 from pipelines.lake.schema import Table, View, count, flag, group, real, text, whole
 
-# Readers that take columns by place rely on this order; a column that is not named here comes after those that are
+# Readers that address columns by position rely on this order. Columns that are missing here come last.
 ORDER = """
 model method status phase status_detail is_stale stale_because seeds seeds_ok train_loss eval_loss eval_bits_per_byte
 eval_bits_per_byte_low eval_bits_per_byte_high eval_bits_per_byte_std base_bits_per_byte train_seconds speedup_vs_full
@@ -98,7 +98,7 @@ HISTORY = Table(
         *COMPARISON.pick("finished_at", "run_id"),
         *group("change", "comparison",
             count("shared_records",
-                  "Number of evaluation records that this run shares with the one before it; of a cell's first run all."),
+                  "Number of evaluation records that this run shares with the one before it; all for a cell's first run."),
             real("bits_per_byte", "Bits that the model needs for each byte of the completions of the shared records.", BITS, 4,
                  better="lower", heading="bits/byte"),
         ),
@@ -111,7 +111,7 @@ HISTORY = Table(
             real("high", "Upper end of the 95 % interval of delta_previous.", BITS, 4, heading="to"),
             text("changed", "What differs from the run before: data, recipe, code, machine.", heading="what changed"),
             flag("is_newest", "Whether this is the newest run of its cell."),
-            text("worse", "In what the newest run is worse than the ones before it, beyond the noise."),
+            text("worse", "How the newest run is worse than the ones before it, beyond noise."),
         ),
         *COMPARISON.pick("other_cpu_pct", "speed_disturbed"),
     ),

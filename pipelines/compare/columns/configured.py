@@ -1,7 +1,7 @@
 """Columns that exist because of a setting: one share for each metric and benchmark that a profile names.
 
-They stand behind all fixed columns. A table is extended for the profile that is published; a reader of published rows knows the
-columns by their names.
+They come after all fixed columns. A table is extended for the published profile; a reader of published rows recognizes the columns
+by their names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,13 @@ from pipelines.compare.columns.quality import SHARE
 from pipelines.lake.schema import Column, Table, flag, group, real
 from pipelines.settings.column_names import column_name
 
-METRICS, BENCHMARKS = "metrics of one's own task", "benchmarks"  # groups of columns
+# Groups of columns.
+METRICS, BENCHMARKS = "metrics of one's own task", "benchmarks"
 DIGITS = 3
 
 
 class Names(Protocol):
-    """What the settings of an evaluation say of columns."""
+    """The settings of an evaluation that add columns."""
 
     @property
     def metric_names(self) -> Sequence[str]: ...
@@ -38,18 +39,20 @@ def answers_for(names: Names) -> Table:
 
 
 def comparison_of(published: Iterable[str]) -> Table:
-    """Table comparison as a publication with these columns holds it, which older or newer code may have made. A column that is
-    neither fixed nor made by a setting is left out."""
+    """Table comparison with the columns of a publication, which older or newer code may have made.
+
+    A column that is neither fixed nor added by a setting is left out.
+    """
     return COMPARISON.with_columns(*(column for columns in _made_by_settings(published) for column in columns))
 
 
 def shares_of(published: Iterable[str], group_name: str) -> tuple[Column, ...]:
-    """The shares among these columns (of METRICS, or of BENCHMARKS), without what stands beside each."""
+    """The shares among these columns (of METRICS, or of BENCHMARKS), without their intervals and differences."""
     return tuple(columns[0] for columns in _made_by_settings(published) if columns[0].group == group_name)
 
 
 def _made_by_settings(published: Iterable[str]) -> list[tuple[Column, ...]]:
-    """Of each metric and benchmark the columns that are published, its share first."""
+    """The published columns of each metric and benchmark, its share first."""
     added = [name for name in published if name not in COMPARISON.by_name]
     known: set[str] = set()
     groups = []
@@ -89,7 +92,7 @@ def benchmark_columns(task: str) -> tuple[Column, ...]:
 
 def passes(name: str) -> Column:
     """A metric's column in evaluation_answers."""
-    meaning = f"Whether the answer passes the metric {name}; NULL where that could not be told."
+    meaning = f"Whether the answer passes the metric {name}; NULL where that could not be determined."
     (column,) = group(METRICS, "evaluation", flag(column_name("metric", name), meaning, heading=name[:32]))
     return column
 

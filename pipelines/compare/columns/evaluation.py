@@ -67,9 +67,9 @@ PREFERENCES = Table(
         ),
         *COMPARISON.pick("model", "method"), *SEED, *COMPARISON.pick("run_id"),
         *group("vote", "vote",
-            whole("place", "Place of the answer on the screen, from 1; whose it was, was hidden."),
+            whole("place", "Place of the answer on the screen, from 1; its cell was hidden."),
             whole("shown", "Number of answers that were shown together."),
-            text("ended", "chosen, not chosen, tie, or neither where none of them was any good."),
+            text("ended", "chosen, not chosen, tie, or neither if no answer was any good."),
             text("prompt", "What was asked."),
             text("answer", "Answer that was shown."),
             text("settings", "What the answers were generated with, as JSON."),
@@ -118,7 +118,7 @@ EVALUATION_RECORDS = Table(
 )  # fmt: skip
 BENCHMARK_ANSWERS = Table(
     "benchmark_answers",
-    "One row for each question of a benchmark and attempt: what was asked, what the model chose or said, and whether it is right.",
+    "One row for each question of a benchmark and attempt: the prompt, what the model chose or said, and whether it is right.",
     (
         *RUN, *SEED,
         *group("question", "evaluation",

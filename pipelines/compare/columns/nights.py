@@ -11,7 +11,7 @@ NIGHTS = Table(
             moment("started_at", "Time at which the night began.", heading="started"),
             moment("ended_at", "Time at which the night ended; as it publishes, time at which its last cell was done.",
                    heading="ended"),
-            real("minutes", "Time from the night's begin to its end.", "min", 1, better="lower"),
+            real("minutes", "Time from the night's start to its end.", "min", 1, better="lower"),
             real("spent_usd", "Dollars charged for calls of providers and, at the profile's price_per_hour, for cells.", "USD", 4,
                  better="lower", heading="dollars"),
             count("cells", "Number of cells that the night asked for."),

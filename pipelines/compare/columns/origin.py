@@ -3,7 +3,7 @@
 from pipelines.compare.columns.quality import SHARE
 from pipelines.lake.schema import count, flag, group, moment, real, text, whole
 
-# Of one run alone, so no columns of comparison
+# These describe a single run, so they are no columns of comparison.
 SEED = group("cell", "spec", whole("seed", "Seed of the random numbers that the run was trained with."))
 STARTED_AT = group("outcome", "result", moment("started_at", "Time at which the attempt started."))
 CELL = (
@@ -43,7 +43,7 @@ OUTCOME = (
     *group(
         "outcome", "comparison",
         flag("is_stale",
-             "Whether data, recipe, code, machine or evaluation are others now, or its memory budget is below its peak.",
+             "Whether data, recipe, code, machine or evaluation have changed, or its memory budget is now below its peak.",
              heading="stale"),
         text("stale_because",
              "What has changed since: data, recipe, code, machine, evaluation, or a memory budget that is now below its peak."),
@@ -55,7 +55,7 @@ MODEL = (
         "model", "training",
         text("weights_dtype", "Data type of the base weights while training, such as float32, bfloat16, int8 or nf4."),
         text("fast_paths",
-             "What Featherweight computed its own faster way: head, gates, adapters, products; none where it computed nothing so."),
+             "Parts that Featherweight computed its own faster way: head, gates, adapters, products; none if there are none."),
         whole("layers", "Number of transformer layers."),
         whole("hidden_size", "Width of the hidden states."),
         count("trainable_params", "Number of parameters that training changes; 0 for an untouched model.", heading="trainable"),
@@ -87,7 +87,7 @@ RECIPE = (
         real("learning_rate", "Peak learning rate: the configured one, or the best of those that were tried.", None, None),
         text("learning_rate_source",
              "Level of experiments.yaml that set the learning rate; search or tune where it was searched for."),
-        text("optimizer", "Name of the optimizer; with LoRA+ also how many times the learning rate of A that of B is."),
+        text("optimizer", "Name of the optimizer; with LoRA+ also the ratio of B's learning rate to A's."),
         whole("rank", "Rank of the adapter, where the method's settings name one."),
         real("alpha",
              "Scaling of the adapter as set: LoRA's update is multiplied by alpha / rank, with rslora by alpha / √rank.",
@@ -130,7 +130,7 @@ RECORDS = (
         "records", "evaluation",
         count("eval_records", "Number of evaluation records measured: those that fit every model of the profile.",
               heading="records"),
-        count("eval_records_left_out", "Number of evaluation records left out, since some model of the profile cannot read them.",
+        count("eval_records_left_out", "Number of evaluation records left out because some model of the profile cannot read them.",
               better="lower"),
         text("eval_set", "Hash of the ids of the evaluation records; only rows with the same one are compared."),
         text("general_set", "Hash of the general texts that were measured."),

@@ -11,16 +11,16 @@ from pipelines.lake.schema import Column, Source, Table
 PATH = PROJECT / "docs" / "columns.md"
 COMMAND = "python -m pipelines.compare.columns"
 SOURCES: dict[Source, str] = {
-    "configuration": "experiments.yaml, as it stands when the table is published",
-    "spec": "what the run was told before it started",
+    "configuration": "experiments.yaml at the time of publication",
+    "spec": "the specification of the run, written before it started",
     "result": "how the run ended, as its parent process recorded it",
     "training": "measured by the training process",
     "evaluation": "measured by the evaluating process",
     "export": "measured by the process that runs one bit width",
     "estimate": "predicted without training",
     "comparison": "computed from other numbers when the table is published",
-    "judge": "said by the language model that judges answers",
-    "vote": "said by people who saw answers side by side",
+    "judge": "verdicts of the language model that judges answers",
+    "vote": "votes of people on answers side by side",
     "cleaning": "decided when the records were cleaned",
     "journal": "the journal of calls to language models",
     "night": "the record of a night in the lake",
@@ -30,8 +30,8 @@ ADDED = {
     "evaluation_answers": (passes("NAME"),),
 }
 SETTINGS_ADD = (
-    "They are there while the published profile's `evaluation` names such a metric or benchmark, behind all other columns. NAME "
-    "and TASK stand for its name, in lower case, with `_` for every sign but a letter or a digit."
+    "They exist while the published profile's `evaluation` names such a metric or benchmark, after all other columns. NAME and "
+    "TASK stand for its name in lower case, with `_` for every character except letters and digits."
 )
 INTRODUCTION = f"""\
 # Columns of the published tables
@@ -44,8 +44,8 @@ SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 
 
 NULL means that a value was not measured. GB are 1e9 bytes, MB 1e6 bytes. Better says which direction is better.
 
-Times are points in time (`TIMESTAMP WITH TIME ZONE`), kept in UTC. DuckDB and its clients show them in the time zone of the
-machine; `SET TimeZone = 'UTC'` in a connection shows them as they are kept. Examples for DuckDB, pandas, polars and Node are in
+Times are points in time (`TIMESTAMP WITH TIME ZONE`), stored in UTC. DuckDB and its clients show them in the time zone of the
+machine; `SET TimeZone = 'UTC'` in a connection shows them as stored. Examples for DuckDB, pandas, polars and Node are in
 [operating.md](operating.md#reading-the-table).
 
 This page is generated: `{COMMAND}` writes it."""
@@ -78,7 +78,7 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _added(table: Table) -> Iterator[str]:
-    """The columns that settings add to a table, their names as patterns."""
+    """The columns that settings add to a table, with patterns for names."""
     columns = ADDED.get(table.name)
     if columns:
         yield from ("", f"### Columns that settings add to {table.name}", "", SETTINGS_ADD)
@@ -89,7 +89,7 @@ def _added(table: Table) -> Iterator[str]:
 
 
 def _pattern(text: str) -> str:
-    """`metric_NAME` for the column of a metric that is called NAME."""
+    """Replace the example names by patterns, such as `metric_NAME`."""
     return text.replace("metric_name", "metric_NAME").replace("benchmark_task", "benchmark_TASK")
 
 

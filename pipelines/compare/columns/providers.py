@@ -1,10 +1,10 @@
-"""The tables of providers beside one another: what became of the same requests, and whose records the judge prefers."""
+"""The tables that compare providers: the outcomes of the same requests, and whose records the judge prefers."""
 
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.quality import SHARE
 from pipelines.lake.schema import Better, Column, Table, count, flag, group, real, text
 
-# What may become of a request: the count's meaning, and which direction is better
+# The outcomes of a request: the meaning of the count, and which direction is better.
 OUTCOMES: dict[str, tuple[str, Better]] = {
     "answered": ("Number of requests that got an answer.", "higher"),
     "valid": ("Number of answers that fit the schema asked for.", "higher"),
@@ -45,7 +45,7 @@ PROVIDER_COMPARISON = Table(
         ),
         *group("requests", "journal",
             count("failed", "Number of requests that got no answer.", better="lower"),
-            count("in_doubt", "Number of requests whose fate was lost at least once.", better="lower"),
+            count("in_doubt", "Number of requests whose outcome was lost at least once.", better="lower"),
             count("attempts", "How often requests were sent, over all of them.", better="lower"),
         ),
         *group("tokens", "journal",

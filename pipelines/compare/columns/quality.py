@@ -1,4 +1,4 @@
-"""Columns of quality: losses on held-out records, differences with their intervals, scores of answers, the judge's word."""
+"""Columns of quality: losses on held-out records, differences with their intervals, scores of answers, verdicts of the judge."""
 
 from pipelines.lake.schema import count, flag, group, real, text
 
@@ -60,7 +60,7 @@ QUALITY = (
         real("delta_retrieval_chrf_high", "Upper end of the 95 % interval of delta_retrieval_chrf, paired by answer.",
              "points, -100 to 100", 1),
         real("benchmark_accuracy",
-             "Share of the questions of the sets that ship which the model answers correctly, of all such sets of the profile.",
+             "Share of correctly answered questions over all sets of the profile that ship with Featherweight.",
              SHARE, 3, better="higher"),
         real("benchmark_accuracy_low", "Lower end of the 95 % interval of benchmark_accuracy.", SHARE, 3),
         real("benchmark_accuracy_high", "Upper end of the 95 % interval of benchmark_accuracy.", SHARE, 3),

@@ -64,8 +64,8 @@ RUN = (
 _NAMED = {column.name for column in RUN}
 TRAINING_RUNS = Table(
     "training_runs",
-    "One row for each attempt at training, whatever became of it, with the numbers of its newest good evaluation.",
-    # Whatever else training and evaluation measure for comparison is shown of every run too
+    "One row for each attempt at training, whatever its outcome, with the numbers of its newest good evaluation.",
+    # All other measurements of training and evaluation in comparison are shown for every run too.
     (*RUN, *(one for one in COMPARISON.columns if one.source in ("training", "evaluation") and one.name not in _NAMED)),
 )
 TRAINING_CURVE = Table(

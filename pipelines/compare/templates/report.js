@@ -1,7 +1,7 @@
 "use strict";
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-// A page that was kept says how old it is.
+// A saved page shows its age.
 const stamp = document.querySelector(".stamp");
 const days = Math.floor((Date.now() - Date.parse(stamp.dataset.published)) / 86400000);
 if (days >= 1) {
@@ -13,9 +13,10 @@ if (days >= 1) {
 
 const table = document.querySelector("table.sortable");
 const heads = [...table.tHead.rows[0].cells];
-const given = [...table.tBodies]; // one for each cell: its numbers, and below them its words
+// One body for each cell: its numbers, and below them its words.
+const bodies = [...table.tBodies];
 
-// Every heading becomes a button; rows without a value come last either way.
+// Every heading becomes a sort button. Rows without a value come last in both directions.
 const value = (item, column) => {
   const cell = item.rows[0].cells[column];
   const text = cell.textContent.trim();
@@ -28,7 +29,7 @@ const sort = (column) => {
   const next = { ascending: "descending", descending: "none", none: "ascending" }[heads[column].getAttribute("aria-sort")];
   heads.forEach((head) => head.setAttribute("aria-sort", "none"));
   heads[column].setAttribute("aria-sort", next);
-  const items = [...given];
+  const items = [...bodies];
   if (next !== "none") {
     const sign = next === "ascending" ? 1 : -1;
     items.sort((a, b) => {
@@ -48,7 +49,7 @@ heads.forEach((head, column) => {
   head.replaceChildren(button);
 });
 
-// What is chosen: rows by model, method and status, and columns. The address remembers it behind its `#`.
+// The selection: rows by model, method and status, and columns. The address stores it after its `#`.
 const choose = document.getElementById("choose");
 const everything = choose.querySelector("[data-set=everything]");
 const boxes = Object.fromEntries(
@@ -60,22 +61,22 @@ const isUsual = (name) => boxes[name].every((box) => box.checked === usual(name,
 
 const showRows = () => {
   const filters = ["model", "method", "status"].filter((name) => boxes[name].length);
-  const wanted = filters.map((name) => [name, chosen(name)]);
-  for (const item of given) item.hidden = !wanted.every(([name, values]) => values.has(item.dataset[name]));
-  const shown = given.filter((item) => !item.hidden).length;
-  choose.querySelector("[role=status]").textContent = `${shown} of ${given.length} ${given.length === 1 ? "row" : "rows"} shown`;
-  everything.hidden = shown === given.length;
+  const selections = filters.map((name) => [name, chosen(name)]);
+  for (const item of bodies) item.hidden = !selections.every(([name, values]) => values.has(item.dataset[name]));
+  const shown = bodies.filter((item) => !item.hidden).length;
+  choose.querySelector("[role=status]").textContent = `${shown} of ${bodies.length} ${bodies.length === 1 ? "row" : "rows"} shown`;
+  everything.hidden = shown === bodies.length;
   showFigures();
   showAnswers();
 };
 const showAnswers = () => {
-  const cells = new Map(given.map((item) => [`${item.dataset.model} ${item.dataset.method}`, item.hidden]));
+  const cells = new Map(bodies.map((item) => [`${item.dataset.model} ${item.dataset.method}`, item.hidden]));
   for (const answers of all(".answers table")) {
     const rows = all("tr[data-model]", answers);
     for (const row of rows) row.hidden = cells.get(`${row.dataset.model} ${row.dataset.method}`) ?? false;
     const shown = rows.filter((row) => !row.hidden).length;
-    const said = answers.caption.querySelector(".of");
-    if (said) said.textContent = shown < rows.length ? `; ${shown} of ${rows.length} cells shown` : "";
+    const label = answers.caption.querySelector(".of");
+    if (label) label.textContent = shown < rows.length ? `; ${shown} of ${rows.length} cells shown` : "";
   }
 };
 const showFigures = () => {
@@ -83,27 +84,27 @@ const showFigures = () => {
   const models = boxes.model.length ? chosen("model") : null;
   for (const group of groups) group.hidden = models !== null && !models.has(group.dataset.model);
   const shown = groups.filter((group) => !group.hidden).length;
-  const said = document.getElementById("figures-shown");
-  if (said) said.textContent = shown < groups.length ? `Figures of ${shown} of ${groups.length} models shown.` : "";
+  const label = document.getElementById("figures-shown");
+  if (label) label.textContent = shown < groups.length ? `Figures of ${shown} of ${groups.length} models shown.` : "";
 };
 const showColumns = () => {
-  const wanted = chosen("columns");
-  table.classList.toggle("wordless", !wanted.has("words"));
+  const visible = chosen("columns");
+  table.classList.toggle("wordless", !visible.has("words"));
   const names = [null, ...boxes.columns.map((box) => box.value).filter((name) => name !== "words")];
   const places = new Map(heads.map((head, place) => [head.dataset.column ?? null, place]));
   for (const name of names.slice(1)) {
     const place = places.get(name);
-    const off = !wanted.has(name);
+    const off = !visible.has(name);
     if (heads[place].classList.contains("off") === off) continue;
-    for (const row of [heads[place].parentElement, ...given.map((item) => item.rows[0])]) row.cells[place].classList.toggle("off", off);
+    for (const row of [heads[place].parentElement, ...bodies.map((item) => item.rows[0])]) row.cells[place].classList.toggle("off", off);
   }
 };
 const show = () => {
   showRows();
   showColumns();
-  for (const [name, found] of Object.entries(boxes)) {
-    const said = found[0]?.closest("details").querySelector(".of");
-    if (said) said.textContent = `: ${found.filter((box) => box.checked).length} of ${found.length}`;
+  for (const [name, inputs] of Object.entries(boxes)) {
+    const label = inputs[0]?.closest("details").querySelector(".of");
+    if (label) label.textContent = `: ${inputs.filter((box) => box.checked).length} of ${inputs.length}`;
   }
 };
 
@@ -114,12 +115,13 @@ const remember = () => {
   history.replaceState(null, "", parts.length ? `#${parts.join("&")}` : location.pathname + location.search);
 };
 const recall = () => {
-  if (location.hash && !location.hash.includes("=")) return; // the name of a heading
-  const said = new Map(location.hash.slice(1).split("&").map((part) => part.split("=")));
-  for (const [name, found] of Object.entries(boxes)) {
-    const values = said.has(name) ? new Set(said.get(name).split(",").map(decoded)) : null;
-    const known = values !== null && (said.get(name) === "" || found.some((box) => values.has(box.value)));
-    for (const box of found) box.checked = known ? values.has(box.value) : usual(name, box);
+  // Such an address names a heading.
+  if (location.hash && !location.hash.includes("=")) return;
+  const settings = new Map(location.hash.slice(1).split("&").map((part) => part.split("=")));
+  for (const [name, inputs] of Object.entries(boxes)) {
+    const values = settings.has(name) ? new Set(settings.get(name).split(",").map(decoded)) : null;
+    const known = values !== null && (settings.get(name) === "" || inputs.some((box) => values.has(box.value)));
+    for (const box of inputs) box.checked = known ? values.has(box.value) : usual(name, box);
   }
   show();
 };
@@ -131,11 +133,11 @@ const decoded = (text) => {
   }
 };
 const set = (button) => {
-  const of = button.closest("details");
-  const within = button.dataset.set === "everything" ? choose : of;
-  for (const [name, found] of Object.entries(boxes)) {
+  const details = button.closest("details");
+  const within = button.dataset.set === "everything" ? choose : details;
+  for (const [name, inputs] of Object.entries(boxes)) {
     if (button.dataset.set === "everything" && name === "columns") continue;
-    for (const box of found.filter((one) => within.contains(one))) {
+    for (const box of inputs.filter((one) => within.contains(one))) {
       box.checked = { all: true, everything: true, none: false, usual: usual(name, box) }[button.dataset.set];
     }
   }
@@ -155,7 +157,7 @@ addEventListener("hashchange", recall);
 recall();
 show();
 
-// Of many models the figures of the first are open; paper shows all that are chosen.
+// With many models only the first groups of figures are open. Print opens all selected groups.
 const groups = all("details.group");
 groups.slice(2).forEach((group) => (group.open = false));
 let closed = [];
