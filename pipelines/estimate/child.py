@@ -20,14 +20,12 @@ from pipelines.settings.methods import traits_of
 from pipelines.weights.shipped import width_of
 
 Json = dict[str, Any]
-RECIPE_FIELDS = (
-    "precision",
-    "fp16",
-    "gradient_checkpointing",
-    "fit_micro_batch",
-)  # of the recipe: by which an answer is read
-TOKENIZER = 50_000_000  # bytes of one with some 50,000 words, where none is loaded to be measured (SmolLM2's: 47 MB)
-PRODUCTS = 40_000_000  # bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready (measured on SmolLM2)
+# Fields of the recipe that a reader needs to interpret an answer.
+RECIPE_FIELDS = ("precision", "fp16", "gradient_checkpointing", "fit_micro_batch")
+# Bytes of a tokenizer with about 50,000 words, if none is loaded and measured (SmolLM2's takes 47 MB).
+TOKENIZER = 50_000_000
+# Bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready, measured on SmolLM2.
+PRODUCTS = 40_000_000
 
 
 def framework() -> dict[bool, int]:

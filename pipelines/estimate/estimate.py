@@ -89,9 +89,8 @@ def key_of(answer: Json, card: Card | None = None) -> str:
     card = card or cards.here()
     if card is None:
         return "cpu"
-    return (
-        card.format(answer["recipe"]) if "recipe" in answer else "cuda"
-    )  # of an answer of before cards were told apart
+    # Older answers did not distinguish card formats.
+    return card.format(answer["recipe"]) if "recipe" in answer else "cuda"
 
 
 def machine_gb() -> float:

@@ -1,5 +1,7 @@
-"""A model without bytes: built on the meta device from its configuration, as the trainer would load it, then given fake tensors
-that claim to lie on a CPU. Quantized layers keep what bitsandbytes keeps, and compute as it does."""
+"""A model without bytes: built on the meta device from its configuration as the trainer would load it, then put on fake CPU tensors.
+
+Quantized layers keep the same tensors as bitsandbytes and compute as it does.
+"""
 # ruff: noqa: TID253
 
 from typing import Any
@@ -20,21 +22,23 @@ from pipelines.train.trainer import loading
 from pipelines.train.trainer.cpu.four_bits import Scratch
 from pipelines.train.trainer.gated import use_lean_gates
 
-REGISTERED = ("_parameters", "_buffers")  # where a module keeps those
-BLOCK, NESTED_BLOCK = 64, 256  # weights an absmax, absmax values a second absmax: bitsandbytes' defaults for 4 bits
+# The dictionaries in which a module registers parameters and buffers.
+REGISTERED = ("_parameters", "_buffers")
+# Weights per absmax, and absmax values per second absmax: bitsandbytes' defaults for 4 bits.
+BLOCK, NESTED_BLOCK = 64, 256
 
 
 if torch.backends.mkldnn.is_available():
 
     @torch.library.register_fake("mkldnn::_linear_pointwise.binary")
     def _shape_of_sum(x: Any, other: torch.Tensor, weight: Any, bias: Any, attr: str) -> torch.Tensor:
-        """PyTorch says the shape of its fused products, but not of this one."""
+        """The shape of a fused product that PyTorch has no fake implementation for."""
         return torch.empty_like(other)
 
 
 @register_op_impl(torch.ops.aten.sparse_mask.default)
 def _masked(fake: FakeTensorMode, func: Any, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The gradient of a sparse tensor, as SHiRA's is, has a value for each of its own; PyTorch's fake one has none."""
+    """The gradient of a sparse tensor such as SHiRA's has as many values as the tensor; PyTorch's fake one has none."""
     with fake:
         values = torch.empty(mask._values().shape, dtype=dense.dtype, device=dense.device)
         return torch.sparse_coo_tensor(mask._indices(), values, mask.shape)
@@ -43,8 +47,10 @@ def _masked(fake: FakeTensorMode, func: Any, dense: torch.Tensor, mask: torch.Te
 def build(
     config: Any, recipe: dict[str, Any], dtype: torch.dtype, fake: FakeTensorMode, *, on_card: bool = False
 ) -> Any:
-    """The model of `recipe` on fake tensors, its adapter on top where it has one. `on_card`: put together as `loading` does it for
-    a card, whose tensors these then stand for."""
+    """The model of `recipe` on fake tensors, with its adapter if it has one.
+
+    `on_card`: built as `loading` does it for a card; the tensors then stand for the card's.
+    """
     model = _base(config, recipe, dtype, on_card=on_card)
     if traits_of(recipe).has_adapter:
         for_card = dtype if on_card else None
@@ -52,9 +58,10 @@ def build(
             with torch.device("meta"):
                 model = _adapted(model, recipe, for_card)
         except UnavailableError:
-            if recipe["quantization"]:  # its packed weights cannot be made up
+            # Packed weights cannot be replaced by invented values.
+            if recipe["quantization"]:
                 raise
-            # By PEFT, or by PyTorch: some adapters read numbers when they begin, and a meta tensor has none
+            # Some adapters of PEFT or PyTorch read values when they are initialized, and a meta tensor has none.
             model = _base(config, recipe, dtype, on_card=on_card)
             give_tensors(model)
             model = _adapted(model, recipe, for_card)
@@ -66,8 +73,10 @@ def build(
 
 
 def _adapted(base: Any, recipe: dict[str, Any], for_card: torch.dtype | None) -> Any:
-    """`base` with its adapter; `replaced_bytes` are those of the base's weights that the adapter, as it began, put others in place
-    of."""
+    """`base` with its adapter.
+
+    `replaced_bytes` counts the bytes of the base's weights that the adapter replaced when it was initialized.
+    """
     before = [(parameter, parameter.untyped_storage()) for parameter in base.parameters()]
     model = loading.add_adapter(base, recipe, for_card=for_card)
     others = [storage for parameter, storage in before if parameter.untyped_storage()._cdata != storage._cdata]
@@ -102,7 +111,8 @@ def quantize(model: Any, recipe: dict[str, Any], dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit | Linear8bitLt):
             _make_hollow(module, recipe, scratch)
-            if module.bias is not None:  # it is loaded in the format of all that is not quantized
+            # A bias is loaded in the format of the weights that are not quantized.
+            if module.bias is not None:
                 module.bias.data = module.bias.data.to(dtype)
 
 
@@ -116,8 +126,11 @@ def _make_hollow(module: Any, recipe: dict[str, Any], scratch: Scratch) -> None:
 
 
 def four_bit_bytes(weights: int, *, double: bool = True) -> int:
-    """Bytes of so many weights in 4 bits: half a byte each, and for every 64 an absmax, of four bytes or, with double quantization,
-    of one and four for every 256 of those (Dettmers et al. 2023, section 3; `bitsandbytes.functional.quantize_4bit`)."""
+    """Bytes of this number of weights in 4 bits.
+
+    Each weight takes half a byte, and every 64 weights an absmax of four bytes. With double quantization the absmax takes one byte,
+    plus four bytes for every 256 of them (Dettmers et al. 2023, section 3; `bitsandbytes.functional.quantize_4bit`).
+    """
     blocks = -(-weights // BLOCK)
     return -(-weights // 2) + (blocks + 4 * -(-blocks // NESTED_BLOCK) if double else 4 * blocks)
 
@@ -130,9 +143,10 @@ def quantized_sizes(model: nn.Module) -> list[int]:
 
 
 class HollowLinear4bit(Linear4bit):
-    """Computes as `bitsandbytes.autograd.MatMul4Bit` does: the weight is unpacked for each product, either way, and dropped."""
+    """Computes like `bitsandbytes.autograd.MatMul4Bit`: unpacks the weight for each forward and backward product and drops it."""
 
-    scratch: Scratch  # one for the model
+    # Shared by all layers of the model.
+    scratch: Scratch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: Any = _Matmul.apply(
@@ -141,12 +155,12 @@ class HollowLinear4bit(Linear4bit):
         return output.to(x.dtype)
 
     def unpacked(self) -> torch.Tensor:
-        """The weight as `pipelines.train.trainer.adapters` asks for it, in memory that all layers share."""
+        """The unpacked weight for `pipelines.train.trainer.adapters`, in memory that all layers share."""
         return self.scratch.shaped((self.out_features, self.in_features), self.compute_dtype or torch.float32)
 
 
 class HollowLinear8bit(Linear8bitLt):
-    """Computes as `MatMul8bitFp` (on a CPU) and `MatMul8bitLt` do, which hold on to what comes in, too."""
+    """Computes like `MatMul8bitFp` (on a CPU) and `MatMul8bitLt`, which also keep their input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: Any = _Matmul.apply(x, self.bias, (self.out_features, self.in_features), True)
@@ -165,7 +179,7 @@ class _Matmul(torch.autograd.Function):
 
 
 def _weight_for_dora(module: Any) -> torch.Tensor:
-    """What PEFT asks for to learn magnitude and direction of a quantized weight apart."""
+    """The dequantized weight that PEFT needs to learn its magnitude and direction separately (DoRA)."""
     if not isinstance(module, HollowLinear4bit | HollowLinear8bit):
         return _plain_weight_for_dora(module)
     dtype = getattr(module, "compute_dtype", None) or torch.float32
@@ -177,15 +191,18 @@ dora.dequantize_module_weight = _weight_for_dora  # pyright: ignore[reportPrivat
 
 
 def _unpacked(shape: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-    scales = torch.empty(-(-shape[0] * shape[1] // BLOCK), dtype=torch.float32, device=like.device)  # unpacked first
+    # The scales are unpacked first.
+    scales = torch.empty(-(-shape[0] * shape[1] // BLOCK), dtype=torch.float32, device=like.device)
     weight = torch.empty(shape, dtype=like.dtype, device=like.device)
     del scales
     return weight
 
 
 def give_tensors(model: nn.Module) -> None:
-    """New tensors on the CPU in place of all that `model` holds, without values; tied ones stay tied. Under a fake mode they have
-    no bytes; without one they take memory only where somebody writes into them."""
+    """Replace all tensors of `model` by new ones on the CPU without values; tied tensors stay tied.
+
+    Under a fake mode they have no bytes. Otherwise they take memory only where they are written.
+    """
     replacements: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -200,13 +217,13 @@ def give_tensors(model: nn.Module) -> None:
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
-    """All that `model` keeps, each once: its parameters and buffers, and what its modules hold beside them."""
+    """All tensors of `model`, each once: parameters, buffers, and other tensors that its modules hold."""
     extra = [holder[name] for module in model.modules() for holder, name in _beside(module)]
     return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *extra)}.values())
 
 
 def _beside(module: nn.Module) -> list[tuple[dict[Any, Any], Any]]:
-    """Where `module` holds tensors that are neither parameters nor buffers, as adapters hold their indices: (dictionary, key)."""
+    """(dictionary, key) of each tensor of `module` that is neither parameter nor buffer, such as the indices of adapters."""
     own = vars(module)
     places = [(own, name) for name, value in own.items() if isinstance(value, torch.Tensor)]
     dictionaries = [value for name, value in own.items() if isinstance(value, dict) and name not in REGISTERED]

@@ -1,8 +1,8 @@
-"""Bytes of tensors alive while code runs on fake tensors: what an allocator without waste would hold, and its peaks.
+"""Counts the bytes of live tensors, and their peaks, while code runs on fake tensors: the memory of an allocator without waste.
 
-PyTorch's FakeTensorMode runs every operator by shape and dtype alone; a tensor's storage lives exactly as long as in the
-real run, since autograd, views and Python hold it in the same way. So the peak follows from the code that trains, whatever the
-architecture. What an operator allocates inside itself and frees before it returns does not show.
+PyTorch's FakeTensorMode runs every operator on shapes and dtypes only. A tensor's storage lives exactly as long as in the real run,
+because autograd, views and Python hold it in the same way. So the peak follows from the training code, for any architecture. Memory
+that an operator allocates and frees internally is not counted.
 """
 # ruff: noqa: TID253
 
@@ -14,15 +14,14 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LARGE = (
-    32 * 2**20
-)  # glibc gives blocks from here on a mapping of their own, whatever came before (DEFAULT_MMAP_THRESHOLD_MAX)
+# From this size on, glibc always gives a block a mapping of its own (DEFAULT_MMAP_THRESHOLD_MAX).
+LARGE = 32 * 2**20
 Part = Literal["gradients", "activations"]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Live bytes beside weights and optimizer states; `large` of them in blocks of at least LARGE."""
+    """Live bytes besides weights and optimizer states; `large` of them are in blocks of at least LARGE."""
 
     gradients: float = 0
     activations: float = 0
@@ -34,9 +33,12 @@ class Moment:
 
 
 class Live:
-    """The account of a step with so many trained tensors. `moments` holds, of each stretch of the step (the forward pass of each
-    micro-batch, the half of its backward pass before half of its gradients are there, and the rest), the moment with the most live
-    bytes. Each of these grows about linearly with the number of layers, which the largest of them does not."""
+    """The account of live bytes in a step with `trained` trained tensors.
+
+    A step has several stretches: the forward pass of each micro-batch, its backward pass until half of the gradients exist, and the
+    rest of it. `moments` holds the moment with the most live bytes of each stretch. The moment of a stretch grows about linearly
+    with the number of layers; the largest of all moments does not.
+    """
 
     def __init__(self, trained: int) -> None:
         self.moments: dict[str, Moment] = {}
@@ -50,22 +52,22 @@ class Live:
         return max(self.moments.values(), key=lambda moment: moment.total, default=Moment())
 
     def begin(self, stretch: str) -> None:
-        """What is counted from now on belongs to `stretch`."""
+        """Begin `stretch`; all later counts belong to it."""
         self._stretch, self._missing = stretch, self._half
         self._update()
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Weights and buffers: counted elsewhere."""
+        """Leave `tensor` out of the account; weights and buffers are counted elsewhere."""
         storage = tensor.untyped_storage()
         self._known[id(storage)] = (storage, 0, "activations")
 
     def gradient(self, tensor: torch.Tensor) -> None:
-        """Count the storage of `tensor` as a gradient: one more of this stretch, be it new or added to."""
+        """Count the storage of `tensor` as one more gradient of this stretch, whether new or accumulated."""
         self._missing -= 1
         self.add(tensor, "gradients")
 
     def add(self, tensor: torch.Tensor, part: Part = "activations") -> None:
-        """Count the storage of `tensor`; one that is counted already moves to the gradients if it is one."""
+        """Count the storage of `tensor`. A counted storage that turns out to be a gradient moves to the gradients."""
         storage = tensor.untyped_storage()
         place = id(storage)
         if known := self._known.get(place):
@@ -99,7 +101,7 @@ class Live:
 
 
 class Counting(TorchDispatchMode):
-    """While it is on, every tensor that an operator returns is in the account until its storage is gone."""
+    """While active, counts every tensor that an operator returns until its storage is freed."""
 
     def __init__(self, live: Live) -> None:
         super().__init__()
@@ -107,7 +109,8 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # the one number that a step reads is the scale of its loss
+            # The only number that a step reads is the scale of its loss.
+            return 1.0
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             for dense in _dense(tensor):
@@ -124,5 +127,5 @@ def _tensors(out: Any) -> Iterable[torch.Tensor]:
 
 
 def _dense(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
-    """What holds the bytes of `tensor`: itself, or of a sparse one its indices and its values."""
+    """The dense tensors with the bytes of `tensor`: itself, or the indices and values of a sparse tensor."""
     return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)

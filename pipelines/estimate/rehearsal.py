@@ -1,8 +1,10 @@
-"""A cell's optimizer step without bytes: the trainer's own batch, head, loss and adapter on a hollow model, every allocation
-written down. What runs is the code that trains, so what it keeps is what training keeps.
+"""Rehearses a cell's optimizer step without bytes and records every allocation.
 
-Layers of one kind cost the same, so the step is rehearsed with few of them, twice, and each stretch of it is extrapolated to all in a
-straight line. What a card does otherwise than a CPU follows from the format that it computes in (`cards.Format`).
+The trainer's own batch, head, loss and adapter run on a hollow model. This is the code that trains, so it keeps the same tensors as
+training.
+
+Layers of one kind cost the same. So the step is rehearsed twice with few layers, and each stretch is extrapolated linearly to all
+layers. The differences between a card and a CPU follow from the card's number format (`cards.Format`).
 """
 # ruff: noqa: TID253
 
@@ -28,20 +30,27 @@ from pipelines.settings.methods import traits_of
 from pipelines.train.trainer.fast_paths import adapters_are_grouped
 from pipelines.train.trainer.losses import head_on_positions, step_loss
 
-FEW_LAYERS, MORE_LAYERS = 2, 4  # layers of the two rehearsals: even, since gpt-neo's alternate
-SHORTEST = Batch(rows=1, length=2, learned=1)  # a micro-batch that takes next to nothing of its own
-EARLY = ("forward 1", "backward 1")  # stretches before half of the gradients are there
+# Layers of the two rehearsals. The numbers are even because gpt-neo's layers alternate.
+FEW_LAYERS, MORE_LAYERS = 2, 4
+# A micro-batch that takes almost no memory of its own.
+SHORTEST = Batch(rows=1, length=2, learned=1)
+# The stretches before half of the gradients exist.
+EARLY = ("forward 1", "backward 1")
 Device = Literal["cpu"] | Format
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Bytes of a step, and numbers of parameters. `quantized` counts the weights kept in 4 or 8 bits; `largest`
-    is the trained tensor with the most bytes; `moments` are those with the most live bytes, of each stretch of the step; `early`
-    and `late` the largest of those before half of the gradients were there, and since, in the layers that were rehearsed.
-    `replaced` are bytes of the base's weights that the adapter put others in place of when it began. `grouped`: the adapters
-    compute together, by trainer/adapters.py. `fixed`: of those that do not, activations that take the same bytes in every
-    micro-batch, such as merged weights; in small blocks."""
+    """The bytes of a step and the numbers of parameters.
+
+    `quantized`: the number of weights in 4 or 8 bits.
+    `largest`: the bytes of the largest trained tensor.
+    `moments`: the moment with the most live bytes of each stretch of the step.
+    `early`, `late`: the largest of these moments before and after half of the gradients exist, in the rehearsed layers.
+    `replaced`: the bytes of the base's weights that the adapter replaced when it was initialized.
+    `grouped`: the adapters are computed together, by trainer/adapters.py.
+    `fixed`: for other adapters, the bytes of activations in small blocks that are equal in every micro-batch, such as merged weights.
+    """
 
     weights: float
     trainable: float
@@ -61,7 +70,8 @@ class Counted:
         return _largest(self.moments.values())
 
     def trained_bytes(self) -> float:
-        return 4 * self.trainable  # what is trained is kept in float32
+        # Trained weights are kept in float32.
+        return 4 * self.trainable
 
 
 def _largest(moments: Iterable[Moment]) -> Moment:
@@ -69,7 +79,7 @@ def _largest(moments: Iterable[Moment]) -> Moment:
 
 
 def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
-    """What one optimizer step over `batches` (its micro-batches, in order) keeps on `device`, of the model in `config`."""
+    """Count the memory of one optimizer step over `batches` (its micro-batches in order) on `device`, for the model in `config`."""
     layers = config.num_hidden_layers
     if layers <= MORE_LAYERS or not _layers_are_alike(config):
         return _rehearse(config, recipe, batches, device)
@@ -78,7 +88,7 @@ def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], devi
 
 
 def _layers_are_alike(config: Any) -> bool:
-    """Whether all layers do the same, or two kinds alternate."""
+    """Whether all layers are of one kind, or two kinds alternate."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
     return len(set(kinds)) < 2 or (len(set(kinds)) == 2 and all(a != b for a, b in pairwise(kinds)))
 
@@ -108,7 +118,7 @@ def _extrapolate(few: Counted, more: Counted, steps: float) -> Counted:
 
 
 def _live(tensors: Iterable[Any], trained: Sequence[Any]) -> Live:
-    """Counts what lives beside the tensors that a model keeps, gradients included."""
+    """An account of the live bytes besides the tensors of a model, gradients included."""
     live = Live(len(trained))
     for tensor in tensors:
         live.ignore(tensor)
@@ -150,38 +160,45 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
 
 
 def _pop_stretches(live: Live, number: int) -> float:
-    """Take the stretches of micro-batch `number` out of the account; the most bytes of its activations in small blocks."""
+    """Remove the stretches of micro-batch `number` from the account; return its most bytes of activations in small blocks."""
     names = [name for name in live.moments if name.split(",")[0] in (f"forward {number}", f"backward {number}")]
     moments = [live.moments.pop(name) for name in names]
     return max((max(0.0, moment.activations - moment.large) for moment in moments), default=0)
 
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
-    """As the trainer decides on such a device: `full` keeps float32, LoRA a base in the format it computes in."""
+    """The dtype of the weights as the trainer chooses it: `full` keeps float32, LoRA a base in its compute format."""
     return torch.float32 if traits_of(recipe).trains_all or not computes_in_half(recipe, device) else torch.bfloat16
 
 
 def computes_in_half(recipe: dict[str, Any], device: Device) -> bool:
-    """Whether matrix products are in half precision: `auto` means float32 on a CPU. bfloat16 stands for float16, too, which is as
-    wide."""
+    """Whether matrix products are in half precision; `auto` means float32 on a CPU.
+
+    bfloat16 also stands for float16, which has the same width.
+    """
     return recipe["precision"] in ("bf16", "fp16") if device == "cpu" else device != "fp32"
 
 
 def autocasts(recipe: dict[str, Any], device: Device) -> bool:
-    """Whether steps run under autocast: over float32 weights that compute in half precision. A frozen base is in half precision
-    itself, and so are its norms."""
+    """Whether steps run under autocast: float32 weights that compute in half precision.
+
+    A frozen base is in half precision itself, and so are its norms.
+    """
     return traits_of(recipe).trains_all and computes_in_half(recipe, device)
 
 
 def _autocast(recipe: dict[str, Any], device: Device) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast of each forward pass. It keeps the cast weights until its end, but where layers are computed again, after it."""
+    """The autocast of each forward pass. It caches the cast weights until its end, except with gradient checkpointing."""
     on, keeps = autocasts(recipe, device), not recipe["gradient_checkpointing"]
     return lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=on, cache_enabled=keeps)
 
 
 def _kernels(recipe: dict[str, Any], device: Device) -> AbstractContextManager[Any]:
-    """The kernels of `device`. Flash attention wants bfloat16's cards; on older ones, and in float32, it is the memory-efficient
-    one, which wants a key and a value for each query."""
+    """The kernels of `device`.
+
+    Flash attention needs cards with bfloat16. Older cards, and float32, use memory-efficient attention, which needs a key and a value
+    for each query.
+    """
     if device == "cpu":
         return nullcontext()
     return as_on_cuda(
@@ -196,7 +213,7 @@ def groups_queries(config: Any) -> bool:
 
 
 class _NoPadding(TorchFunctionMode):
-    """Whether a value is among fake ones (transformers looks for padding, to warn of it) is answered with no."""
+    """Answers no to the question whether a fake tensor contains a value. transformers asks it to warn about padding."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__contains__:
@@ -206,7 +223,7 @@ class _NoPadding(TorchFunctionMode):
 
 @contextmanager
 def _one_example_a_row() -> Iterator[None]:
-    """transformers looks into the positions for several examples in a row, and builds a mask where it cannot; ours hold one."""
+    """Tell transformers that a row holds one example. It searches the positions for more, and builds a mask if it cannot."""
     original = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -222,8 +239,10 @@ def _forward_backward(
     fake: FakeTensorMode,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
-    """The micro-batches of one optimizer step on the fake tensors of `model`, written down in `live`. Batch and positions are
-    real, so that the number of learned tokens is known."""
+    """Run the micro-batches of one optimizer step on the fake tensors of `model`, and record them in `live`.
+
+    Batch and positions are real tensors, so the number of learned tokens is known.
+    """
     model.train()
     plain = model.forward
 
