@@ -1,1 +1,1 @@
-"""When the cells that are due would run on given devices: memory, seconds, order, hours and dollars, before anything is started."""
+"""Plans the due cells on given devices before anything starts: memory, seconds, order, hours and dollars."""

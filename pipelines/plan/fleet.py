@@ -1,4 +1,4 @@
-"""The devices that a plan is made for: this machine's, or those of a small YAML file, checked as strictly as experiments.yaml."""
+"""The devices of a plan: this machine's, or those of a small YAML file that is checked as strictly as experiments.yaml."""
 
 import math
 from collections import Counter
@@ -20,9 +20,11 @@ from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 
 
 class Node(Strict):
-    """`count` machines alike, each with `devices` of `memory_gb`. `device` is what rows say in their column `device`: past rows
-    of the same name give the seconds. `tflops` is what one device sustains in training, in 10^12 operations a second, for where
-    there is no such row. `price_per_hour`: dollars for one device."""
+    """`count` equal machines, each with `devices` devices of `memory_gb`.
+
+    `device` is the name in the column `device` of past rows; such rows give the seconds. `tflops` is the sustained rate of one device
+    in training, in 10^12 operations per second. It is used if there is no such row. `price_per_hour`: dollars for one device.
+    """
 
     name: Slug
     kind: Literal["cpu", "gpu"]
@@ -34,7 +36,7 @@ class Node(Strict):
     price_per_hour: Annotated[float, Field(ge=0)] | None = None
 
     def machines(self) -> list[str]:
-        """The names of its machines."""
+        """The names of the machines."""
         return [self.name] if self.count == 1 else [f"{self.name}-{number}" for number in range(1, self.count + 1)]
 
 
@@ -51,7 +53,7 @@ class Fleet(Strict):
         return self
 
     def machines(self) -> list["Machine"]:
-        """Every machine by itself, `box-1`, `box-2`, … where an entry counts several."""
+        """Every single machine; an entry with a count becomes `box-1`, `box-2`, …"""
         return [Machine(name, node) for node in self.nodes for name in node.machines()]
 
 
@@ -67,7 +69,7 @@ def load(path: Path) -> Fleet:
     """Read a cluster file.
 
     Raises:
-        UsageError: not there, not YAML, an unknown key or a wrong value; every fault on a line of its own.
+        UsageError: missing file, not YAML, an unknown key or a wrong value; every error on a line of its own.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; expected YAML with nodes: [{{name, kind, devices, memory_gb, …}}]")
@@ -93,8 +95,11 @@ def _explain(content: Any, item: Any) -> str:
 
 
 def this_machine(profile: Profile) -> Fleet:
-    """The device that cells run on here, one at a time; where the profile divides a cell over several here, all of them: cards, or
-    processes that share this machine's memory."""
+    """The device on which cells run here, one at a time.
+
+    If the profile divides a cell over several devices here, the fleet has all of them: cards, or processes that share this machine's
+    memory.
+    """
     kind, cards = ("gpu", machine.cuda_count()) if machine.cuda_name() else ("cpu", profile.devices)
     devices = cards if profile.devices > 1 and launcher_for(profile).holds_device else 1
     gb = machine_gb() / (devices if kind == "cpu" else 1)

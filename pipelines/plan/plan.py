@@ -1,4 +1,4 @@
-"""The plan of a profile's due cells: each cell's memory and seconds on each machine, then who goes where and when."""
+"""The plan of a profile's due cells: each cell's memory and seconds on each machine, then its machine and time."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +26,15 @@ from pipelines.settings.evaluation import Benchmark
 from pipelines.settings.methods import traits_of
 
 Json = dict[str, Any]
-# of a task of the harness whose data nobody has read yet: its questions, and the tokens of each with all its choices
+# Assumed for a harness task whose data have not been read yet: its questions, and the tokens of each with all its choices.
 DEFAULT_QUESTIONS, DEFAULT_TOKENS = 1000, 400
-SUSTAINED_SHARE = 0.4  # of the rate of a large float32 product, where no row tells
+# Assumed share of the rate of a large float32 product that training sustains, if no past row shows it.
+SUSTAINED_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Line:
-    """One cell of the plan. `seconds` are those of all its due seeds, one after another; `usd` counts all devices it holds."""
+    """One cell of the plan. `seconds` covers all its due seeds, one after another; `usd` counts all devices it holds."""
 
     model: str
     method: str
@@ -52,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Unplaced:
-    """A cell that the plan has no place for, and why."""
+    """A cell that the plan has no place for, with the reason."""
 
     model: str
     method: str
@@ -61,12 +62,14 @@ class Unplaced:
 
 @dataclass(frozen=True)
 class Plan:
+    """A plan. `usd_if_held` is the price if all devices are paid for until the last cell ends."""
+
     lines: list[Line]
     left: list[Unplaced]
     devices: int
     bound: Bound
     usd: float | None
-    usd_if_held: float | None  # all devices paid for until the last cell ends
+    usd_if_held: float | None
 
     @property
     def makespan(self) -> float:
@@ -75,7 +78,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Need:
-    """What a cell takes of a machine: GB of one device and seconds of all due seeds; or why it cannot go there."""
+    """What a cell needs on a machine: GB of one device and seconds of all due seeds, or why it cannot run there."""
 
     gb: float = 0.0
     tight: bool = False
@@ -85,7 +88,7 @@ class Need:
 
 
 def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any = announce) -> Plan:
-    """Plan the profile's due cells on `fleet`; with `everything` all of its cells.
+    """Plan the profile's due cells on `fleet`, or all of its cells with `everything`.
 
     Raises:
         UsageError: nothing was cleaned yet.
@@ -114,7 +117,7 @@ def make(project: Project, fleet: Fleet, *, everything: bool = False, say: Any =
 
 @contextmanager
 def _reporting(say: Any) -> Iterator[None]:
-    """What cannot be asked here leaves the plan as it is, and is said."""
+    """Report benchmarks that cannot run here, and plan without a change."""
     try:
         yield
     except UnavailableError as error:
@@ -128,8 +131,10 @@ def _all(project: Project) -> list[Due]:
 
 
 def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The order in which to start `cells` (model, method) side by side: untouched models, which the others wait for, then by the
-    FLOPs of training, the most first."""
+    """`cells` (model, method) in the order in which to start them in parallel.
+
+    Untouched models come first, since the others wait for them. The others follow by the FLOPs of training, the most first.
+    """
     resolved = project.resolve()
     cell_questions = questions(project, list(cells), project.settings.seeds[:1], resolved)
     by_file = answers(cell_questions, say=announce)
@@ -151,7 +156,7 @@ def _needs(
     machines: Sequence[Machine],
     past: Sequence[clock.Past],
 ) -> dict[str, Need]:
-    """By the name of each machine; equal machines are answered once."""
+    """The needs of a cell by the name of each machine; equal machines are computed once."""
     if work is None:
         return {machine.name: Need(refused=f"no prediction: {answer['because']}") for machine in machines}
     nodes = {machine.node.name: machine.node for machine in machines}
@@ -160,7 +165,7 @@ def _needs(
 
 
 def work_of(resolved: Resolved, due: Due, question: Question, answer: Json) -> clock.Work:
-    """What one seed of the cell computes, by the prediction's counts of weights and tokens."""
+    """The work of one seed of the cell, from the prediction's numbers of weights and tokens."""
     recipe, evaluation = question.request["recipe"], resolved.project.settings.evaluation
     held_out = _guessed_tokens(resolved.selected.eval) + evaluation.answers * evaluation.max_new_tokens
     tokens = answer.get("epoch_tokens")
@@ -186,7 +191,7 @@ def work_of(resolved: Resolved, due: Due, question: Question, answer: Json) -> c
 
 
 def tokens_of(benchmark: Benchmark) -> float:
-    """Tokens that are read for a benchmark: of a set that ships by its texts, of a task of the harness by what is usual."""
+    """The tokens read for a benchmark: counted from the texts of a shipped set, assumed for a harness task."""
     shots = benchmark.shots or 0
     if not benchmark.ships:
         return (benchmark.limit or DEFAULT_QUESTIONS) * DEFAULT_TOKENS * (1 + shots)
@@ -222,7 +227,7 @@ def _need(project: Project, answer: Json, work: clock.Work, seeds: int, node: No
 
 
 def _rate(node: Node) -> clock.Rate | None:
-    """What one device sustains: by the file, or for this machine's CPU by a product tried now."""
+    """The rate that one device sustains: from the file, or for this machine's CPU from a product measured now."""
     if node.tflops:
         return clock.Rate(node.tflops * 1e12, f"{node.tflops:g} TFLOP/s as stated")
     if node.device == machine_class() and node.kind == "cpu":
@@ -248,7 +253,7 @@ def product_rate() -> float:
 def _jobs(
     project: Project, due: Mapping[str, Due], needs: dict[tuple[str, str], dict[str, Need]]
 ) -> tuple[list[Job], list[Unplaced]]:
-    """What fits some machine, as jobs, and what fits none."""
+    """The cells that fit some machine, as jobs, and those that fit none."""
     jobs, left = [], []
     for name, due_cell in due.items():
         fits = {

@@ -1,5 +1,7 @@
-"""Cells onto devices: list scheduling, the longest first (LPT, Graham 1969), one cell at a time on a device, and on no device that
-its memory does not fit. Beside the end of the plan stands a bound that no plan can beat."""
+"""Schedules cells on devices: list scheduling, the longest first (LPT, Graham 1969).
+
+A device runs one cell at a time, and only cells that fit its memory. `lower_bound` is a bound on the end that no plan can beat.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """A machine with `devices` equal devices; `memory_gb` of one is what keeps the larger ones free for what needs them."""
+    """A machine with `devices` equal devices of `memory_gb` each; the memory helps to keep larger devices free."""
 
     name: str
     devices: int
@@ -16,7 +18,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """`seconds` by the name of each machine that it fits; it holds `devices` of one machine all that time."""
+    """A job with its `seconds` by the name of each machine that it fits. It holds `devices` devices of one machine."""
 
     name: str
     seconds: Mapping[str, float]
@@ -29,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Start and end in seconds from now; `devices` are indices within the machine."""
+    """A job with its place. Start and end are in seconds from now; `devices` are indices within the machine."""
 
     job: Job
     place: str
@@ -41,7 +43,7 @@ class Assignment:
 def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
     """A place and a time for each job, in the order of their start. Every job must fit at least one place.
 
-    Two orders are tried, the longest first and, before that, those that fit the fewest devices; the shorter plan is taken.
+    Two orders are tried: the longest first, and the jobs that fit the fewest devices first. The shorter plan is taken.
     """
     counts = {place.name: place.devices for place in places}
     choice = {job.name: sum(counts[name] for name in job.seconds) for job in jobs}
@@ -65,7 +67,7 @@ def makespan(assignments: Sequence[Assignment]) -> float:
 
 
 def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
-    """Each job where it ends first; among equals on the devices with the least memory."""
+    """Place each job where it ends first; among equals, on the devices with the least memory."""
     free = {place.name: [0.0] * place.devices for place in places}
     sizes = {place.name: place.memory_gb for place in places}
     assignments = []
@@ -84,9 +86,12 @@ def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
 
 @dataclass(frozen=True)
 class Bound:
-    """What no plan can beat, each part by itself, in seconds. `work` is all work over all devices; `memory` the same for the cells
-    that only some devices fit, over those; `crowding`: of more cells than devices some device gets two, of more than twice as
-    many three, ..., and they are no shorter than the shortest of those."""
+    """Lower bounds in seconds that no plan can beat.
+
+    `longest` is the longest cell. `work` is all work divided by all devices. `memory` is the same for cells that fit only some
+    devices, over those devices. `crowding` holds if there are more cells than devices: some device then gets two cells, or three with
+    more than twice as many, and so on; its time is at least that of the shortest such cells.
+    """
 
     longest: float
     work: float
@@ -116,7 +121,7 @@ def lower_bound(jobs: Sequence[Job], places: Sequence[Place]) -> Bound:
 
 
 def _crowding(seconds: Sequence[float], devices: int) -> float:
-    """Of the k × devices + 1 longest, k + 1 share a device; at best they are the shortest of those."""
+    """Of the k × devices + 1 longest cells, k + 1 share a device; in the best case these are the shortest of them."""
     longest = sorted(seconds, reverse=True)
     return max(
         (sum(longest[k * devices - k : k * devices + 1]) for k in range(1, (len(longest) - 1) // devices + 1)),

@@ -1,4 +1,4 @@
-"""How long a cell takes on a device: by a past row of a like device, scaled by FLOPs; without one by the rate that is stated."""
+"""The time of a cell on a device: from a past row of an equal device, scaled by FLOPs, else from a stated rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,15 @@ from typing import Any
 from pipelines.runs.cells import Attempt, Evaluation
 from pipelines.settings.methods import traits_of
 
-START_SECONDS = 20.0  # two processes that import, load and save; where no row tells
-BYTES_PER_TOKEN = 4  # where no tokenizer is here to count
+# Assumed seconds of two processes that import, load and save, if no past row shows them.
+START_SECONDS = 20.0
+# Assumed if no tokenizer is here to count tokens.
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class BenchmarkWork:
-    """A benchmark: FLOPs guessed for it, and how many questions of it are asked at most (None: all)."""
+    """A benchmark with its estimated FLOPs and the limit of its questions (None: all)."""
 
     name: str
     limit: int | None
@@ -23,8 +25,10 @@ class BenchmarkWork:
 
 @dataclass(frozen=True)
 class Work:
-    """What a cell computes. `evaluation` and `training` are FLOPs, `evaluation` without `benchmarks`; without `trains` only its
-    evaluation is due."""
+    """The work of a cell. `training` and `evaluation` are FLOPs; `evaluation` excludes `benchmarks`.
+
+    If `trains` is false, only the evaluation is due.
+    """
 
     model: str
     method: str
@@ -38,8 +42,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Past:
-    """A row of the past: the seconds of its optimizer steps, of all else in its process, and of its evaluation's, without its
-    benchmarks'; and by the name of each benchmark its seconds, its questions, and how many were asked for at most (None: all)."""
+    """The times of a past row in seconds.
+
+    `steps` are its optimizer steps, `rest` everything else in its process, and `evaluated` its evaluation without benchmarks.
+    `benchmarks` holds by name the seconds, the questions and their limit (None: all).
+    """
 
     work: Work
     device: str
@@ -51,7 +58,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Rate:
-    """FLOP/s that a device sustains in training, and who says so."""
+    """FLOP/s that a device sustains in training, and the source of the number."""
 
     flops: float
     source: str
@@ -59,15 +66,18 @@ class Rate:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of one seed, and what they come from."""
+    """Seconds of one seed, and the source of the number."""
 
     seconds: float
     source: str
 
 
 def training_flops(parameters: float, trainable: float, tokens: float, recipe: Mapping[str, Any]) -> float:
-    """2 operations a weight and token forward, 2 backward through it, 2 more for the gradient of a weight that trains (Kaplan et
-    al. 2020, without attention's own); gradient checkpointing goes forward twice."""
+    """FLOPs of training (Kaplan et al. 2020, without those of attention itself).
+
+    Each weight and token takes 2 operations forward and 2 backward, plus 2 for the gradient of a trained weight. Gradient
+    checkpointing runs the forward pass twice.
+    """
     if not traits_of(recipe).trains:
         return 0.0
     again = 2 * parameters if recipe["gradient_checkpointing"] else 0
@@ -75,7 +85,7 @@ def training_flops(parameters: float, trainable: float, tokens: float, recipe: M
 
 
 def _search_share(recipe: Mapping[str, Any]) -> float:
-    """Steps of the search for a learning rate, as a share of those of training: at most that, where a cap holds it."""
+    """Steps of the learning-rate search as a share of the training steps; an upper limit if a cap applies."""
     rates = recipe["learning_rate"]
     if not isinstance(rates, list):
         return 0.0
@@ -83,7 +93,7 @@ def _search_share(recipe: Mapping[str, Any]) -> float:
 
 
 def past_of(attempt: Attempt) -> Past | None:
-    """The row of an attempt that ended well and was evaluated; None where a number is missing."""
+    """The past row of an attempt that ended ok and was evaluated; None if a number is missing."""
     result = attempt.result
     measured, recipe = result.measured, result.recipe
     good = [evaluation for evaluation in attempt.evaluations() if evaluation.ok]
@@ -98,12 +108,13 @@ def past_of(attempt: Attempt) -> Past | None:
     steps = (measured.get("train_seconds") or 0.0) + (measured.get("search_seconds") or 0.0)
     flops = training_flops(total, trainable, measured.get("trained_tokens") or 0, recipe)
     work = Work(attempt.key.model, attempt.key.method, recipe, total, flops, 0.0)
-    rest = max(0.0, result.seconds - steps)  # a resumed attempt's own seconds are only its last part
+    # The seconds of a resumed attempt cover only its last part, so the difference may be negative.
+    rest = max(0.0, result.seconds - steps)
     return Past(work, result.device or "", steps, rest, evaluated, _benchmarks_of(good[-1]))
 
 
 def _benchmarks_of(evaluation: Evaluation) -> dict[str, tuple[float, int, int | None]]:
-    """Seconds, questions and the limit of questions of each benchmark."""
+    """Seconds, questions and limit of questions of each benchmark."""
     parts = evaluation.result.measured.get("benchmark_parts") or {}
     limits = {one["name"]: one["limit"] for one in evaluation.spec.more.get("benchmarks", ())}
     return {name: (part["seconds"], part["questions"], limits.get(name)) for name, part in parts.items()}
@@ -112,8 +123,10 @@ def _benchmarks_of(evaluation: Evaluation) -> dict[str, tuple[float, int, int | 
 def forecast(
     work: Work, past: Sequence[Past], device: str | None, rate: Rate | None, devices: int = 1
 ) -> Forecast | None:
-    """Seconds of one seed of `work` on a device of that name and rate; None where nothing tells. Over several `devices` the
-    optimizer steps, and nothing else, take that part of the time of one."""
+    """Seconds of one seed of `work` on a device of this name and rate; None if neither gives a time.
+
+    Several `devices` divide only the time of the optimizer steps.
+    """
     rows = [row for row in past if row.device == device and (row.work.training > 0 or work.training == 0)]
     if rows:
         return _scaled(min(rows, key=lambda row: _distance(row, work)), work, devices)
@@ -125,7 +138,7 @@ def forecast(
 
 
 def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
-    """How unlike a row is: another cell, another kind of method, so many times the FLOPs of a token."""
+    """The distance of a past row from the work: another cell, another kind of method, the ratio of weights."""
     kind = ("kind", "quantization")
     return (
         (row.work.model, row.work.method) != (work.model, work.method),
@@ -135,7 +148,7 @@ def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
 
 
 def _scaled(row: Past, work: Work, devices: int) -> Forecast:
-    """Optimizer steps go by FLOPs, all else by the number of weights."""
+    """Scale a past row to the work: optimizer steps by FLOPs, everything else by the number of weights."""
     weight_ratio = work.parameters / row.work.parameters
     work_ratio = work.training / row.work.training if work.training else 0.0
     benchmark_seconds, unmeasured = _benchmark_seconds(row, work, weight_ratio)
@@ -151,18 +164,23 @@ def _scaled(row: Past, work: Work, devices: int) -> Forecast:
 
 
 def _question_ratio(questions: int, old_limit: int | None, new_limit: int | None) -> float | None:
-    """How many times the `questions` of the past are asked now, where at most `was` of them were asked for and now `now` are (None:
-    all); None where the past cannot tell."""
+    """The number of questions now, as a multiple of the `questions` of the past; None if the past cannot tell.
+
+    `old_limit` and `new_limit` are the limits of questions (None: all).
+    """
     if not questions:
         return None
-    if old_limit is None or questions < old_limit:  # there are no more
+    # The benchmark has no more questions than were asked.
+    if old_limit is None or questions < old_limit:
         return min(new_limit, questions) / questions if new_limit else 1.0
     return new_limit / questions if new_limit else None
 
 
 def _benchmark_seconds(row: Past, work: Work, weight_ratio: float) -> tuple[float, list[str]]:
-    """Seconds of the benchmarks, and the names of those that the row was not asked: they go by FLOPs, at the rate of the row's
-    steps, or of its evaluation where it had none."""
+    """Seconds of the benchmarks, and the names of those that the row did not run.
+
+    The latter are estimated from FLOPs, at the rate of the row's steps, or of its evaluation if it had no steps.
+    """
     seconds, unmeasured = 0.0, []
     trained = row.work.training / row.steps if row.steps and row.work.training else 0.0
     rate = trained or (work.evaluation / (row.evaluated * weight_ratio) if row.evaluated else 0.0)

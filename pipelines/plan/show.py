@@ -20,7 +20,7 @@ COLUMNS = (
     text("source", "What the predicted time comes from.", heading="time from"),
     text("because", "Why the cell is due."),
 )
-# Which columns a narrow terminal shows, the most important first
+# The columns that a narrow terminal shows, the most important first.
 BY_IMPORTANCE = (
     ("order", "cell", "memory", "time"),
     ("because",),
@@ -33,14 +33,14 @@ BY_IMPORTANCE = (
 
 
 def render(plan: Plan, room: int | None = None) -> str:
-    """A terminal's table, and in words below it what it comes to; in lines of `room` cells."""
+    """A table for the terminal with a summary below it, in lines of `room` cells."""
     rows = [_row(number, line) for number, line in enumerate(plan.lines, 1)]
     columns, left_out = fitting(rows, COLUMNS, room, BY_IMPORTANCE, "`--json`") if room else (COLUMNS, [])
     return tabulate(rows, columns, [*left_out, *_notes(plan)], "text", room)
 
 
 def as_plain(plan: Plan) -> dict[str, Any]:
-    """Everything in seconds, GB and dollars."""
+    """The plan as plain values for JSON, in seconds, GB and dollars."""
     return {
         "makespan_seconds": plan.makespan,
         "lower_bound_seconds": plan.bound.seconds,

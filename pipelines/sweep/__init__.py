@@ -1,1 +1,1 @@
-"""Many cells of one model by one command: over ranks, over layers."""
+"""Runs many cells of one model by one command: over ranks or over layers."""

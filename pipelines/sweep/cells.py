@@ -1,4 +1,4 @@
-"""What sweeps share: making their cells current, and a table of their rows with what is in doubt below it."""
+"""Code shared by sweeps: making their cells current, and a table of their rows with notes on doubtful ones."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,8 +18,10 @@ Name = Callable[[Row], str]
 def make_current(
     resolved: Resolved, model: str, methods: Iterable[str], *, hooks: RunHooks, tell: Callable[[str], None]
 ) -> None:
-    """Train and evaluate what is not current of the model's cells, the untouched model first. A cell that does not end ok is
-    not evaluated, and costs no other one."""
+    """Train and evaluate the model's cells that are not current, the untouched model first.
+
+    A cell that does not end ok is not evaluated; the others continue.
+    """
     evaluate_base(resolved, model, hooks=hooks)
     for key in [key for method in methods for key in resolved.cell(model, method).keys]:
         attempt, reused = train(resolved, key, hooks=hooks)
@@ -29,7 +31,7 @@ def make_current(
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str], form: Format) -> str:
-    """The columns of the rows; the notes stand below a text or Markdown table."""
+    """The rows with these columns in the given form; a text or Markdown table has the notes below it."""
     if form in ("text", "markdown"):
         return tabulate(rows, columns, notes, form)
     shown = [{column.name: row[column.name] for column in columns} for row in rows]

@@ -1,4 +1,4 @@
-"""A model without more and more of its layers, untouched and healed by training: loss, memory and speed by number of layers."""
+"""A model with fewer and fewer layers, untouched and healed by training: loss, memory and speed by number of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,17 @@ from pipelines.sweep.cells import doubts, make_current, table_of
 from pipelines.weights import shortened, store
 
 Row = dict[str, Any]
-DEFAULT_METHODS = ("full", "lora-r8", "qlora-r8")  # unless others are named
+# The training methods of a sweep that names none.
+DEFAULT_METHODS = ("full", "lora-r8", "qlora-r8")
 COLUMNS = layers_report.COLUMNS
 
 
 @dataclass(frozen=True)
 class LayerSweep:
-    """A project whose profile holds the models and methods; the model of each number of layers left out; `added` are those that the
-    user's file does not have."""
+    """A project whose profile has the models and methods of the sweep.
+
+    `models` maps each number of dropped layers to a model. `added` names the models that the user's file does not have.
+    """
 
     project: Project
     model: str
@@ -42,12 +45,14 @@ class LayerSweep:
 def with_layers(
     project: Project, model: str, counts: Sequence[int], methods: Sequence[str] | None = None
 ) -> LayerSweep:
-    """A model for each number of layers that are left out (0: the model itself): the one of experiments.yaml that is made so, else
-    one made for this sweep. `methods` None: the untouched model, and DEFAULT_METHODS.
+    """A model for each number of dropped layers (0: the model itself).
+
+    It is the model of experiments.yaml with that definition, else a new one for this sweep. `methods` None stands for the untouched
+    model and DEFAULT_METHODS.
 
     Raises:
-        UsageError: an unknown model or method, one that the profile does not hold (evaluation records must fit all models of a
-            profile), as many layers as it has, or a model of experiments.yaml that bears the name of one to be made.
+        UsageError: an unknown model or method, a model outside the profile (evaluation records must fit all models of a
+            profile), as many layers as the model has, or a model of experiments.yaml that already has the name of a new one.
     """
     experiments, profile = project.experiments, project.settings
     whole = experiments.model(model)
@@ -78,7 +83,7 @@ def with_layers(
 
 
 def _require_layers(project: Project, name: str, model: Model, counts: Sequence[int]) -> None:
-    """Raises UsageError where the model is known to have no more layers than are to go."""
+    """Raise UsageError if the model is known to have no more layers than should be dropped."""
     if config := config_of(project.data, name, model):
         shortened.dropped_from(shortened.layers_of(config), max(counts)) if max(counts) else None
 
@@ -88,17 +93,17 @@ def _extended(profile: Profile, models: list[str], methods: list[str]) -> Profil
 
 
 def _model_without(whole: Model, source: Source) -> Model:
-    """As experiments.yaml would have it: all that is known of the whole model is known of it."""
+    """The shortened model as experiments.yaml would define it, with all properties of the whole model."""
     model = whole.model_copy(update={"source": source})
     model._parent = whole
     return model
 
 
 def _name_of(experiments: Experiments, model: str, source: Source) -> str:
-    """The name of the configured model that is made so and says nothing else, else one that says how it is made.
+    """The name of the configured model with exactly this definition, else a new name that describes it.
 
     Raises:
-        UsageError: that name is taken.
+        UsageError: the new name is taken.
     """
     definition = _model_without(experiments.model(model), source).model_dump()
     for name, known in experiments.models.items():
@@ -113,9 +118,10 @@ def _name_of(experiments: Experiments, model: str, source: Source) -> str:
 
 
 def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
-    """Make every cell current, whatever becomes of the others, and return their rows, those of the whole model first."""
+    """Make every cell current, even if others fail, and return their rows, those of the whole model first."""
     hooks, project = RunHooks(on_tick=on_tick), sweep.project
-    for name in sweep.models.values():  # evaluation records are those that fit every model whose weights are here
+    # All weights first: evaluation records must fit every model whose weights are here.
+    for name in sweep.models.values():
         _fetch(project, name, tell)
     resolved = project.resolve()
     for name in sweep.models.values():
@@ -129,7 +135,7 @@ def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Ca
 
 
 def _fetch(project: Project, name: str, tell: Callable[[str], None]) -> None:
-    """Bring the weights; where that cannot be, the model's cells say why."""
+    """Download the weights. If that fails, the model's cells show the reason."""
     try:
         store.fetch(project.data, project.experiments, name, say=tell)
     except Exception as error:
@@ -153,13 +159,13 @@ def _notes(rows: Sequence[Row], sweep: LayerSweep) -> list[str]:
 
 
 def _defined(model: Model) -> str:
-    """Its source as experiments.yaml would have it."""
+    """The model's source as experiments.yaml would write it."""
     fields = model.source.model_dump(exclude_none=True)
     return f"{{{', '.join(f'{name}: {value}' for name, value in fields.items())}}}"
 
 
 def write_picture(rows: Sequence[Row], sweep: LayerSweep) -> Path | None:
-    """Loss, memory and speed by layers as a PNG beside the report; None where nothing was measured."""
+    """Write loss, memory and speed by layers as a PNG beside the report; None if nothing was measured."""
     picture = layers_report.picture(rows, "png")
     if picture is None:
         return None

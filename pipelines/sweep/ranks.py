@@ -27,20 +27,21 @@ Row = dict[str, Any]
 Targets = Literal["all-linear", "attention"]
 DROPOUT = 0.1
 ALPHA_PER_RANK = 4
-# An update is scaled by alpha / rank, or by alpha / √rank with rsLoRA: by 4 at rank 8, and by 4 at rank 16
+# An update is scaled by alpha / rank, which is 4 at rank 8; with rsLoRA by alpha / √rank, which is 4 at rank 16.
 FIXED_ALPHA, RSLORA_ALPHA = 32, 16
 COLUMNS = (
     *COMPARISON.pick("rank", "alpha", "method", "status", "eval_loss", "eval_bits_per_byte", "learning_rate", "rates"),
     real("minutes", "Time of the optimizer steps.", "min", 2),
     *COMPARISON.pick("peak_memory_gb", "tokens_per_second", "trainable_params", "artifact_mb"),
 )
-NAME_ENDINGS = {None: "", "all-linear": "-all", "attention": "-qkv"}  # of Targets
+# The ending of a method's name for each of the targets.
+NAME_ENDINGS = {None: "", "all-linear": "-all", "attention": "-qkv"}
 HOW_RATES_ARE_CHOSEN = ("learning_rate", "learning_rate_source", "search_share", "search_cap")
 
 
 @dataclass(frozen=True)
 class AlphaRule:
-    """How alpha follows the rank: `fixed + per_rank` × rank, `in_words` for notes and picture."""
+    """How alpha follows the rank: `fixed` + `per_rank` × rank. `in_words` is for notes and the picture."""
 
     in_words: str
     fixed: int = 0
@@ -63,8 +64,11 @@ ALPHA_RULES = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """A project whose profile holds the ranks' methods, the model, and each rank's method. `added` are not in the user's profile.
-    `alpha` is a name of ALPHA_RULES; `targets` is None where the profile decides."""
+    """A project whose profile has the methods of the sweep, the model, and each rank's method.
+
+    `added` names the methods that the user's profile lacks. `alpha` is a key of ALPHA_RULES. `targets` None leaves the choice to the
+    profile.
+    """
 
     project: Project
     model: str
@@ -75,7 +79,7 @@ class Sweep:
 
     @property
     def in_words(self) -> str:
-        """What all ranks have in common, for a reader of the numbers."""
+        """The settings that all ranks have in common, in words."""
         modules = {"attention": ["on the attention's q, k and v"], "all-linear": ["on all linear layers"]}
         return ", ".join([ALPHA_RULES[self.alpha].in_words, f"dropout {DROPOUT}", *modules.get(self.targets or "", [])])
 
@@ -83,11 +87,11 @@ class Sweep:
 def with_ranks(
     project: Project, model: str, ranks: Sequence[int], *, alpha: str = "fixed", targets: Targets | None = None
 ) -> Sweep:
-    """A method for each rank: the one of experiments.yaml that has these settings, else one made for this sweep.
+    """A method for each rank: the one of experiments.yaml with these settings, else a new one for this sweep.
 
     Raises:
-        UsageError: an unknown model, one that the profile does not hold (evaluation records must fit all models of a profile), or a
-            method of experiments.yaml that bears the name of one to be made and is something else.
+        UsageError: an unknown model, a model outside the profile (evaluation records must fit all models of a profile), or a
+            method of experiments.yaml that has the name of a new one but other settings.
     """
     experiments, profile = project.experiments, project.settings
     experiments.model(model)
@@ -110,10 +114,12 @@ def with_ranks(
 
 
 def _name_of(experiments: Experiments, method: Method) -> str:
-    """The name of the configured method with these settings, else one that says them all, so that no two sweeps share a cell.
+    """The name of the configured method with these settings, else a new name that includes all of them.
+
+    So no two sweeps share a cell.
 
     Raises:
-        UsageError: that name is taken.
+        UsageError: the new name is taken.
     """
     settings = _without_rates(method)
     for name, known in experiments.methods.items():
@@ -123,7 +129,8 @@ def _name_of(experiments: Experiments, method: Method) -> str:
     ending = ("-rs" if method.rslora else "") + NAME_ENDINGS[method.targets]
     names = [f"lora-r{method.rank}{alpha}{ending}"]
     if method.alpha == ALPHA_PER_RANK * (method.rank or 0) and not method.rslora:
-        names.insert(0, f"lora-r{method.rank}{ending}")  # as earlier sweeps named it, whose cells stay
+        # The name in earlier sweeps, whose cells remain.
+        names.insert(0, f"lora-r{method.rank}{ending}")
     for name in names:
         if name not in experiments.methods:
             return name
@@ -134,12 +141,12 @@ def _name_of(experiments: Experiments, method: Method) -> str:
 
 
 def _without_rates(method: Method) -> Row:
-    """All that a method says, its alpha also where it is the default, but not how its learning rate is chosen."""
+    """All settings of a method, a default alpha included, except those that choose its learning rate."""
     return method.model_dump(exclude=set(HOW_RATES_ARE_CHOSEN)) | {"alpha": method.traits.alpha}
 
 
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
-    """Make every rank's cell current, whatever becomes of the others, and return their rows, the smallest rank first."""
+    """Make every rank's cell current, even if others fail, and return their rows, the smallest rank first."""
     hooks, resolved = RunHooks(on_tick=on_tick), sweep.project.resolve()
     make_current(resolved, sweep.model, sweep.methods.values(), hooks=hooks, tell=tell)
     by_method = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
@@ -169,13 +176,13 @@ def _notes(rows: Sequence[Row], sweep: Sweep) -> list[str]:
 
 
 def _defined(method: Method) -> str:
-    """As experiments.yaml would have it."""
+    """The method as experiments.yaml would write it."""
     settings = method.model_dump(exclude_defaults=True)
     return f"{{{', '.join(f'{name}: {json.dumps(value)}' for name, value in settings.items())}}}"
 
 
 def _of_rates(rows: Sequence[Row]) -> Iterator[str]:
-    """Whether the ranks differ by their ranks alone, or also by learning rates that nobody chose for them."""
+    """Notes on whether the ranks differ only by rank, or also by learning rates that were not searched for each."""
     trained = [row for row in rows if rates_of(row)]
     shared = [row for row in trained if rates_of(row) == "shared"]
     at_edge = [row["method"] for row in trained if rates_of(row) == "edge"]
@@ -196,7 +203,7 @@ def _at_rates(rows: Sequence[Row]) -> str:
 
 
 def write_picture(rows: Sequence[Row], sweep: Sweep) -> Path:
-    """Loss, minutes and memory by rank as a PNG beside the report."""
+    """Write loss, minutes and memory by rank as a PNG beside the report."""
     ending = "-".join(part for part in (sweep.model, sweep.alpha, sweep.targets) if part)
     path = sweep.project.data.report.with_name(f"rank-sweep-{ending}.png")
     with replacing(path) as temporary:
