@@ -38,7 +38,8 @@ def advise(row: Row, rows: Sequence[Row]) -> str:
 
 
 def next_run(row: Row) -> str:
-    """What the next run would do: continue from a checkpoint, as the row's detail says, or start again if the cell has changed."""
+    """What the next run would do: continue from a checkpoint, as the row's detail says, or start
+    again if the cell has changed."""
     if row["stale_because"]:
         return f"the next run starts it again, since it has changed: {row['stale_because']}"
     match = re.search(r"the next run (goes on after step \d+|starts it again)", row["status_detail"] or "")
@@ -117,7 +118,8 @@ def _of_speed(row: Row) -> str:
 
 
 def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
-    """The memory that the cell needs, and the ways to make it fit: another method or smaller micro-batches."""
+    """The memory that the cell needs, and the ways to make it fit: another method or smaller
+    micro-batches."""
     room, predicted = row["memory_budget_gb"], row["estimated_memory_gb"]
     budget = f" of {room:g} GB" if room else ""
     if predicted and room and predicted > room:
@@ -131,7 +133,8 @@ def _of_out_of_memory(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _when_nothing_fits(row: Row, rows: Sequence[Row]) -> str:
-    """Advice if no method of the model is known to fit; it names the smallest one if all have predictions."""
+    """Advice if no method of the model is known to fit; it names the smallest one if all have
+    predictions."""
     others = [other for other in rows if other["model"] == row["model"] and other["trainable_params"] != 0]
     known = [(other["estimated_memory_gb"], other["method"]) for other in others if other["estimated_memory_gb"]]
     if not known or len(known) < len(others) or min(known)[0] < (row["memory_budget_gb"] or 0):
@@ -141,7 +144,8 @@ def _when_nothing_fits(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
-    """The method of the same model with the smallest peak, measured under the same budget and device, else predicted."""
+    """The method of the same model with the smallest peak, measured under the same budget and
+    device, else predicted."""
     room = row["memory_budget_gb"]
     others = [other for other in rows if other["model"] == row["model"] and other is not row]
     batches = {other["method"]: _with_batches(other, row) for other in others}
@@ -155,7 +159,8 @@ def _a_method_that_fits(row: Row, rows: Sequence[Row]) -> str | None:
 
 
 def _is_measured_beside(other: Row, row: Row) -> bool:
-    """Whether the other row has a peak of training measured under the row's budget and on its device."""
+    """Whether the other row has a peak of training measured under the row's budget and on its
+    device."""
     if other["status"] != "ok" or not other["peak_memory_gb"] or other["trainable_params"] == 0:
         return False
     return (other["device"], other["memory_budget_gb"]) == (row["device"], row["memory_budget_gb"])
@@ -175,7 +180,8 @@ def _with_batches(other: Row, row: Row) -> str:
 
 
 def _smaller_batches(row: Row) -> str | None:
-    """Advice to use smaller micro-batches, if the prediction says that they help or there is no prediction.
+    """Advice to use smaller micro-batches, if the prediction says that they help or there is no
+    prediction.
 
     If a single row does not fit, no smaller micro-batch exists; the advice is shorter examples.
     """

@@ -1,4 +1,5 @@
-"""Verdicts on answers in the comparison: the judge's shares in the cells' rows, and a row for each teacher."""
+"""Verdicts on answers in the comparison: the judge's shares in the cells' rows, and a row for
+each teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ def with_judgements(resolved: Resolved, rows: Sequence[Row]) -> list[Row]:
 
 
 def pair_verdicts(resolved: Resolved) -> list[dict[str, Any]]:
-    """The rows of the table pair_verdicts: every pair of the profile and of the teachers that has a verdict."""
+    """The rows of the table pair_verdicts: every pair of the profile and of the teachers that
+    has a verdict."""
     project, fingerprint = resolved.project, evaluated_by(resolved).fingerprint
     bases = answer_store.base_evaluations(resolved, project.settings.models)
     if not bases:

@@ -1,4 +1,5 @@
-"""The report's part on benchmarks: each method's share of correct answers, and its difference to the untouched model's share."""
+"""The report's part on benchmarks: each method's share of correct answers, and its difference to
+the untouched model's share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

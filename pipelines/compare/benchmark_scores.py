@@ -1,8 +1,10 @@
-"""The share of a benchmark's questions that a cell answers correctly, and its difference to the untouched model's, with intervals.
+"""The share of a benchmark's questions that a cell answers correctly, and its difference to the
+untouched model's, with intervals.
 
-A share has Wilson's interval. A difference is paired by question, over the same questions only. It has Tango's score interval for
-paired proportions (`statistics.win_rate_interval`), which has a width even if no answer changed. For several training runs the
-interval is the wider of that one and the bootstrap over questions and runs (compare/quality.py).
+A share has Wilson's interval. A difference is paired by question, over the same questions only. It
+has Tango's score interval for paired proportions (`statistics.win_rate_interval`), which has a
+width even if no answer changed. For several training runs the interval is the wider of that one and
+the bootstrap over questions and runs (compare/quality.py).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +31,8 @@ Key = tuple[str, str]
 class Scores:
     """The correct answers of a cell's runs.
 
-    `correct`: (runs, questions), 1 for a correct answer. `questions` are in the same order. Runs that are not `trained` are
-    all equal.
+    `correct`: (runs, questions), 1 for a correct answer. `questions` are in the same order. Runs
+    that are not `trained` are all equal.
     """
 
     questions: tuple[Key, ...]
@@ -50,13 +52,15 @@ class Scores:
         return float(self.correct.mean())
 
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's interval. Seeds answer the same questions, so more seeds do not enlarge the sample."""
+        """Wilson's interval. Seeds answer the same questions, so more seeds do not enlarge the
+        sample."""
         count = len(self.questions)
         return wilson(round(self.share * count), count)
 
 
 def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | None:
-    """The scores of a cell's runs on the questions that all of them were asked; None if there are none."""
+    """The scores of a cell's runs on the questions that all of them were asked; None if there
+    are none."""
     runs = [_correct(read_jsonl(evaluation.folder / FILE)) for evaluation in evaluations]
     if not runs:
         return None
@@ -67,7 +71,8 @@ def scores_of(evaluations: Sequence[Evaluation], *, trained: bool) -> Scores | N
 
 
 def _correct(rows: Sequence[Row]) -> dict[Key, bool]:
-    """The results by the content of each question, so that a changed question counts as another one."""
+    """The results by the content of each question, so that a changed question counts as another
+    one."""
     parts = ("item_id", "prompt", "choices", "reference")
     return {(row["task"], stable_hash([row.get(name) for name in parts])): row["correct"] for row in rows}
 
@@ -90,7 +95,8 @@ def difference(one: Scores, other: Scores) -> Interval | None:
 
 
 def _tango(differences: np.ndarray) -> Interval | None:
-    """Tango's interval of mean differences by question, each from -1 to 1; None under two questions."""
+    """Tango's interval of mean differences by question, each from -1 to 1; None under two
+    questions."""
     gained, lost = round(float(differences[differences > 0].sum())), round(float(-differences[differences < 0].sum()))
     ends = win_rate_interval(gained, lost, len(differences) - gained - lost)
     if ends is None:
@@ -101,7 +107,8 @@ def _tango(differences: np.ndarray) -> Interval | None:
 
 
 def add_benchmarks(row: Row, base: Row | None, known: Mapping[Key, Scores], settings: EvaluationSettings) -> None:
-    """Add the row's shares by benchmark and over the shipped sets, and their differences to the untouched model's.
+    """Add the row's shares by benchmark and over the shipped sets, and their differences to the
+    untouched model's.
 
     Differences need the same weights and the same questions.
     """

@@ -1,7 +1,8 @@
-"""The report's section on questions that a loss leaves open: did tuning help at the task, cost elsewhere, or was it needed at all?
+"""The report's section on questions that a loss leaves open: did tuning help at the task, cost
+elsewhere, or was it needed at all?
 
-Each part is a function in a module of its own: (rows, tables) → HTML, or None if nothing of it was measured. Parts appear in the
-order of PARTS. `pieces.Part` gives them a common look.
+Each part is a function in a module of its own: (rows, tables) → HTML, or None if nothing of it was
+measured. Parts appear in the order of PARTS. `pieces.Part` gives them a common look.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -80,7 +80,8 @@ def compare(project: Project) -> Publication:
 
 
 def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
-    """Decide which cell to use or to run next, from the current lake. Memory is predicted if the decision depends on it.
+    """Decide which cell to use or to run next, from the current lake. Memory is predicted if the
+    decision depends on it.
 
     `also` names cells outside the profile, as (model, method), that count too.
 
@@ -98,8 +99,9 @@ def decision(project: Project, limits: Limits, also: Collection[tuple[str, str]]
 def lake_version(data: DataRoot) -> str:
     """A hash that changes with every result that a publication shows.
 
-    Results are examples, calls, and attempts and evaluations that have ended, including those whose process is gone. Waiting
-    and running work does not change the hash; the next publication shows its state at that time.
+    Results are examples, calls, and attempts and evaluations that have ended, including those whose
+    process is gone. Waiting and running work does not change the hash; the next publication shows
+    its state at that time.
     """
     watched = [
         data.clean / "current.json",

@@ -1,4 +1,5 @@
-"""What an interval covers, in words: the number of training runs, and the spread that widened it."""
+"""What an interval covers, in words: the number of training runs, and the spread that widened
+it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def basis(runs: Sequence[int], spreads: "Sequence[Spread]") -> str:
-    """The basis of a verdict between methods: the training runs of each, and the spreads that widened its intervals."""
+    """The basis of a verdict between methods: the training runs of each, and the spreads that
+    widened its intervals."""
     least, most = min(runs, default=0), max(runs, default=0)
     counts = in_words(most) if least == most else f"{_counted(least)} to {in_words(most)}"
     sources = " and ".join(f"{one.source}: {one.value:.4f}" for one in spreads)

@@ -1,4 +1,5 @@
-"""`featherweight decide`: the cell to use under limits of memory, time and lost quality, or the cell to run next to find out."""
+"""`featherweight decide`: the cell to use under limits of memory, time and lost quality, or the
+cell to run next to find out."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ RUN_SECONDS = (
 class Limits:
     """The limits of a decision; None means no limit.
 
-    `memory_gb`: peak memory of training. `minutes`: time to train. `max_loss`: bits per byte above the best cell.
+    `memory_gb`: peak memory of training. `minutes`: time to train. `max_loss`: bits per byte above
+    the best cell.
     """
 
     memory_gb: float | None = None
@@ -37,7 +39,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision. `loss` is the distance of `model` × `method` to the best cell; `reasons` are sentences, the main one first."""
+    """A decision. `loss` is the distance of `model` × `method` to the best cell; `reasons` are
+    sentences, the main one first."""
 
     verdict: Verdict
     model: str | None
@@ -47,23 +50,29 @@ class Decision:
 
 
 def decide(comparison: Comparison, limits: Limits, also: Collection[tuple[str, str]] = ()) -> Decision:
-    """Choose the cell to use: the smallest peak memory × training time among the cells that surely stay within all limits.
+    """Choose the cell to use: the smallest peak memory × training time among the cells that surely
+    stay within all limits.
 
-    The cells are compared with equal micro-batches. A time disturbed by other programs only counts for the limit of time.
+    The cells are compared with equal micro-batches. A time disturbed by other programs only counts
+    for the limit of time.
 
-    Loss is bits per byte above the best comparable cell (the lowest measured one, full or not), on the same records. It belongs to
-    the method: for cells with one training run, the spread between runs widens the interval, if it is known. A cell is surely
-    within `max_loss` if its whole 95 % interval is, and surely not if the whole interval lies above. Otherwise the records and
-    runs cannot tell. No cell is sure while a cell that may be the best has its learning rate at the edge of those tried.
+    Loss is bits per byte above the best comparable cell (the lowest measured one, full or not), on
+    the same records. It belongs to the method: for cells with one training run, the spread between
+    runs widens the interval, if it is known. A cell is surely within `max_loss` if its whole 95 %
+    interval is, and surely not if the whole interval lies above. Otherwise the records and runs
+    cannot tell. No cell is sure while a cell that may be the best has its learning rate at the edge
+    of those tried.
 
-    Only cells that are current, apart from the code, can be used. If there are none, the cell to run next is, in this order:
+    Only cells that are current, apart from the code, can be used. If there are none, the cell to
+    run next is, in this order:
     - a cell whose learning rate lies at the edge;
     - a cell that seems to be within the limits, but has too few records or runs;
-    - an unmeasured cell that is predicted to fit; of several the largest, since more trained weights lose least;
+    - an unmeasured cell that is predicted to fit; of several the largest, since more trained
+      weights lose least;
     - a cell that may still be within `max_loss`, although it does not look like it.
 
-    A cell that left out too many records is never used; the reasons name it. Cells outside the profile count only if `also` names
-    them, as (model, method).
+    A cell that left out too many records is never used; the reasons name it. Cells outside the
+    profile count only if `also` names them, as (model, method).
 
     Raises:
         UsageError: a cell of `also` has no row.
@@ -130,8 +139,8 @@ class _Ranked:
     def within(self, limits: Limits) -> tuple[list[Row], list[Row], list[Row]]:
         """The rows within the limits of memory and time, as three lists.
 
-        The first has the rows whose loss is surely within `max_loss`, the third those that are unsure, and the second the unsure
-        rows that seem to be within.
+        The first has the rows whose loss is surely within `max_loss`, the third those that are
+        unsure, and the second the unsure rows that seem to be within.
         """
         inside = [row for row in self.rows if stands(row) and not _broken_limits(row, limits)]
         sure = [row for row in inside if self.keeps(row, limits) is True]
@@ -149,12 +158,14 @@ class _Ranked:
         return loss.high <= limits.max_loss
 
     def at_edge(self, chosen: Sequence[Row]) -> Row | None:
-        """The first row with a learning rate at the edge, among `chosen` and the rows that may be the best."""
+        """The first row with a learning rate at the edge, among `chosen` and the rows that may
+        be the best."""
         matter = [row for row in self.rows if row in chosen or (loss := self.loss(row)) is None or not loss.above]
         return next((row for row in matter if rates_of(row) == "edge"), None)
 
     def more(self, rows: Sequence[Row], limits: Limits) -> Decision:
-        """Advise more records or more training runs, whichever would settle the loss of the best of `rows`."""
+        """Advise more records or more training runs, whichever would settle the loss of the best
+        of `rows`."""
         row = min(rows, key=lambda one: loss.value if (loss := self.loss(one)) else float("inf"))
         loss, best = self.loss(row), self.rows[0]
         if loss is None:
@@ -202,7 +213,8 @@ class _Ranked:
         return difference is not None and difference.high < 0
 
     def failings(self, rows: Sequence[Row], limits: Limits) -> list[str]:
-        """The reasons against each cell; measured cells come first, those with the least loss in front."""
+        """The reasons against each cell; measured cells come first, those with the least loss in
+        front."""
         places = {id(row): place for place, row in enumerate(self.rows)}
         lines = []
         for row in sorted(rows, key=lambda row: places.get(id(row), len(rows)))[:MAX_FAILINGS]:
@@ -230,7 +242,8 @@ def _broken_limits(row: Row, limits: Limits) -> list[str]:
 
 
 def _to_run(rows: Sequence[Row], limits: Limits) -> list[Row]:
-    """The cells without a current result that may fit: the largest prediction first, those without one last."""
+    """The cells without a current result that may fit: the largest prediction first, those
+    without one last."""
     candidates = [row for row in rows if _can_change(row, limits) and _may_fit(row, limits)]
     return sorted(candidates, key=lambda row: -(_memory_gb(row) or 0))
 
@@ -296,7 +309,8 @@ def _widen_rates(row: Row) -> Decision:
 
 
 def _more(pair: Sequence[Row], sources: Sources | None, loss: Interval | None, limits: Limits) -> list[str]:
-    """How to settle a loss: more training runs of `pair` (the row and the best) if these do more, else more records."""
+    """How to settle a loss: more training runs of `pair` (the row and the best) if these do
+    more, else more records."""
     margin = (limits.max_loss or 0.0) - loss.value if loss else 0.0
     if loss is None or sources is None or margin <= 0:
         return [_more_records(pair[0], None)]

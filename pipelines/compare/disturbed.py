@@ -1,4 +1,5 @@
-"""Speeds measured while other programs ran: which columns depend on them, how they are marked, and the note about them."""
+"""Speeds measured while other programs ran: which columns depend on them, how they are marked,
+and the note about them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,13 +7,14 @@ from typing import Any
 from pipelines.compare.rates import MAX_NAMES, Name, Row
 
 MARK = "*"
-# Columns whose values would differ on a quiet machine. Latencies are not among them: they are measured later, when other
-# programs are not watched.
+# Columns whose values would differ on a quiet machine. Latencies are not among them: they are
+# measured later, when other programs are not watched.
 SPEED_COLUMNS = ("train_seconds", "tokens_per_second", "seconds_to_target", "train_usd", "minutes")
 
 
 def has_valid_speed(row: Mapping[str, Any]) -> bool:
-    """Whether the row's training speed is the cell's own. Older code did not watch other programs; its rows count as valid."""
+    """Whether the row's training speed is the cell's own. Older code did not watch other
+    programs; its rows count as valid."""
     return not row.get("speed_disturbed")
 
 

@@ -1,4 +1,5 @@
-"""Code shared by all pictures: colours, panels, legend and style, and rendering as SVG for the report or PNG for Dagster."""
+"""Code shared by all pictures: colours, panels, legend and style, and rendering as SVG for the
+report or PNG for Dagster."""
 
 import hashlib
 import io
@@ -35,7 +36,8 @@ MAX_BARS = 40
 
 
 def stacked(panels: int, height: float, heights: Sequence[float] = ()) -> tuple[Any, list[Any]]:
-    """A figure with panels below one another, each `height` inches high, or with the given `heights`."""
+    """A figure with panels below one another, each `height` inches high, or with the given
+    `heights`."""
     from matplotlib.figure import Figure
 
     ratios = list(heights) or [height] * panels
@@ -63,7 +65,8 @@ def styles() -> Iterator[dict[str, Any]]:
 
 
 def legend(figure: Any, axes: Sequence[Any]) -> None:
-    """Add one legend for all axes below the figure, with as many columns as its longest name allows."""
+    """Add one legend for all axes below the figure, with as many columns as its longest name
+    allows."""
     handles = {
         label: handle
         for panel in axes
@@ -105,8 +108,8 @@ def render(figure: Any, kind: Kind) -> bytes:
 def themed(svg: str) -> str:
     """matplotlib's SVG, made fit for a page with other pictures.
 
-    Head, size, metadata, style sheet and fonts are removed. Ids get a prefix of their own, and colours become the page's
-    variables.
+    Head, size, metadata, style sheet and fonts are removed. Ids get a prefix of their own, and
+    colours become the page's variables.
     """
     svg = titled(svg[svg.index("<svg") :])
     svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -126,5 +129,6 @@ def row_names(rows: Sequence[Row]) -> list[str]:
 
 
 def left_out(count: int, limit: int, things: str = "cells") -> str:
-    """A caption's sentence for a picture that draws at most `limit` things; empty if it draws all."""
+    """A caption's sentence for a picture that draws at most `limit` things; empty if it draws
+    all."""
     return f" {limit} of {count} {things} are drawn; the numbers below hold all." if count > limit else ""

@@ -75,7 +75,8 @@ def _notes(estimates: Sequence[Estimate]) -> list[str]:
 def _otherwise(estimate: Estimate) -> str | None:
     """A note on the cards where the other choice of gradient checkpointing matters.
 
-    These are the cards that the cell would fit only with it, or fits even without it, which is faster.
+    These are the cards that the cell would fit only with it, or fits even without it, which is
+    faster.
     """
     checkpointed, cards = is_checkpointed(estimate.answer), []
     for card in CARDS:

@@ -1,4 +1,5 @@
-"""The report's figures: each has a picture, a caption, and its numbers as a table for readers who cannot see it."""
+"""The report's figures: each has a picture, a caption, and its numbers as a table for readers
+who cannot see it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ class Group:
 
 
 def of_cells(project: Project, rows: Sequence[Row]) -> list[Group]:
-    """The figures of the comparison's rows. With several models, a group for all of them comes first, then one for each."""
+    """The figures of the comparison's rows. With several models, a group for all of them comes
+    first, then one for each."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -160,14 +162,16 @@ def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figur
 
 
 def of_rates(rows: Sequence[Row], name: Name) -> str:
-    """A caption's sentence on the learning rates of the compared rows; empty if each rate is tuned."""
+    """A caption's sentence on the learning rates of the compared rows; empty if each rate is
+    tuned."""
     edge = at_edge(rows) if len(rows) > 1 else []
     notes = filter(None, (trained_at(rows, name), still_open(edge, name) if edge else ""))
     return "".join(f" Learning rates: {one}." for one in ["; ".join(notes)] if one)
 
 
 def curves_of(project: Project, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The newest attempt's curve of every row, by `method` (or `model method` if there are several models)."""
+    """The newest attempt's curve of every row, by `method` (or `model method` if there are
+    several models)."""
     several = len({row["model"] for row in rows}) > 1
     seed = project.settings.seeds[0]
     curves = {}
@@ -185,7 +189,8 @@ def _thinned(points: Sequence[Row]) -> list[Row]:
 
 
 def rank_families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
-    """The ok rows of adapters that differ only in rank and alpha: family → (rank, row), sorted by rank."""
+    """The ok rows of adapters that differ only in rank and alpha: family → (rank, row), sorted
+    by rank."""
     several = len({row["model"] for row in rows}) > 1
     by_settings: dict[tuple[str, str], list[tuple[int, Row]]] = {}
     for row in rows:

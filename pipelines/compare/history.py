@@ -1,4 +1,5 @@
-"""Table `history`: each cell from night to night, compared on the evaluation records that both nights share."""
+"""Table `history`: each cell from night to night, compared on the evaluation records that both
+nights share."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +19,8 @@ Row = dict[str, Any]
 MAX_PAST_RUNS = 5
 # Runs with equal recipe, data and machine that are needed to estimate the noise of time and memory.
 MIN_RUNS = 4
-# Three standard deviations of a normal distribution, as a multiple of the median absolute deviation.
+# Three standard deviations of a normal distribution, as a multiple of the median absolute
+# deviation.
 MADS = 3 * 1.4826
 # A smaller increase of time or memory counts as noise, whatever the spread.
 MIN_COST_INCREASE = 0.10
@@ -27,9 +29,10 @@ MIN_COST_INCREASE = 0.10
 def history_rows(attempts: Sequence[Attempt]) -> list[Row]:
     """One row for each attempt that ended ok and was evaluated, by cell and time.
 
-    `shared_records` counts the records that the previous attempt was measured on too (all records for a cell's first attempt).
-    `bits_per_byte` and `delta_previous` are computed over them; `delta_previous` has a paired 95 % interval, and below zero is
-    better. `changed` names the differences from the previous attempt. `worse` says where a cell's newest attempt is worse than
+    `shared_records` counts the records that the previous attempt was measured on too (all records
+    for a cell's first attempt). `bits_per_byte` and `delta_previous` are computed over them;
+    `delta_previous` has a paired 95 % interval, and below zero is better. `changed` names the
+    differences from the previous attempt. `worse` says where a cell's newest attempt is worse than
     its past by more than noise.
     """
     by_cell: dict[CellKey, list[tuple[Attempt, Quality]]] = {}
@@ -93,7 +96,8 @@ def _changed(earlier: Attempt, attempt: Attempt) -> list[str]:
 
 
 def _worse_quality(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
-    """A note if the newest run is worse than the mean of the runs before it: the paired interval lies above zero."""
+    """A note if the newest run is worse than the mean of the runs before it: the paired interval
+    lies above zero."""
     *past, (_, newest) = runs
     remembered = [quality for _, quality in past[-MAX_PAST_RUNS:]]
     shared = _shared([newest, *remembered]) if remembered else []
@@ -116,7 +120,8 @@ def _from_mean(newest: Quality, past: Sequence[Quality]) -> Interval | None:
 
 
 def _higher_costs(runs: Sequence[tuple[Attempt, Quality]]) -> list[str]:
-    """Notes on time and memory of the newest run that exceed the spread of equal earlier runs; disturbed times do not count."""
+    """Notes on time and memory of the newest run that exceed the spread of equal earlier runs;
+    disturbed times do not count."""
     newest = runs[-1][0]
     tokens = micro_batch_tokens(newest.result, newest.spec)
     equal_runs = [
@@ -145,6 +150,7 @@ def _changed_but_code(earlier: Attempt, attempt: Attempt) -> bool:
 
 
 def usual_limit(past: Sequence[float]) -> float:
-    """The limit that a normal run stays below: the median plus three robust standard deviations, and at least 10 %."""
+    """The limit that a normal run stays below: the median plus three robust standard deviations,
+    and at least 10 %."""
     middle = median(past)
     return middle + max(MADS * median(abs(value - middle) for value in past), MIN_COST_INCREASE * middle)

@@ -1,6 +1,8 @@
-"""Hover texts for the marks of a picture: SVG `<title>` elements, which browsers show without any script.
+"""Hover texts for the marks of a picture: SVG `<title>` elements, which browsers show without any
+script.
 
-matplotlib carries the text as the mark's group id, the only attribute that its SVG backend writes for every mark.
+matplotlib carries the text as the mark's group id, the only attribute that its SVG backend writes
+for every mark.
 """
 
 import html
@@ -34,7 +36,8 @@ def say(mark: Any, text: str) -> None:
 
 
 def say_points(axes: Any, x: Sequence[Any], y: Sequence[Any], texts: Sequence[str]) -> None:
-    """Lay an invisible mark with a hover text over each point. Every point must lie within the axes."""
+    """Lay an invisible mark with a hover text over each point. Every point must lie within the
+    axes."""
     unseen: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": HIT_SIZE, "color": "k", "alpha": 0}
     axes.plot(x, y, **unseen, zorder=9, gid=POINTS + BETWEEN.join(texts))
 

@@ -6,7 +6,8 @@ from typing import Any
 
 # Points between a mark and its name.
 GAP = 4
-# Places for a name, in order: right, left, above, below, the corners; then the same at a larger distance.
+# Places for a name, in order: right, left, above, below, the corners; then the same at a larger
+# distance.
 PLACES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 DISTANCES = (1, 2.4)
 HORIZONTAL = {1: "left", 0: "center", -1: "right"}
@@ -26,7 +27,8 @@ class Label:
 
 
 def place_labels(axes: Any, labels: Sequence[Label], others: Sequence[Label] = (), **style: Any) -> int:
-    """Write the labels in their order, each where there is room, and return the number of labels without room.
+    """Write the labels in their order, each where there is room, and return the number of labels
+    without room.
 
     The marks of `others` are kept free too. The limits and scales of the axes must be final.
     """
@@ -51,7 +53,8 @@ def place_labels(axes: Any, labels: Sequence[Label], others: Sequence[Label] = (
 
 
 def _places(text: Any, label: Label, mark: Box, pixels: float) -> Iterator[tuple[int, int, float, Box]]:
-    """Candidate places of the text: direction, distance in points, and its box. `pixels` is the number per point."""
+    """Candidate places of the text: direction, distance in points, and its box. `pixels` is the
+    number per point."""
     size = text.get_window_extent()
     x, y = (mark[0] + mark[2]) / 2, (mark[1] + mark[3]) / 2
     for distance in DISTANCES:

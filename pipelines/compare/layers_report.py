@@ -1,4 +1,5 @@
-"""The report's part on shortened models: what fewer layers cost in quality, and what they save in memory and time."""
+"""The report's part on shortened models: what fewer layers cost in quality, and what they save
+in memory and time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +39,8 @@ def with_drop(row: Row, dropped: int, experiments: Experiments) -> Row:
 
 
 def families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The measured rows of every shortened model and of its whole model, by the whole model's name, the whole model first."""
+    """The measured rows of every shortened model and of its whole model, by the whole model's
+    name, the whole model first."""
     by_whole: dict[str, list[Row]] = {}
     for row in rows:
         model = experiments.models.get(row["model"])
@@ -51,7 +53,8 @@ def families(experiments: Experiments, rows: Sequence[Row]) -> dict[str, list[Ro
 
 
 def _whole(name: str, model: Model) -> tuple[str, int]:
-    """The name of the whole model that this one was shortened from, and the number of dropped layers (0 for a whole model)."""
+    """The name of the whole model that this one was shortened from, and the number of dropped
+    layers (0 for a whole model)."""
     parent, drop = model.parent, model.source.drop_layers
     if parent is None or model.source.parent is None:
         return name, 0

@@ -10,7 +10,8 @@ TOO_MUCH = f"more than {MUCH:.0%} of its records left out"
 
 
 def leaves_out_too_much(row: Row) -> bool:
-    """Whether more than `MUCH` of the training records or of the evaluation records are left out."""
+    """Whether more than `MUCH` of the training records or of the evaluation records are left
+    out."""
     return max(_train_share(row), _eval_share(row)) > MUCH
 
 

@@ -1,4 +1,5 @@
-"""The picture of memory: measured, predicted and allowed, with a bar for every cell that ran out of it."""
+"""The picture of memory: measured, predicted and allowed, with a bar for every cell that ran out
+of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ MEMORY_SAYS = ("status", "peak_memory_gb", "estimated_memory_gb", "memory_budget
 def memory_bars(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
     """Draw the measured peak (bar), the predicted peak (diamond) and the budget (line) of each row.
 
-    A row that ran out of memory always has a hatched bar: the least memory it needs, as far as that is known.
+    A row that ran out of memory always has a hatched bar: the least memory it needs, as far as that
+    is known.
     """
     shown = with_memory(rows)[:MAX_BARS]
     if not shown:
@@ -52,7 +54,8 @@ def _memory_legend(axes: Any, shown: Sequence[Row]) -> None:
 
 
 def with_memory(rows: Sequence[Row]) -> list[Row]:
-    """The rows for the picture of memory: those with a measurement or a prediction, and all that ran out of memory."""
+    """The rows for the picture of memory: those with a measurement or a prediction, and all that
+    ran out of memory."""
     return [
         row
         for row in rows
@@ -64,7 +67,8 @@ def with_memory(rows: Sequence[Row]) -> list[Row]:
 def least_needed(row: Row) -> float | None:
     """The least GB that a row which ran out of memory needs; None if nothing is known.
 
-    It is the largest of three numbers: the memory in use at the failure, the prediction, and the budget that was too small.
+    It is the largest of three numbers: the memory in use at the failure, the prediction, and the
+    budget that was too small.
     """
     known = (row[name] for name in ("peak_memory_gb", "estimated_memory_gb", "memory_budget_gb"))
     return max(filter(None, known), default=None)

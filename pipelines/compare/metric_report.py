@@ -1,4 +1,5 @@
-"""The report's part on metrics of the user's own task: each metric's share by method, next to the untouched model's."""
+"""The report's part on metrics of the user's own task: each metric's share by method, next to
+the untouched model's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

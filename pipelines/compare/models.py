@@ -1,4 +1,5 @@
-"""The models of the grid at a glance: size, licence, whether they are downloaded, and what fits this machine."""
+"""The models of the grid at a glance: size, licence, whether they are downloaded, and what fits
+this machine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class ModelList:
-    """One row per model, and the methods with predicted memory: the first of each kind in the grid."""
+    """One row per model, and the methods with predicted memory: the first of each kind in the
+    grid."""
 
     rows: list[Row]
     methods: list[str]
@@ -46,7 +48,8 @@ def listed(project: Project) -> ModelList:
 
 
 def one_of_each_kind(experiments: Experiments) -> list[str]:
-    """The first method that trains all weights, the first adapter, and the first adapter over a quantized base."""
+    """The first method that trains all weights, the first adapter, and the first adapter over a
+    quantized base."""
     kinds: dict[tuple[bool, bool], str] = {}
     for name, method in experiments.methods.items():
         if method.traits.trains:
@@ -86,7 +89,8 @@ def _layers_in_words(drop: shortened.Drop) -> str:
 def _weights_gb(project: Project, name: str, parameters: int | None) -> float | None:
     """The size of the weights on disk, or their expected size.
 
-    The expected size is the number of weights times the width in their configuration. Packaged weights are unpacked as float32.
+    The expected size is the number of weights times the width in their configuration. Packaged
+    weights are unpacked as float32.
     """
     model = project.experiments.model(name)
     if store.is_present(project.data, name, model):

@@ -16,7 +16,8 @@ Row = dict[str, Any]
 
 
 def night_rows(data: DataRoot) -> list[Row]:
-    """The rows of the table `nights`, oldest first. An unreadable file becomes a row that says so."""
+    """The rows of the table `nights`, oldest first. An unreadable file becomes a row that says
+    so."""
     files = sorted((data.lake / "nights").glob("*.json"))
     return [NIGHTS.empty() | {"night": file.stem} | _row(file, is_newest=file == files[-1]) for file in files]
 
@@ -29,7 +30,8 @@ def _row(file: Path, *, is_newest: bool) -> Row:
 
 
 def _columns(record: Mapping[str, Any], *, is_newest: bool) -> Row:
-    """The columns from a night's record. Before it has published, a night has no end, only the time its cells were done."""
+    """The columns from a night's record. Before it has published, a night has no end, only the
+    time its cells were done."""
     started, ended = _time(record["started_at"]), _time(record.get("ended_at") or record.get("done_at"))
     statuses, cell_count = record.get("outcome"), len(asked_cells(record))
     good = None if statuses is None else sum(set(seeds) == {"ok"} for seeds in statuses.values())
@@ -57,7 +59,8 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _outcome(record: Mapping[str, Any], all_ok: bool, *, is_newest: bool) -> str:
-    """How the night ended. Only one night runs at a time, so an unfinished night that is not the newest was abandoned."""
+    """How the night ended. Only one night runs at a time, so an unfinished night that is not the
+    newest was abandoned."""
     if record.get("why") is None:
         return "under way" if is_newest else "abandoned"
     if record["why"].startswith(NO_DATA):

@@ -1,7 +1,8 @@
 """Cells outside the profile: run by hand under it, but not named by it.
 
-Each is a row of the comparison, marked `outside profile`. Such a row is never picked, marked as Pareto or recommended. It changes
-no number of the profile's own rows, except that its training runs add to the estimate of the spread between runs.
+Each is a row of the comparison, marked `outside profile`. Such a row is never picked, marked as
+Pareto or recommended. It changes no number of the profile's own rows, except that its training runs
+add to the estimate of the spread between runs.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,7 +15,8 @@ Row = dict[str, Any]
 
 
 def is_outside(row: Row) -> bool:
-    """Whether the row is outside the profile. Older publications held only the profile's cells, so it is False for their rows."""
+    """Whether the row is outside the profile. Older publications held only the profile's cells,
+    so it is False for their rows."""
     return bool(row.get("outside_profile"))
 
 
@@ -32,7 +34,8 @@ def of_profile(rows: Sequence[Row]) -> list[Row]:
 
 
 def considered(rows: Sequence[Row], also: Collection[tuple[str, str]]) -> list[Row]:
-    """The profile's rows and the rows outside it that `also` names, as if those belonged to the profile.
+    """The profile's rows and the rows outside it that `also` names, as if those belonged to the
+    profile.
 
     Raises:
         UsageError: a named cell has no row.

@@ -1,4 +1,5 @@
-"""The report's part on answers compared with the untouched model's, by the judge and by people's votes."""
+"""The report's part on answers compared with the untouched model's, by the judge and by people's
+votes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,12 +46,14 @@ SAYS = (
 )
 # Below this number of pairs the report says that they are few.
 FEW_PAIRS = 30
-# Agreement below this share is little better than a coin, which agrees with itself on half of the pairs.
+# Agreement below this share is little better than a coin, which agrees with itself on half of the
+# pairs.
 COIN_AGREEMENT = 0.6
 
 
 def section(rows: Sequence[Row], _tables: Mapping[str, pa.Table] | None = None) -> Markup | None:
-    """The part; None if no answers were compared with the untouched model's and no note says why."""
+    """The part; None if no answers were compared with the untouched model's and no note says
+    why."""
     numbers = long_form(rows)
     notes = _notes(rows)
     if not numbers and not notes:

@@ -1,4 +1,5 @@
-"""Building blocks of the report: the environment of its templates, and a part with heading, pictures and table."""
+"""Building blocks of the report: the environment of its templates, and a part with heading,
+pictures and table."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a section: heading, notes, pictures, and a table whose column `method` heads the rows.
+    """A part of a section: heading, notes, pictures, and a table whose column `method` heads the
+    rows.
 
     `key` is the part's unique name in the page, in ASCII letters.
     """
@@ -54,5 +56,6 @@ def _beside(row: Row, column: Column) -> str | None:
 
 
 def language_attribute(text: str) -> Markup:
-    """` lang="ko"` for text with Hangul, so that it is drawn and read aloud as Korean; empty for other text."""
+    """` lang="ko"` for text with Hangul, so that it is drawn and read aloud as Korean; empty for
+    other text."""
     return Markup(' lang="ko"') if HANGUL.search(text[:2000]) else Markup("")

@@ -1,7 +1,7 @@
 """The pictures, drawn by matplotlib: SVG with real text for the report and PNG for Dagster.
 
-The SVG uses the page's own colours (light, dark, print). Each picture is narrow enough for a phone. Each function returns None if
-there is nothing to draw.
+The SVG uses the page's own colours (light, dark, print). Each picture is narrow enough for a phone.
+Each function returns None if there is nothing to draw.
 """
 
 import itertools
@@ -41,7 +41,8 @@ MAX_PANELS = 8
 
 
 def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Training loss and, below it, loss on a sample of held-out records over examples seen; one line per cell."""
+    """Training loss and, below it, loss on a sample of held-out records over examples seen; one
+    line per cell."""
     curves = {name: points for name, points in itertools.islice(curves.items(), MAX_SERIES) if points}
     if not curves:
         return None
@@ -61,7 +62,8 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> byte
 
 
 def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = None) -> bytes:
-    """Held-out loss, minutes and peak memory by rank. A rank that did not end ok is marked with its status."""
+    """Held-out loss, minutes and peak memory by rank. A rank that did not end ok is marked with
+    its status."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -105,7 +107,8 @@ def swept_ranks(rows: Sequence[Row], kind: Kind = "svg", *, title: str | None = 
 
 
 def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte, minutes and peak memory over the adapter's rank, one line per family of cells that differ only in rank.
+    """Bits per byte, minutes and peak memory over the adapter's rank, one line per family of cells
+    that differ only in rank.
 
     Disturbed minutes are left out.
     """
@@ -134,7 +137,8 @@ def rank_sweep(families: Mapping[str, Sequence[tuple[int, Row]]], kind: Kind = "
 
 
 def by_layers(lines: Mapping[str, Sequence[Row]], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte, peak memory of training and answered tokens per second over the number of remaining layers.
+    """Bits per byte, peak memory of training and answered tokens per second over the number of
+    remaining layers.
 
     Each name is a line. None if no row has both a number of layers and bits per byte.
     """
@@ -172,7 +176,8 @@ def _lines_over_layers(
 
 
 def _means(points: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
-    """At most MAX_POINTS points. Each is the mean of a run of neighbours, placed at the last of them."""
+    """At most MAX_POINTS points. Each is the mean of a run of neighbours, placed at the last of
+    them."""
     size = -(-len(points) // MAX_POINTS) or 1
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
     return [(piece[-1][0], fmean(y for _, y in piece)) for piece in pieces]
@@ -192,7 +197,8 @@ def _quiet_minutes(row: Row) -> float | None:
 
 
 def night_by_night(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Bits per byte (on the records shared with the night before) and minutes of every run, one line per cell that ran again.
+    """Bits per byte (on the records shared with the night before) and minutes of every run, one
+    line per cell that ran again.
 
     Disturbed minutes are left out.
     """
@@ -230,7 +236,8 @@ def ran_again(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def against_retrieval(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Each row's bits per byte minus those of its model's best retrieval arm, with the 95 % interval.
+    """Each row's bits per byte minus those of its model's best retrieval arm, with the 95 %
+    interval.
 
     Left of the line the row beats retrieval.
     """
@@ -339,7 +346,8 @@ def shares_beside_base(rows: Sequence[Row], kind: Kind = "svg", *, of: str = "an
 
 
 def win_rates(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """A panel for each `by`: every method's win `rate` with its interval (`low` to `high`), and a line at one half."""
+    """A panel for each `by`: every method's win `rate` with its interval (`low` to `high`), and
+    a line at one half."""
     names = list(dict.fromkeys(row["by"] for row in rows))[:MAX_PANELS]
     if not names:
         return None
@@ -368,7 +376,8 @@ def _share_says(row: Row, column: str, base: float | None = None) -> str:
 
 
 def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
-    """The share of each axis's values that a provider's valid records cover; one group of bars per axis."""
+    """The share of each axis's values that a provider's valid records cover; one group of bars
+    per axis."""
     covered = [one for one in covered if one.axes]
     if not covered:
         return None
@@ -386,7 +395,8 @@ def coverage_bars(covered: Sequence[Any], kind: Kind = "svg") -> bytes | None:
 
 
 def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Kind = "svg") -> bytes | None:
-    """The lengths of prompts and answers. `lengths`: kind → (characters at the start of a bin, examples)."""
+    """The lengths of prompts and answers. `lengths`: kind → (characters at the start of a bin,
+    examples)."""
     from matplotlib.ticker import MaxNLocator
 
     if not any(lengths.values()):
@@ -404,7 +414,8 @@ def length_histograms(lengths: Mapping[str, Sequence[tuple[int, int]]], kind: Ki
 
 
 def left_out_of_panels(rows: Sequence[Row], panel: str) -> str:
-    """The sentence of `left_out` for a picture with a panel for each value of the column `panel`."""
+    """The sentence of `left_out` for a picture with a panel for each value of the column
+    `panel`."""
     panels = Counter(row[panel] for row in rows)
     most = max(panels.values(), default=0)
     return left_out(len(panels), MAX_PANELS, "panels") + left_out(most, MAX_BARS, "cells of a panel")

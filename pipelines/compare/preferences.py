@@ -1,9 +1,10 @@
-"""People's votes on answers side by side: every vote as rows, and win rates between cells and against the untouched model.
+"""People's votes on answers side by side: every vote as rows, and win rates between cells and
+against the untouched model.
 
-A vote names the best of the shown answers. So it compares that answer with each of the others, but not the others with one
-another. A tie is half a win for each side; so is a vote that no answer is any good. Repeated votes on the same prompt and the same
-two answers are one comparison, scored by their mean. A vote counts while the data and the recipe of its runs are still those of
-their cells.
+A vote names the best of the shown answers. So it compares that answer with each of the others, but
+not the others with one another. A tie is half a win for each side; so is a vote that no answer is
+any good. Repeated votes on the same prompt and the same two answers are one comparison, scored by
+their mean. A vote counts while the data and the recipe of its runs are still those of their cells.
 """
 
 import json
@@ -38,7 +39,8 @@ class Tally:
         return sum(map(len, self.scores.values()))
 
     def count_of(self, score: float) -> float:
-        """The number of comparisons with this score. A comparison with several votes counts in parts."""
+        """The number of comparisons with this score. A comparison with several votes counts in
+        parts."""
         return sum(scores.count(score) / len(scores) for scores in self.scores.values())
 
     def columns(self) -> Row:
@@ -62,7 +64,8 @@ class Ballot:
         return self._resolved.project
 
     def is_current(self, one: Shown) -> bool:
-        """Whether the run exists, belongs to this cell, and differs from it in code and machine at most."""
+        """Whether the run exists, belongs to this cell, and differs from it in code and machine
+        at most."""
         if one.run_id not in self._current:
             self._current[one.run_id] = self._is_current(one)
         return self._current[one.run_id]
@@ -78,7 +81,8 @@ class Ballot:
         return set(self._resolved.changed(attempt)) <= HARMLESS
 
     def tallies(self) -> dict[tuple[Cell, Cell], Tally]:
-        """The current votes by pair of cells, in both directions: scores of the first cell against the second."""
+        """The current votes by pair of cells, in both directions: scores of the first cell
+        against the second."""
         tallies: dict[tuple[Cell, Cell], Tally] = {}
         for vote in self.votes:
             for one, other in combinations(vote.shown, 2):
@@ -94,7 +98,8 @@ class Ballot:
         return tallies
 
     def left_out(self, cell: Cell, base: Cell) -> int:
-        """The number of votes on the cell against the untouched model whose runs no longer represent them."""
+        """The number of votes on the cell against the untouched model whose runs no longer
+        represent them."""
         return sum(
             not (self.is_current(one) and self.is_current(other))
             for vote in self.votes
@@ -109,7 +114,8 @@ def cell_of(one: Shown) -> Cell:
 
 
 def score_of(vote: Preference, one: Shown, other: Shown) -> float | None:
-    """1 if `one` was chosen, 0 if `other` was, ½ for a tie. None if a third answer was chosen: that does not compare these two."""
+    """1 if `one` was chosen, 0 if `other` was, ½ for a tie. None if a third answer was chosen:
+    that does not compare these two."""
     if vote.chosen in (TIE, NEITHER):
         return HALF
     chosen = vote.shown[int(vote.chosen)]
@@ -117,7 +123,8 @@ def score_of(vote: Preference, one: Shown, other: Shown) -> float | None:
 
 
 def with_votes(ballot: Ballot, rows: Sequence[Row]) -> list[Row]:
-    """The comparison's rows with the results of people's votes on each cell against the untouched model."""
+    """The comparison's rows with the results of people's votes on each cell against the
+    untouched model."""
     tallies, base = ballot.tallies(), base_method(ballot.project)
     return [row | _columns(ballot, tallies, (row["model"], row["method"]), (row["model"], base or "")) for row in rows]
 
@@ -160,7 +167,8 @@ def vote_rows(ballot: Ballot) -> Iterator[Row]:
 
 
 def duel_rows(ballot: Ballot) -> Iterator[Row]:
-    """Rows of the table preference_duels: one for each pair of cells with votes, in both directions."""
+    """Rows of the table preference_duels: one for each pair of cells with votes, in both
+    directions."""
     for ((model, method), (other, against)), tally in sorted(ballot.tallies().items()):
         cells = {"model": model, "method": method, "against_model": other, "against_method": against}
         yield {**cells, **tally.columns()}

@@ -1,7 +1,9 @@
-"""Compare providers on the topic cells that all of them were asked: answers, accepted records and costs.
+"""Compare providers on the topic cells that all of them were asked: answers, accepted records and
+costs.
 
-Shares are of the requests, with Wilson's 95 % intervals. The comparison of cells shows which answers are better training data: a
-method may train on the records of one provider alone (`data: {provider: …}`).
+Shares are of the requests, with Wilson's 95 % intervals. The comparison of cells shows which
+answers are better training data: a method may train on the records of one provider alone
+(`data: {provider: …}`).
 """
 
 from collections import defaultdict
@@ -29,10 +31,12 @@ MIN_FOR_P95 = 20
 
 
 def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """One row per provider that is asked or trained on, over the topic cells whose outcome is known for all of them.
+    """One row per provider that is asked or trained on, over the topic cells whose outcome is known
+    for all of them.
 
-    Requests under way or in a batch have no outcome yet. `reserved_usd` is charged without a known cost; `usd_per_accepted`
-    includes it, and is None if a cost is not known at all. The accepted and duplicate numbers are None before cleaning.
+    Requests under way or in a batch have no outcome yet. `reserved_usd` is charged without a known
+    cost; `usd_per_accepted` includes it, and is None if a cost is not known at all. The accepted
+    and duplicate numbers are None before cleaning.
     """
     names = [name for name in compared(experiments) if name in experiments.providers]
     if not names or not data.journal.exists():
@@ -65,7 +69,8 @@ def provider_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Outcomes:
-    """The requests with a known outcome by provider, and their calls and valid records by the request's key."""
+    """The requests with a known outcome by provider, and their calls and valid records by the
+    request's key."""
 
     requests: dict[str, list[Request]]
     calls: dict[str, Row]
@@ -188,7 +193,8 @@ def _win_rates(results: list[Duel]) -> dict[str, float]:
 
 
 def duel_rows(data: DataRoot, experiments: Experiments) -> list[Row]:
-    """One row per pair of providers and judge. A cell counts as a tie if its verdict changed with the order."""
+    """One row per pair of providers and judge. A cell counts as a tie if its verdict changed
+    with the order."""
     rows = []
     for duel in duels(data, experiments):
         wins, losses, ties = (duel.scores.count(score) for score in (1.0, 0.0, 0.5))

@@ -1,9 +1,11 @@
-"""Quality with its uncertainty: a cell's bits per byte over held-out records, and differences between cells with intervals.
+"""Quality with its uncertainty: a cell's bits per byte over held-out records, and differences
+between cells with intervals.
 
-Intervals are 95 % bootstrap intervals over records (Efron & Tibshirani 1993), expanded for small samples
-(`statistics.expanded_tail`). Two cells are compared on the same resamples of the same records, so the difficulty of a record
-cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012). Several training runs widen the intervals by the spread between them
-(`seeds.widening`); three runs are too few to be resampled.
+Intervals are 95 % bootstrap intervals over records (Efron & Tibshirani 1993), expanded for small
+samples (`statistics.expanded_tail`). Two cells are compared on the same resamples of the same
+records, so the difficulty of a record cancels out (Koehn 2004; Berg-Kirkpatrick et al. 2012).
+Several training runs widen the intervals by the spread between them (`seeds.widening`); three runs
+are too few to be resampled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,8 @@ MIN_RECORDS = 5
 # Degrees of freedom (three runs) that a method's own spread needs; two runs say too little.
 MIN_DEGREES = 2
 RESAMPLES = 4_000
-# More records than this are resampled in this number of groups: the spread is known within 5 %, and the work is bounded.
+# More records than this are resampled in this number of groups: the spread is known within 5 %, and
+# the work is bounded.
 GROUPS = 250
 SEED = 1
 TAIL = 0.025
@@ -56,9 +59,9 @@ class Interval:
 class Quality:
     """A cell's loss on each record.
 
-    `nats`: (runs, records), the loss of the completions' ordinary tokens. `sizes`: (records,), their UTF-8 bytes. `examples`:
-    the sorted ids of the records. `seeds`: the seeds of the runs, empty if they do not matter. Runs that are not `trained` are
-    all equal.
+    `nats`: (runs, records), the loss of the completions' ordinary tokens. `sizes`: (records,),
+    their UTF-8 bytes. `examples`: the sorted ids of the records. `seeds`: the seeds of the runs,
+    empty if they do not matter. Runs that are not `trained` are all equal.
     """
 
     examples: tuple[str, ...]
@@ -92,13 +95,15 @@ class Quality:
 
 
 def record_values(evaluation: Evaluation) -> dict[str, tuple[float, int]]:
-    """example_id → (nats of the completion's ordinary tokens, its UTF-8 bytes) for every measured record."""
+    """example_id → (nats of the completion's ordinary tokens, its UTF-8 bytes) for every
+    measured record."""
     rows = read_jsonl(evaluation.folder / "losses.jsonl")
     return {row["example_id"]: (row["scored_nats"], row["bytes"]) for row in rows}
 
 
 def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), trained: bool = True) -> Quality | None:
-    """The quality over the evaluations of a cell's runs; None if they have no records or different ones."""
+    """The quality over the evaluations of a cell's runs; None if they have no records or
+    different ones."""
     runs = [record_values(evaluation) for evaluation in evaluations]
     if not runs or not runs[0] or any(one.keys() != runs[0].keys() for one in runs):
         return None
@@ -111,8 +116,9 @@ def quality_of(evaluations: Sequence[Evaluation], *, seeds: Sequence[int] = (), 
 class Qualities:
     """The quality of every row that has one, and the differences between them.
 
-    The spread between training runs comes from `runs`, all runs of a cell, else from the `known` quality. `assumed` holds spreads
-    that are used while no cell of the model was trained with several seeds.
+    The spread between training runs comes from `runs`, all runs of a cell, else from the `known`
+    quality. `assumed` holds spreads that are used while no cell of the model was trained with
+    several seeds.
     """
 
     def __init__(
@@ -128,25 +134,29 @@ class Qualities:
         return self._known.get((row["model"], row["method"]))
 
     def difference(self, row: Row, other: Row) -> Interval | None:
-        """Bits per byte of `row` minus those of `other`; None if they were not measured on the same records."""
+        """Bits per byte of `row` minus those of `other`; None if they were not measured on the
+        same records."""
         return self.differences([row], other)[0]
 
     def differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
-        """Differences between the measured results. For a cell with one run, they hold for that run only."""
+        """Differences between the measured results. For a cell with one run, they hold for that
+        run only."""
         return self._differences(rows, other, borrow=False)
 
     def method_difference(self, row: Row, other: Row) -> Interval | None:
         return self.method_differences([row], other)[0]
 
     def method_differences(self, rows: Sequence[Row], other: Row) -> list[Interval | None]:
-        """Differences between the methods. For a cell with one run, the spread between training runs widens them, if known."""
+        """Differences between the methods. For a cell with one run, the spread between training
+        runs widens them, if known."""
         return self._differences(rows, other, borrow=True)
 
     def spread(self, row: Row) -> Spread | None:
         """The spread between the training runs of the row's method; None if it is not known.
 
-        A row with several runs has its own spread, and so has a cell with three runs or more outside the profile. Otherwise it
-        is the pooled spread of the model's cells with several runs, else the assumed one.
+        A row with several runs has its own spread. So has a cell with three runs in all, counting
+        seeds that the profile does not name. Otherwise it is the pooled spread of the model's cells
+        with several runs, else the assumed one.
         """
         quality = self.of(row)
         if quality is None or not quality.trained:
@@ -158,7 +168,8 @@ class Qualities:
         return self._pooled.get(row["model"]) or self._assumed.get(cell)
 
     def sources(self, row: Row, other: Row) -> Sources | None:
-        """The sources of uncertainty of the difference between the methods; None if it has no interval."""
+        """The sources of uncertainty of the difference between the methods; None if it has no
+        interval."""
         mine, theirs = self.of(row), self.of(other)
         if mine is None or theirs is None or not same_records(mine, theirs) or len(mine.sizes) < MIN_RECORDS:
             return None
@@ -178,7 +189,8 @@ class Qualities:
         return list(dict.fromkeys(spread for row in single_runs if (spread := self.spread(row))))
 
     def basis(self, rows: Sequence[Row]) -> str:
-        """The basis of a verdict between the methods of `rows`: the number of training runs, and the spreads that widened it."""
+        """The basis of a verdict between the methods of `rows`: the number of training runs, and
+        the spreads that widened it."""
         spreads = self.borrowed(rows) if len(rows) > 1 else []
         return basis([quality.runs for row in rows if (quality := self.of(row)) and quality.trained], spreads)
 
@@ -229,8 +241,8 @@ def paired_difference(one: Quality, other: Quality) -> Interval | None:
 def _components(one: Quality, other: Quality) -> list[Component]:
     """The contributions of both sides' training runs to the variance of their difference.
 
-    Runs with equal seeds saw the data in the same order, so they are compared seed by seed; other runs count as independent. A
-    single run contributes nothing.
+    Runs with equal seeds saw the data in the same order, so they are compared seed by seed; other
+    runs count as independent. A single run contributes nothing.
     """
     if (
         one.trained
@@ -246,7 +258,8 @@ def _components(one: Quality, other: Quality) -> list[Component]:
 
 
 def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, components: Sequence[Component]) -> Interval:
-    """`interval` over the records of `nats` and `sizes`, widened by the contributions of training runs."""
+    """`interval` over the records of `nats` and `sizes`, widened by the contributions of
+    training runs."""
     if not components:
         return interval
     wider = widening(len(sizes), records_variance(nats, sizes), components)
@@ -257,8 +270,8 @@ def _widened(interval: Interval, nats: np.ndarray, sizes: np.ndarray, components
 def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
     """Bits per byte, Σ nats / (ln 2 × Σ bytes), of each item of `nats` with its interval.
 
-    Each item is (runs, records), over the same records with `sizes` bytes. The interval covers records and, if there are several,
-    training runs. None under `MIN_RECORDS` records.
+    Each item is (runs, records), over the same records with `sizes` bytes. The interval covers
+    records and, if there are several, training runs. None under `MIN_RECORDS` records.
     """
     means = [one.mean(axis=0, keepdims=True) for one in nats]
     parts = zip(nats, means, over_records(means, sizes), strict=True)
@@ -269,9 +282,11 @@ def intervals(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | 
 
 
 def over_records(nats: Sequence[np.ndarray], sizes: np.ndarray) -> list[Interval | None]:
-    """Bits per byte, Σ nats / (ln 2 × Σ bytes), of each item of `nats` with its interval over the records.
+    """Bits per byte, Σ nats / (ln 2 × Σ bytes), of each item of `nats` with its interval over the
+    records.
 
-    Each item is (1, records), over the same records with `sizes` bytes. None under `MIN_RECORDS` records.
+    Each item is (1, records), over the same records with `sizes` bytes. None under `MIN_RECORDS`
+    records.
     """
     if len(sizes) < MIN_RECORDS:
         return [None] * len(nats)
@@ -302,7 +317,8 @@ def _grouped(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def record_counts(records: int) -> np.ndarray:
-    """(resamples, records): how often each record occurs in each resample. Equal for all cells, which makes comparisons paired."""
+    """(resamples, records): how often each record occurs in each resample. Equal for all cells,
+    which makes comparisons paired."""
     drawn = np.random.default_rng(SEED).integers(0, records, (RESAMPLES, records))
     places = drawn + records * np.arange(RESAMPLES)[:, None]
     return np.bincount(places.ravel(), minlength=RESAMPLES * records).reshape(RESAMPLES, records).astype(float)

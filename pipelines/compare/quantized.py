@@ -1,4 +1,5 @@
-"""The table `quantized_inference`: what `featherweight bit-widths` has measured of results at several bit widths."""
+"""The table `quantized_inference`: what `featherweight bit-widths` has measured of results at
+several bit widths."""
 
 from collections.abc import Iterator
 from pathlib import Path

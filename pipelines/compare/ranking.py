@@ -42,14 +42,16 @@ def incomparable(one: Row, other: Row) -> str | None:
 
 
 def other_costs(one: Row, other: Row) -> str | None:
-    """The difference that makes memory and speed of two comparable rows incomparable: their micro-batches; else None."""
+    """The difference that makes memory and speed of two comparable rows incomparable: their
+    micro-batches; else None."""
     return None if one[SAME_BATCH] == other[SAME_BATCH] else SAME_BATCH
 
 
 def of_equal_batches(rows: Sequence[Row]) -> list[Row]:
     """The rows whose memory and speed may be compared: those with the largest micro-batches.
 
-    Smaller micro-batches need less memory by themselves, so such a row proves nothing about its method.
+    Smaller micro-batches need less memory by themselves, so such a row proves nothing about its
+    method.
     """
     candidates = [row for row in rows if stands(row)] or rows
     largest = max((row[SAME_BATCH] or 0 for row in candidates), default=0)
@@ -61,16 +63,18 @@ def mark_pareto(rows: Sequence[Row], qualities: Qualities) -> None:
 
     For other rows it stays None, and they dominate no row.
 
-    A row is off the front if a comparable row with equal micro-batches dominates it. The dominating row needs no more memory and
-    no more time, is not clearly worse in quality, and is clearly better in at least one of the three. In quality, clearly means
-    that the 95 % interval of the paired difference lies on one side of zero. In memory and time it means by more than
-    `MEMORY_NOISE` and `TIME_NOISE`. So rows that are equal, or differ within noise, stay on the front together, and a lower
-    number within another's interval dominates nothing (dominance under uncertainty as in Teich 2001, EMO, LNCS 1993, with
-    confidence intervals). Memory and time are ordered as measured, so rows cannot dominate each other in a circle: the front is
-    never empty.
+    A row is off the front if a comparable row with equal micro-batches dominates it. The dominating
+    row needs no more memory and no more time, is not clearly worse in quality, and is clearly
+    better in at least one of the three. In quality, clearly means that the 95 % interval of the
+    paired difference lies on one side of zero. In memory and time it means by more than
+    `MEMORY_NOISE` and `TIME_NOISE`. So rows that are equal, or differ within noise, stay on the
+    front together, and a lower number within another's interval dominates nothing (dominance under
+    uncertainty as in Teich 2001, EMO, LNCS 1993, with confidence intervals). Memory and time are
+    ordered as measured, so rows cannot dominate each other in a circle: the front is never empty.
 
-    A better learning rate can only improve the quality of a row whose rate lies at the edge of those tried. So nothing dominates
-    such a row, and it dominates others only by its costs: no difference in quality to it is clear.
+    A better learning rate can only improve the quality of a row whose rate lies at the edge of
+    those tried. So nothing dominates such a row, and it dominates others only by its costs: no
+    difference in quality to it is clear.
     """
     complete = [row for row in rows if _is_complete(row) and _is_ranked(row, qualities)]
     for row in complete:
@@ -127,10 +131,12 @@ def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 
 def comparable_rows(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
-    """The trained ok rows that picks are made from: the best group of rows that are comparable with each other.
+    """The trained ok rows that picks are made from: the best group of rows that are comparable with
+    each other.
 
-    The best group has the most current rows, then the most rows, then the newest row. Of each model only the rows with one set of
-    weights count, chosen by the same order. Rows outside the profile and rows whose cell left out too many records are excluded.
+    The best group has the most current rows, then the most rows, then the newest row. Of each model
+    only the rows with one set of weights count, chosen by the same order. Rows outside the profile
+    and rows whose cell left out too many records are excluded.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in of_profile(rows):
@@ -163,16 +169,18 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 
     If the numbers cannot tell candidates apart, none of them is picked and the verdict says so.
 
-    best quality: the row that every other row is clearly worse than (paired 95 % interval above zero).
-    best value: the smallest peak memory × training time among the rows that are not clearly worse than the best one; costs within
-        `TIME_NOISE` are a tie (the idea of the one-standard-error rule: the cheapest within the noise of the best; Breiman et
-        al. 1984, section 3.4.3).
-    least memory: the row with the lowest peak; of peaks within `MEMORY_NOISE`, those that are clearly worse in quality drop out.
+    best quality: the row that every other row is clearly worse than (paired 95 % interval above
+        zero).
+    best value: the smallest peak memory × training time among the rows that are not clearly worse
+        than the best one; costs within `TIME_NOISE` are a tie (the idea of the one-standard-error
+        rule: the cheapest within the noise of the best; Breiman et al. 1984, section 3.4.3).
+    least memory: the row with the lowest peak; of peaks within `MEMORY_NOISE`, those that are
+        clearly worse in quality drop out.
     The last two compare costs, so they are taken among rows with equal micro-batches.
 
-    If a compared row lies at the edge of the learning rates tried, the first two have no winner: that row may still be the best.
-    Least memory depends on it only if quality breaks a tie. If a row that may be the best value has a disturbed speed, no row is
-    picked.
+    If a compared row lies at the edge of the learning rates tried, the first two have no winner:
+    that row may still be the best. Least memory depends on it only if quality breaks a tie. If a
+    row that may be the best value has a disturbed speed, no row is picked.
     """
     choice = Choice(comparable_rows(rows, qualities), rows, qualities)
     return [choice.best_quality(), choice.best_value(), choice.least_memory()]
@@ -182,8 +190,8 @@ def make_picks(rows: Sequence[Row], qualities: Qualities) -> list[Row]:
 class Selection:
     """The rows of a pick.
 
-    `compared` are the rows whose qualities its reason mentions. `other_batches` counts the rows left out because of their
-    micro-batches.
+    `compared` are the rows whose qualities its reason mentions. `other_batches` counts the rows
+    left out because of their micro-batches.
     """
 
     rows: Sequence[Row]
@@ -247,7 +255,8 @@ class Choice:
         return f"{_price(tied[0])}; {self._quality_note(tied[0])}"
 
     def _may_be_cheaper(self, tied: Sequence[Row]) -> list[Row]:
-        """The rows at the edge that would be the best value if they had the quality of the best row."""
+        """The rows at the edge that would be the best value if they had the quality of the best
+        row."""
         known = [row for row in self._open if row["peak_memory_gb"] and row["train_seconds"]]
         same = [row for row in known if not tied or not other_costs(row, tied[0])]
         return [
@@ -274,7 +283,8 @@ class Choice:
         return self._picked("least memory", *self._least(selection))
 
     def _not_worse(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows that are not clearly worse than the first and best of them; a row at the edge is never clearly worse."""
+        """The rows that are not clearly worse than the first and best of them; a row at the edge
+        is never clearly worse."""
         differences = self._qualities.method_differences(rows, rows[0])
         return [
             row
@@ -283,7 +293,8 @@ class Choice:
         ]
 
     def _least(self, selection: Selection) -> tuple[Selection, list[str]]:
-        """The selection and the reasons for its only row: its memory, and its quality against the best."""
+        """The selection and the reasons for its only row: its memory, and its quality against
+        the best."""
         (row,) = selection.rows
         against = self._group if row is self._group[0] else [row, self._group[0]]
         reasons = [f"{row['peak_memory_gb']:.2f} GB at its peak", self._quality_note(row)]
@@ -295,7 +306,8 @@ class Choice:
         return f"{row['model']} × {row['method']}" if self._several else row["method"]
 
     def _as_good(self) -> list[Row]:
-        """The rows that are not clearly worse than the best, best first. A row without an interval may be as good."""
+        """The rows that are not clearly worse than the best, best first. A row without an
+        interval may be as good."""
         return [row for row in self._group if (difference := self._gaps[id(row)]) is None or not difference.above]
 
     def _with(self, selection: Selection, more: Sequence[Row]) -> Selection:

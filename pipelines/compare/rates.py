@@ -1,4 +1,5 @@
-"""Whether two rows differ by their methods, or only by learning rates that were not searched for each method."""
+"""Whether two rows differ by their methods, or only by learning rates that were not searched for
+each method."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -25,9 +26,10 @@ WEAKNESS: tuple[Rates | None, ...] = ("edge", "shared", "tuned", None)
 def rates_of(row: Row) -> Rates | None:
     """How the row's learning rate was chosen; None if nothing was trained.
 
-    `tuned`: the best of several rates, with worse ones on both sides. `edge`: the smallest or largest rate tried, so a better
-    one may lie beyond. `shared`: a configured rate, the same for every method of its kind unless experiments.yaml says
-    otherwise. A search over a single rate chooses nothing, so its rate counts as shared.
+    `tuned`: the best of several rates, with worse ones on both sides. `edge`: the smallest or
+    largest rate tried, so a better one may lie beyond. `shared`: a configured rate, the same for
+    every method of its kind unless experiments.yaml says otherwise. A search over a single rate
+    chooses nothing, so its rate counts as shared.
     """
     if row["trainable_params"] == 0 or row["learning_rate"] is None:
         return None
@@ -39,12 +41,14 @@ def rates_of(row: Row) -> Rates | None:
 
 
 def weakest(seeds: Sequence[Row]) -> Row:
-    """The seed whose rate was chosen with the least care; the seeds of a row may have different rates."""
+    """The seed whose rate was chosen with the least care; the seeds of a row may have different
+    rates."""
     return min(seeds, key=lambda seed: WEAKNESS.index(rates_of(seed)))
 
 
 def at_edge(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose learning rate is the smallest or largest of those tried. A better rate may still make any of them win."""
+    """The rows whose learning rate is the smallest or largest of those tried. A better rate may
+    still make any of them win."""
     return [row for row in rows if rates_of(row) == "edge"]
 
 
@@ -84,7 +88,8 @@ def _is_adapter(row: Row) -> bool:
 
 
 def still_open(rows: Sequence[Row], name: Name) -> str:
-    """Why the comparison with `rows`, whose rates lie at the edge of those tried, is open, and what to do about it."""
+    """Why the comparison with `rows`, whose rates lie at the edge of those tried, is open, and
+    what to do about it."""
     if len(rows) == 1:
         return (
             f"the learning rate of {name(rows[0])}, {rows[0]['learning_rate']:g}, lies at the edge of those tried: widen its list, "
@@ -97,7 +102,8 @@ def still_open(rows: Sequence[Row], name: Name) -> str:
 
 
 def not_its_best(row: Row) -> str:
-    """A remark on a row that did badly, such as " at one shared learning rate"; empty if its rate is tuned."""
+    """A remark on a row that did badly, such as " at one shared learning rate"; empty if its
+    rate is tuned."""
     match rates_of(row):
         case "shared":
             return " at one shared learning rate"

@@ -1,4 +1,5 @@
-"""data/report/index.html: the comparison as one self-contained page that loads nothing and runs only our own script."""
+"""data/report/index.html: the comparison as one self-contained page that loads nothing and runs
+only our own script."""
 
 import base64
 import hashlib
@@ -28,7 +29,8 @@ Row = dict[str, Any]
 PROMPTS_SHOWN = 6
 # Answers shown for one prompt.
 ANSWERS_SHOWN = 100
-# Answers are cut at ANSWER_CHARS characters, and at SHORT_ANSWER_CHARS if a prompt has more than MANY_ANSWERS of them.
+# Answers are cut at ANSWER_CHARS characters, and at SHORT_ANSWER_CHARS if a prompt has more than
+# MANY_ANSWERS of them.
 MANY_ANSWERS, ANSWER_CHARS, SHORT_ANSWER_CHARS = 24, 2000, 400
 REJECTS_SHOWN = 10
 # Only this many of the newest nights are shown.
@@ -40,7 +42,8 @@ NIGHT_COLUMNS = tuple(column for column in NIGHTS.columns if column.name != "run
 class Content:
     """The rows that the page shows, and all `tables` for the parts of beyond.py.
 
-    `prompts` counts all prompts that were answered; `answers` holds only the answers to the first of them.
+    `prompts` counts all prompts that were answered; `answers` holds only the answers to the first
+    of them.
     """
 
     rows: Sequence[Row]
@@ -54,7 +57,8 @@ class Content:
 
     @classmethod
     def of(cls, rows: Sequence[Row], tables: Mapping[str, pa.Table]) -> "Content":
-        """Build the content from the published tables, with the answers to the shown prompts only."""
+        """Build the content from the published tables, with the answers to the shown prompts
+        only."""
         names = ("picks", "history", "provider_comparison", "nights")
         picks, history, providers, nights = (tables[name].to_pylist() for name in names)
         answers = tables["evaluation_answers"]
@@ -115,7 +119,8 @@ def _in_utc(night: Row) -> Row:
 
 
 def _side_by_side(rows: Sequence[Row], answers: Sequence[Row]) -> list[Row]:
-    """The reference and the answer of every row's model to each of the first prompts, in the order of the rows."""
+    """The reference and the answer of every row's model to each of the first prompts, in the
+    order of the rows."""
     places = {row["run_id"]: (place, row) for place, row in enumerate(rows) if row["run_id"]}
     by_prompt: dict[str, Row] = {}
     for answer in sorted((a for a in answers if a["run_id"] in places), key=lambda a: places[a["run_id"]][0]):

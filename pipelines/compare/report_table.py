@@ -1,4 +1,5 @@
-"""The report's table: the columns it can show, those it shows at first, and the columns that filter its rows."""
+"""The report's table: the columns it can show, those it shows at first, and the columns that
+filter its rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from pipelines.lake.schema import Column
 
 Row = dict[str, Any]
 FILTERS = ("model", "method", "status")
-# Columns that fit a window of 1,440 pixels. Model and method are in the row's heading; staleness is beside the advice.
+# Columns that fit a window of 1,440 pixels. Model and method are in the row's heading; staleness is
+# beside the advice.
 USUAL = COMPARISON.pick(
     "status", "eval_bits_per_byte", "base_bits_per_byte", "delta_base", "delta_base_low", "delta_base_high", "rates", "chrf",
     "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full", "tokens_per_second", "is_pareto",
@@ -26,8 +28,9 @@ CELL_CHARS = 120
 class ReportTable:
     """The columns of the report's table and its filters.
 
-    `columns` are in order, the usual ones first. `usual` names the columns shown at first. `groups` holds all selectable
-    columns by subject. `empty` counts the columns left out because no row has a value in them.
+    `columns` are in order, the usual ones first. `usual` names the columns shown at first. `groups`
+    holds all selectable columns by subject. `empty` counts the columns left out because no row has
+    a value in them.
     """
 
     columns: Sequence[Column]

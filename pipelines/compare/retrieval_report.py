@@ -1,7 +1,8 @@
-"""Would retrieval have done as well? Each row against the best retrieval arm of the same model, paired record by record.
+"""Would retrieval have done as well? Each row against the best retrieval arm of the same model,
+paired record by record.
 
-The best arm is the one with the fewest bits per byte. It is chosen on the same records, which flatters it a little; so a win over
-it is a real one.
+The best arm is the one with the fewest bits per byte. It is chosen on the same records, which
+flatters it a little; so a win over it is a real one.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +37,8 @@ def best_arm(rows: Sequence[Row], model: str, arms: Collection[str]) -> Row | No
 def add_against_retrieval(
     rows: Sequence[Row], qualities: Qualities, arms: Collection[str], scores: Callable[[Row], Scores]
 ) -> None:
-    """Add each row's differences to the best retrieval arm of its model, with the same weights and the same records."""
+    """Add each row's differences to the best retrieval arm of its model, with the same weights
+    and the same records."""
     for row in rows:
         arm = best_arm(rows if is_outside(row) else of_profile(rows), row["model"], arms)
         if arm is None or arm is row or not _are_alike(row, arm):
@@ -58,7 +60,8 @@ def _columns(name: str, interval: Interval) -> Row:
 
 
 def mean_difference(one: Scores, other: Scores) -> Interval | None:
-    """The mean of `one` minus `other` over the answers to the same prompts, with the 95 % interval of Student's t.
+    """The mean of `one` minus `other` over the answers to the same prompts, with the 95 % interval
+    of Student's t.
 
     The interval's ends are NaN under 5 prompts. None without a common prompt.
     """

@@ -1,4 +1,5 @@
-"""The report's part on retrieval: a sentence for each row, the differences as a picture, and the numbers."""
+"""The report's part on retrieval: a sentence for each row, the differences as a picture, and the
+numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""The comparison as text: a terminal table, Markdown for a pull request, JSON and CSV. Model-written text stays text."""
+"""The comparison as text: a terminal table, Markdown for a pull request, JSON and CSV.
+Model-written text stays text."""
 
 import csv
 import io
@@ -26,7 +27,8 @@ SHOWN = COMPARISON.pick(
     "rates", "chrf", "peak_memory_gb", "estimated_memory_gb", "memory_vs_full", "train_seconds", "speedup_vs_full",
     "tokens_per_second", "trainable_params", "artifact_mb", "p50_latency_ms", "is_stale", "is_pareto",
 )  # fmt: skip
-# The columns that a narrow terminal shows, the most important first. Each group is shown completely or not at all.
+# The columns that a narrow terminal shows, the most important first. Each group is shown completely
+# or not at all.
 BY_IMPORTANCE = (
     ("model", "method", "status", "eval_bits_per_byte"),
     ("peak_memory_gb",),
@@ -68,8 +70,8 @@ def cell_text(value: Any, digits: int | None, limit: int = 80) -> str:
 def row_text(row: Row, column: Column, limit: int = 80) -> str:
     """A row's value formatted for people.
 
-    A value that depends on a disturbed speed has a mark (`19 *`), and so has the status of a cell outside the profile
-    (`ok, outside profile`).
+    A value that depends on a disturbed speed has a mark (`19 *`), and so has the status of a cell
+    outside the profile (`ok, outside profile`).
     """
     mark = f" {MARK}" if is_marked(row, column.name) else ""
     if column.name == "status" and outside.is_outside(row):
@@ -84,7 +86,8 @@ def full_name(row: Row) -> str:
 def render(rows: Sequence[Row], form: Format, picks: Sequence[Row] = (), room: int | None = None) -> str:
     """The comparison; text and Markdown have the picks above it.
 
-    Text keeps to lines of `room` terminal cells. Columns that do not fit are left out and named below.
+    Text keeps to lines of `room` terminal cells. Columns that do not fit are left out and named
+    below.
     """
     if form == "json":
         return as_json(rows)
@@ -107,8 +110,9 @@ def fitting(
 ) -> tuple[Columns, list[str]]:
     """The columns that fit into `room` terminal cells, and a note on the others.
 
-    `elsewhere` says where to see them. `by_importance` lists groups of column names, the most important first. A group is shown
-    completely or not at all. Columns without a value are dropped first.
+    `elsewhere` says where to see them. `by_importance` lists groups of column names, the most
+    important first. A group is shown completely or not at all. Columns without a value are dropped
+    first.
     """
     texts = [[column.heading, *(row_text(row, column) for row in rows)] for column in columns]
     widths = [max(map(cells, values)) for values in texts]
@@ -136,7 +140,8 @@ def _ranked(columns: Columns) -> list[Sequence[str]]:
 
 
 def wide(rows: Sequence[Row], form: Format) -> str:
-    """Every column of the comparison that the rows have, a table for each row; JSON and CSV hold all columns anyway."""
+    """Every column of the comparison that the rows have, a table for each row; JSON and CSV hold
+    all columns anyway."""
     if form in ("json", "csv"):
         return render(rows, form)
     return "\n\n".join(f"{_title(row, form)}\n\n{_every_column(row, form)}" for row in rows)
@@ -160,8 +165,8 @@ def _every_column(row: Row, form: Format) -> str:
 def pick_answer(pick: Row) -> str:
     """The pick, or that there is none.
 
-    Examples: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`, or `no clear winner yet (full leads)` if one leads
-    but another may still win.
+    Examples: `smollm2-135m × lora-r8`, `no clear winner among full, lora-r8`, or
+    `no clear winner yet (full leads)` if one leads but another may still win.
     """
     if pick["method"]:
         return full_name(pick)
@@ -184,7 +189,8 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """`rows` as CSV. A text that a spreadsheet would evaluate (`=`, `+`, `-`, `@` in front) gets a leading apostrophe."""
+    """`rows` as CSV. A text that a spreadsheet would evaluate (`=`, `+`, `-`, `@` in front) gets
+    a leading apostrophe."""
     out = io.StringIO()
     # Before Python 3.13, csv does not quote a value because of a lone carriage return.
     returns = any(isinstance(value, str) and "\r" in value for row in rows for value in row.values())
@@ -201,7 +207,8 @@ def _inert(value: Any) -> Any:
 
 
 def tabulate(rows: Sequence[Row], columns: Columns, notes: Sequence[str], form: Format, room: int | None = None) -> str:
-    """`rows` as a terminal or Markdown table of `columns`, followed by the meaning of its marks and `notes`.
+    """`rows` as a terminal or Markdown table of `columns`, followed by the meaning of its marks and
+    `notes`.
 
     In a terminal the lines below the table are wrapped at `room` cells.
     """

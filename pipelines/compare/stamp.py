@@ -1,4 +1,5 @@
-"""When, and from which data and code, a comparison was published: for the report's head and the table's metadata."""
+"""When, and from which data and code, a comparison was published: for the report's head and the
+table's metadata."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ HASH_CHARS = 12
 
 
 def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, str]:
-    """Label → text for the cells among the rows of the comparison, without teachers. `published` has a time zone.
+    """Label → text for the cells among the rows of the comparison, without teachers. `published`
+    has a time zone.
 
     The hashes are taken from the rows, so a row of older data or code shows its own.
     """
@@ -36,14 +38,16 @@ def stamp(rows: Sequence[Row], profile: str, published: datetime) -> dict[str, s
 
 
 def moment(when: datetime) -> str:
-    """`2026-11-30 18:10 UTC`, followed by the local time if it differs: `(2026-12-01 03:10 KST)`."""
+    """`2026-11-30 18:10 UTC`, followed by the local time if it differs, such as
+    `(2026-12-01 03:10 KST)`."""
     own, utc = when.astimezone(), when.astimezone(UTC)
     text = f"{utc:%Y-%m-%d %H:%M} UTC"
     return text if own.utcoffset() == utc.utcoffset() else f"{text} ({own:%Y-%m-%d %H:%M %Z})"
 
 
 def _values(rows: Sequence[Row], column: str) -> str:
-    """The distinct values of a column in the order of the rows, hashes shortened; – if no row has one."""
+    """The distinct values of a column in the order of the rows, hashes shortened; – if no row
+    has one."""
     values = list(dict.fromkeys(_text(row[column]) for row in rows if row[column] is not None))
     more = len(values) - MAX_VALUES
     return ", ".join(values[:MAX_VALUES]) + (f" and {more} more" if more > 0 else "") or "–"

@@ -1,4 +1,5 @@
-"""The comparison's rows: every configured cell of the profile, whatever its outcome, then those outside it.
+"""The comparison's rows: every configured cell of the profile, whatever its outcome, then those
+outside it.
 
 A value that was not measured is None.
 """
@@ -42,8 +43,9 @@ from pipelines.weights import shortened
 
 Row = dict[str, Any]
 
-# If other programs use more than this percentage of the processors, the measured speed is not the cell's own. A cell on a card
-# needs few processors, and the cells of a host's other cards count as other programs too.
+# If other programs use more than this percentage of the processors, the measured speed is not the
+# cell's own. A cell on a card needs few processors, and the cells of a host's other cards count as
+# other programs too.
 DISTURBED_PCT, DISTURBED_BESIDE_A_CARD_PCT = 10.0, 50.0
 # Measured values whose mean over the seeds has no meaning.
 OF_ONE_RUN = ("best_step", "last_step", "learning_rate_at_edge")
@@ -61,8 +63,8 @@ EVALUATING = ("evaluation_load_seconds", "loss_seconds", "answer_seconds", "serv
 class Seed:
     """The newest attempt of one seed and its evaluations.
 
-    `good` is its newest good evaluation, stale or not; `last` its newest evaluation, good or not. `retiming` is a later attempt
-    that was meant to measure the speed again and did not end ok.
+    `good` is its newest good evaluation, stale or not; `last` its newest evaluation, good or not.
+    `retiming` is a later attempt that was meant to measure the speed again and did not end ok.
     """
 
     attempt: Attempt
@@ -81,12 +83,14 @@ class Comparison:
 
 
 def comparison_rows(resolved: Resolved) -> list[Row]:
-    """One row per configured model × method of the profile, in the order of experiments.yaml, then those outside it."""
+    """One row per configured model × method of the profile, in the order of experiments.yaml,
+    then those outside it."""
     return comparison(resolved).rows
 
 
 def comparison(resolved: Resolved) -> Comparison:
-    """One row per configured model × method of the profile in the order of experiments.yaml, then those outside it.
+    """One row per configured model × method of the profile in the order of experiments.yaml, then
+    those outside it.
 
     The result also holds the qualities by which the rows are compared.
     """
@@ -113,7 +117,8 @@ def comparison(resolved: Resolved) -> Comparison:
 
 
 def _of_method(rows: Sequence[Row], row: Row, method: str | None) -> Row | None:
-    """The row of the same model with that method. A row of the profile is compared only with rows of the profile."""
+    """The row of the same model with that method. A row of the profile is compared only with
+    rows of the profile."""
     candidates = rows if is_outside(row) else of_profile(rows)
     return next((one for one in candidates if (one["model"], one["method"]) == (row["model"], method)), None)
 
@@ -128,7 +133,8 @@ def _answer_scores(seeds: Mapping[tuple[str, str], Sequence["Seed | None"]], row
 
 
 def add_predictions(resolved: Resolved, rows: Sequence[Row]) -> None:
-    """Add the predicted peak of training for the cell as configured now, if there is one; of several seeds the largest.
+    """Add the predicted peak of training for the cell as configured now, if there is one; of
+    several seeds the largest.
 
     The advice also needs the prediction with micro-batches half as large.
     """
@@ -200,7 +206,8 @@ def _add_weights(row: Row, resolved: Resolved, seeds: Sequence["Seed"]) -> None:
 def _add_staleness(row: Row, resolved: Resolved, seeds: Sequence["Seed"], by: EvaluatedBy) -> None:
     because = list(dict.fromkeys(name for seed in seeds for name in stale_because(resolved, seed, by)))
     row["is_stale"], row["stale_because"] = bool(because), ", ".join(because) or None
-    # A lost run has no detail of its own, and the detail in the row holds only for an unchanged cell.
+    # A lost run has no detail of its own, and the detail in the row holds only for an unchanged
+    # cell.
     if row["status"] == "lost" and because:
         row["status_detail"] = f"the process that ran it ended without a word; {next_run(row)}"
 
@@ -246,7 +253,8 @@ def _seed(project: Project, key: CellKey, fingerprint: str) -> Seed | None:
 
 
 def _status(seed: Seed | None) -> str:
-    """The status of a seed. A trained cell with a failed evaluation has the status of that evaluation."""
+    """The status of a seed. A trained cell with a failed evaluation has the status of that
+    evaluation."""
     if seed is None:
         return "missing"
     failed_evaluation = seed.attempt.status == "ok" and seed.last and not seed.good
@@ -265,9 +273,11 @@ def weights_fingerprint(resolved: Resolved, attempts: Sequence[Attempt]) -> str 
 
 
 def stale_because(resolved: Resolved, seed: Seed, by: EvaluatedBy) -> list[str]:
-    """The names of the inputs that no longer match: data, recipe, code, machine, evaluation or memory budget.
+    """The names of the inputs that no longer match: data, recipe, code, machine, evaluation or
+    memory budget.
 
-    The memory budget is named if a good row used more than it allows now. `code` is the trainer's or the evaluation's.
+    The memory budget is named if a good row used more than it allows now. `code` is the trainer's
+    or the evaluation's.
     """
     because = resolved.changed(seed.attempt)
     if seed.attempt.status == "ok" and resolved.over_budget(seed.attempt):
@@ -333,12 +343,14 @@ def placement(spec: RunSpec) -> Row:
 
 
 def micro_batch_tokens(result: RunResult, spec: RunSpec) -> int | None:
-    """The micro-batch size that the run used; the configured one if it was not recorded, as by older code."""
+    """The micro-batch size that the run used; the configured one if it was not recorded, as by
+    older code."""
     return result.measured.get("micro_batch_tokens", spec.recipe.get("micro_batch_tokens"))
 
 
 def learning_rate(result: RunResult, spec: RunSpec) -> Row:
-    """The learning rate used, its source, and whether it was the smallest or largest of those tried."""
+    """The learning rate used, its source, and whether it was the smallest or largest of those
+    tried."""
     measured, configured = result.measured, spec.recipe.get("learning_rate")
     return {
         "learning_rate": measured.get("learning_rate", None if isinstance(configured, list) else configured),
@@ -368,7 +380,8 @@ def _add_numbers(row: Row, seeds: Sequence[Seed]) -> None:
 
 
 def disturbed(other_cpu_pct: float | None, device: str | None) -> bool | None:
-    """Whether other programs used too much of the processors for a valid speed; None if that was not measured."""
+    """Whether other programs used too much of the processors for a valid speed; None if that was
+    not measured."""
     limit = DISTURBED_BESIDE_A_CARD_PCT if machine.is_card(device) else DISTURBED_PCT
     return None if other_cpu_pct is None else other_cpu_pct > limit
 
@@ -409,7 +422,8 @@ def _quality(project: Project, plan: CellPlan, seeds: Sequence["Seed | None"]) -
 
 
 def _all_runs(resolved: Resolved, plan: CellPlan, by: EvaluatedBy) -> Quality | None:
-    """The quality over every seed trained with the current cell, if the profile does not name all of them; else None."""
+    """The quality over every seed trained with the current cell, if the profile does not name
+    all of them; else None."""
     project, (model, method) = resolved.project, plan.cell
     folders = (project.data.cells / model / method).glob("[0-9]*")
     keys = [CellKey(model, method, seed) for seed in sorted(int(one.name) for one in folders if one.name.isdigit())]
@@ -433,7 +447,8 @@ def _add_difference(row: Row, name: str, other: Row, qualities: Qualities) -> No
 
 
 def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
-    """Add the untouched model's bits per byte, the difference to it, and the loss on general texts above its loss.
+    """Add the untouched model's bits per byte, the difference to it, and the loss on general texts
+    above its loss.
 
     The difference needs the same weights and the same records.
     """
@@ -449,9 +464,11 @@ def _add_base(row: Row, base: Row | None, qualities: Qualities) -> None:
 
 
 def _add_ratios(project: Project, row: Row, full: Row | None, qualities: Qualities) -> None:
-    """Add speed, memory and quality against `full` of the same model, or the reason why they are missing.
+    """Add speed, memory and quality against `full` of the same model, or the reason why they are
+    missing.
 
-    Both rows must be ok and comparable. With other micro-batches only quality is compared; a disturbed speed is not compared.
+    Both rows must be ok and comparable. With other micro-batches only quality is compared; a
+    disturbed speed is not compared.
     """
     if not project.experiments.method(row["method"]).traits.trains or row["status"] != "ok":
         return

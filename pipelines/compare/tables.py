@@ -1,4 +1,5 @@
-"""All tables of the warehouse: attempts, curves, answers, examples, rejects, LLM calls and the rest."""
+"""All tables of the warehouse: attempts, curves, answers, examples, rejects, LLM calls and the
+rest."""
 
 from collections.abc import Mapping, Sequence
 
@@ -68,8 +69,9 @@ def all_tables(
 ) -> dict[str, pa.Table]:
     """Every table of the warehouse, read from the lake and the journal.
 
-    `evaluation`: the settings that add columns. `teacher_rows`: the teachers' answers, which belong to no attempt. `scores`: the
-    metric scores known so far. `compared`: the rows of the tables that compare answers with one another.
+    `evaluation`: the settings that add columns. `teacher_rows`: the teachers' answers, which belong
+    to no attempt. `scores`: the metric scores known so far. `compared`: the rows of the tables that
+    compare answers with one another.
     """
     attempts = list(cells.all_attempts(data))
     evaluation = evaluation or EvaluationSettings()
@@ -143,7 +145,8 @@ def _training_run(data: DataRoot, attempt: Attempt) -> Row:
 
 
 def _evaluated(attempts: Sequence[Attempt], file: str, table: Table) -> list[Row]:
-    """The rows of a file of each attempt's newest good evaluation, limited to the columns of `table`."""
+    """The rows of a file of each attempt's newest good evaluation, limited to the columns of
+    `table`."""
     return [
         _with_bits(table.narrowed(row) | table.narrowed({**_named(attempt), "seed": attempt.key.seed}))
         for attempt in attempts

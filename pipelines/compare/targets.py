@@ -1,6 +1,8 @@
-"""How fast each method reaches the same held-out loss: examples and seconds to a target along its curve.
+"""How fast each method reaches the same held-out loss: examples and seconds to a target along its
+curve.
 
-The curve is measured on a sample of the held-out records, the same sample for every cell with the same data.
+The curve is measured on a sample of the held-out records, the same sample for every cell with the
+same data.
 """
 
 import math
@@ -23,8 +25,9 @@ SAME = ("model", "weights_fingerprint", "data_fingerprint", "eval_set", "device"
 def add_targets(project: Project, rows: Sequence[Row]) -> None:
     """Add to each trained row its target loss, and the examples and seconds it took to reach it.
 
-    The target is `target_loss` of the settings. Without one it is the worst final loss among the comparable rows of the profile
-    that learned something, so each of these reaches it. Examples and seconds stay None if a seed never reached the target.
+    The target is `target_loss` of the settings. Without one it is the worst final loss among the
+    comparable rows of the profile that learned something, so each of these reaches it. Examples and
+    seconds stay None if a seed never reached the target.
     """
     points_by_row = {id(row): points for row in rows if row["status"] == "ok" and (points := _curves(project, row))}
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -68,7 +71,8 @@ def common_target(curves: Sequence[Points]) -> float | None:
 
 
 def reach(points: Points, target: float) -> tuple[float, float] | None:
-    """(examples, seconds) at which the loss first reached `target`, interpolated linearly between evaluations."""
+    """(examples, seconds) at which the loss first reached `target`, interpolated linearly
+    between evaluations."""
     if points[0][2] <= target:
         return points[0][:2]
     for (examples, seconds, loss), (more, later, lower) in pairwise(points):

@@ -1,4 +1,5 @@
-"""Metrics of the user's own task for the cells: each row's shares, and the untouched model's on the same prompts."""
+"""Metrics of the user's own task for the cells: each row's shares, and the untouched model's on
+the same prompts."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""What fits on a terminal: its width, the columns of a table that fit, and sentences wrapped between words.
+"""What fits on a terminal: its width, the columns of a table that fit, and sentences wrapped
+between words.
 
 Widths are in cells; a Korean syllable takes two.
 """
@@ -17,7 +18,8 @@ INDENT = "  "
 
 
 def output_width() -> int | None:
-    """Cells in a line of standard output, from the terminal or from COLUMNS; None if neither is known, as in a pipe."""
+    """Cells in a line of standard output, from the terminal or from COLUMNS; None if neither is
+    known, as in a pipe."""
     named = os.environ.get("COLUMNS", "")
     if sys.stdout.isatty() or (named.isdecimal() and int(named)):
         return shutil.get_terminal_size().columns
@@ -27,8 +29,8 @@ def output_width() -> int | None:
 def columns_that_fit(widths: Sequence[int], by_importance: Sequence[Sequence[int]], room: int) -> list[int]:
     """The columns with these `widths` that fit into `room`, in the order of the table.
 
-    `by_importance` lists groups of columns, the most important first. A group is shown completely or not at all; the first
-    group is always shown.
+    `by_importance` lists groups of columns, the most important first. A group is shown completely
+    or not at all; the first group is always shown.
     """
     first, *others = by_importance
     chosen = list(first)

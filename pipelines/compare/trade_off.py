@@ -1,4 +1,5 @@
-"""The picture for decisions: peak memory against quality, with the time to train as the size of a mark."""
+"""The picture for decisions: peak memory against quality, with the time to train as the size of
+a mark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +10,19 @@ from pipelines.compare.hover import row_says, say, say_points
 from pipelines.compare.labels import Label, place_labels
 from pipelines.compare.outside import is_outside
 
-# If the largest memory exceeds the smallest by this factor, the memory axis is logarithmic (powers of two).
+# If the largest memory exceeds the smallest by this factor, the memory axis is logarithmic (powers
+# of two).
 WIDE = 8
 
 
 def trade_off(rows: Sequence[Row], kind: Kind = "svg") -> bytes | None:
-    """Peak memory (right: more) against bits per byte (down: better), with the interval of the difference to the untouched model.
+    """Peak memory (right: more) against bits per byte (down: better), with the interval of the
+    difference to the untouched model.
 
-    The area of a mark grows with the time to train. If that time is disturbed, the mark is small and its name has a `*`. Rows that
-    another row beats are hollow. A colour stands for a method, and a triangle lies outside the profile. With several models,
-    colour and marker stand for the model.
+    The area of a mark grows with the time to train. If that time is disturbed, the mark is small
+    and its name has a `*`. Rows that another row beats are hollow. A colour stands for a method,
+    and a triangle lies outside the profile. With several models, colour and marker stand for the
+    model.
     """
     shown = [row for row in rows if row["status"] == "ok" and row["peak_memory_gb"] and row["eval_bits_per_byte"]]
     if not shown:
@@ -86,7 +90,8 @@ def _marks(axes: Any, shown: Sequence[Row], models: Sequence[str]) -> list[Label
 
 
 def _untouched(axes: Any, rows: Sequence[Row]) -> None:
-    """A dotted line for the untouched model, or several if rows were measured on different records."""
+    """A dotted line for the untouched model, or several if rows were measured on different
+    records."""
     bases = sorted({row["base_bits_per_byte"] for row in rows if row["base_bits_per_byte"]})
     for base in bases:
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)

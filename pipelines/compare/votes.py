@@ -1,7 +1,8 @@
-"""Votes of people on several cells' answers side by side, one line of JSON each in `data/lake/preferences.jsonl`.
+"""Votes of people on several cells' answers side by side, one line of JSON each in
+`data/lake/preferences.jsonl`.
 
-A vote is written once and never changed. If a kill or a full disk cuts a line off, only that vote is lost: the next vote begins on
-a line of its own.
+A vote is written once and never changed. If a kill or a full disk cuts a line off, only that vote
+is lost: the next vote begins on a line of its own.
 """
 
 import json
@@ -42,12 +43,14 @@ class Shown:
 class Preference:
     """One vote.
 
-    `shown`: two or more answers of different cells in the order on the screen; their cells were hidden. `chosen`: the place of
-    the best answer, from 0, or `tie` (equally good) or `neither` (equally bad). `id` recognizes a vote that was sent twice.
+    `shown`: two or more answers of different cells in the order on the screen; their cells were
+        hidden. `chosen`: the place of the best answer, from 0, or `tie` (equally good) or `neither`
+        (equally bad). `id` recognizes a vote that was sent twice.
     `settings`: the settings of the generation, such as temperature, max_new_tokens, system, turn.
 
     Raises:
-        ValueError: fewer than two answers, a repeated cell, an unknown choice, or a time without a time zone.
+        ValueError: fewer than two answers, a repeated cell, an unknown choice, or a time without a
+            time zone.
     """
 
     prompt: str
@@ -73,7 +76,8 @@ class Preference:
 
 @dataclass(frozen=True)
 class Votes:
-    """All votes in the order of casting, each once, and the number of complete lines that are not votes."""
+    """All votes in the order of casting, each once, and the number of complete lines that are
+    not votes."""
 
     votes: tuple[Preference, ...] = ()
     unreadable: int = 0
@@ -99,13 +103,15 @@ def append(data: DataRoot, vote: Preference) -> None:
 
 
 def read(data: DataRoot) -> Votes:
-    """The votes of the file; none if there is no file. A vote that appears twice counts once, in its first version.
+    """The votes of the file; none if there is no file. A vote that appears twice counts once, in
+    its first version.
 
     Raises:
         WorkError: the file cannot be read.
     """
     try:
-        # splitlines() would also split at U+2028 and U+0085, which may be part of a text and end no line in JSONL.
+        # splitlines() would also split at U+2028 and U+0085, which may be part of a text and end no
+        # line in JSONL.
         *lines, rest = data.preferences.read_bytes().split(b"\n")
     except FileNotFoundError:
         return Votes()
@@ -119,7 +125,8 @@ def read(data: DataRoot) -> Votes:
 
 
 def _vote(line: bytes) -> Preference | None:
-    """The vote in a line; None if it is not a vote. Unknown keys, which newer code may have added, are ignored."""
+    """The vote in a line; None if it is not a vote. Unknown keys, which newer code may have
+    added, are ignored."""
     try:
         record = json.loads(line)
         shown = tuple(

@@ -1,4 +1,5 @@
-"""The micro-batches that decide memory: the heaviest ones that a cell's examples and settings produce."""
+"""The micro-batches that decide memory: the heaviest ones that a cell's examples and settings
+produce."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Batch:
         return f"{self.rows} × {self.length} tokens, {self.learned} learned"
 
     def examples(self) -> list[Tokenized]:
-        """Examples of this size. The learned tokens are spread over the rows and lie at each row's end."""
+        """Examples of this size. The learned tokens are spread over the rows and lie at each
+        row's end."""
         share, extra = divmod(self.learned, self.rows)
         examples = []
         for row in range(self.rows):
@@ -55,7 +57,8 @@ def heaviest(examples: Sequence[Tokenized], recipe: dict[str, Any], seeds: Seque
 def allowed(recipe: dict[str, Any]) -> list[Batch]:
     """The largest micro-batch that the settings allow, with a loss on every token.
 
-    It gives the largest memory for any examples. It is listed twice if an optimizer step has more examples than it holds.
+    It gives the largest memory for any examples. It is listed twice if an optimizer step has more
+    examples than it holds.
     """
     length = min(recipe["max_length"], recipe["micro_batch_tokens"])
     rows = max(1, min(recipe["examples_per_step"], recipe["micro_batch_tokens"] // length))

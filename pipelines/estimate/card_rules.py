@@ -1,7 +1,8 @@
 """Differences between CUDA and a CPU, for a rehearsal without a card.
 
-On CUDA, dropout keeps one byte per value, attention never materializes its scores, autocast computes norms and softmax in float32
-(PyTorch's list of CUDA operators for autocast), and the output head takes larger pieces.
+On CUDA, dropout keeps one byte per value, attention never materializes its scores, autocast
+computes norms and softmax in float32 (PyTorch's list of CUDA operators for autocast), and the
+output head takes larger pieces.
 """
 # ruff: noqa: TID253
 
@@ -21,11 +22,12 @@ from pipelines.train.trainer.cpu.dropout import CheapDropout
 def as_on_cuda(*, norms_in_float32: bool, grouped_queries: bool, memory: int) -> Iterator[None]:
     """Inside this context, the few functions that differ in memory behave like CUDA's kernels.
 
-    The functions are replaced where they are looked up, because PyTorch's function modes do not reach the recomputation of a
-    checkpoint.
+    The functions are replaced where they are looked up, because PyTorch's function modes do not
+    reach the recomputation of a checkpoint.
 
-    `norms_in_float32`: as under autocast. `grouped_queries`: attention accepts fewer keys than queries (flash); otherwise each key
-    is repeated for every query. `memory`: the card's memory in bytes, which decides the pieces of the output head.
+    `norms_in_float32`: as under autocast. `grouped_queries`: attention accepts fewer keys than
+    queries (flash); otherwise each key is repeated for every query. `memory`: the card's memory in
+    bytes, which decides the pieces of the output head.
     """
     functions: dict[str, Callable[..., Any]] = {
         "dropout": _dropout,

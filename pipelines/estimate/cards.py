@@ -9,15 +9,17 @@ from typing import Any, Literal, cast, get_args
 from pipelines.hardware import machine
 from pipelines.hardware.cuda_devices import AMPERE
 
-# Bytes of CUDA's context and kernels in a process, outside PyTorch's allocator. Not measured here; 0.3 to 0.6 GB are usual.
+# Bytes of CUDA's context and kernels in a process, outside PyTorch's allocator. Not measured here;
+# 0.3 to 0.6 GB are usual.
 CONTEXT = 0.6e9
 MIB = 2**20
-# The number format of a card's matrix products. Predictions are made per format: cards of one format need the same memory.
+# The number format of a card's matrix products. Predictions are made per format: cards of one
+# format need the same memory.
 Format = Literal["bf16", "fp16", "fp32"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-# The memory in bytes of the card that a prediction assumes for each format; it decides the pieces of the output head. It is that
-# of the largest card for bfloat16, and of a T4 for the others. A smaller bfloat16 card needs less for a large vocabulary than
-# predicted.
+# The memory in bytes of the card that a prediction assumes for each format; it decides the pieces
+# of the output head. It is that of the largest card for bfloat16, and of a T4 for the others. A
+# smaller bfloat16 card needs less for a large vocabulary than predicted.
 ASSUMED_MEMORY: dict[Format, int] = {"bf16": 80 * 10**9, "fp16": 15360 * MIB, "fp32": 15360 * MIB}
 
 
@@ -28,7 +30,8 @@ VOLTA = (7, 0)
 
 @dataclass(frozen=True)
 class Card:
-    """A card. `total` is the memory that `nvidia-smi` reports, in bytes; `capability` is CUDA's, such as (7, 5)."""
+    """A card. `total` is the memory that `nvidia-smi` reports, in bytes; `capability` is CUDA's,
+    such as (7, 5)."""
 
     name: str
     total: int
@@ -39,7 +42,8 @@ class Card:
         return self.total - CONTEXT
 
     def format(self, recipe: Mapping[str, Any]) -> Format:
-        """The format in which the card computes a cell, from `precision` and `fp16` of the recipe."""
+        """The format in which the card computes a cell, from `precision` and `fp16` of the
+        recipe."""
         precision = recipe.get("precision", "auto")
         if precision != "auto":
             return cast(Format, precision)
@@ -67,7 +71,8 @@ def here() -> Card | None:
 def _installed(name: str) -> Card:
     """The installed card of that name, as its driver reports it.
 
-    If the driver is too old to report the capability, it is taken from a known card with a similar name.
+    If the driver is too old to report the capability, it is taken from a known card with a similar
+    name.
     """
     known = machine.cuda_capability() or _named_like(name).capability
     return Card(name, machine.cuda_memory_bytes() or 0, known)
@@ -76,7 +81,8 @@ def _installed(name: str) -> Card:
 def of_device(device: str | None) -> Card:
     """The card that a machine's `device` names (`Tesla T4`): this machine's, else one of `CARDS`.
 
-    Any other name stands for a card of unknown memory. It computes bfloat16 unless the name is of an older card (V100, RTX 2080).
+    Any other name stands for a card of unknown memory. It computes bfloat16 unless the name is of
+    an older card (V100, RTX 2080).
     """
     if device and (card := here()) and card.name == device:
         return card

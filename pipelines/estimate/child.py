@@ -1,6 +1,8 @@
-"""The estimating process: `python -m pipelines.estimate.child` reads questions (a JSON list) and answers each in a line of JSON.
+"""The estimating process: `python -m pipelines.estimate.child` reads questions (a JSON list) and
+answers each in a line of JSON.
 
-It imports the same libraries as a training process, so its memory before the first question is that of such a process.
+It imports the same libraries as a training process, so its memory before the first question is that
+of such a process.
 """
 
 import json
@@ -22,14 +24,17 @@ from pipelines.weights.shipped import width_of
 Json = dict[str, Any]
 # Fields of the recipe that a reader needs to interpret an answer.
 RECIPE_FIELDS = ("precision", "fp16", "gradient_checkpointing", "fit_micro_batch")
-# Bytes of a tokenizer with about 50,000 words, if none is loaded and measured (SmolLM2's takes 47 MB).
+# Bytes of a tokenizer with about 50,000 words, if none is loaded and measured (SmolLM2's takes 47
+# MB).
 TOKENIZER = 50_000_000
-# Bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready, measured on SmolLM2.
+# Bytes of the matrix products that `pipelines.train.trainer.cpu.products` keeps ready, measured on
+# SmolLM2.
 PRODUCTS = 40_000_000
 
 
 def framework() -> dict[bool, int]:
-    """Resident bytes of a process that has loaded the libraries but no model. The key says whether the method has an adapter."""
+    """Resident bytes of a process that has loaded the libraries but no model. The key says
+    whether the method has an adapter."""
     import torch
     from tensorboardX import SummaryWriter  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -50,17 +55,20 @@ def framework() -> dict[bool, int]:
 
 
 def _first_step(torch: Any) -> None:
-    """Run a first product and a first optimizer step, since they allocate threads and buffers that stay."""
+    """Run a first product and a first optimizer step, since they allocate threads and buffers
+    that stay."""
     layer = torch.nn.Linear(256, 256)
     layer(torch.ones(64, 256)).sum().backward()
     torch.optim.AdamW(layer.parameters()).step()
 
 
 def answer(request: Json, occupied: dict[bool, int]) -> Json:
-    """The predictions for this machine's processor and for the card formats in `cards` of the request.
+    """The predictions for this machine's processor and for the card formats in `cards` of the
+    request.
 
-    `because` replaces them if there are none. `halved_gb`: training here with micro-batches of half as many tokens. `otherwise`:
-    training on such cards with the other choice of gradient checkpointing, if that may change which cards fit.
+    `because` replaces them if there are none. `halved_gb`: training here with micro-batches of half
+    as many tokens. `otherwise`: training on such cards with the other choice of gradient
+    checkpointing, if that may change which cards fit.
     """
     from transformers import AutoConfig
 
@@ -86,7 +94,8 @@ def answer(request: Json, occupied: dict[bool, int]) -> Json:
             return memory.on_cpu(counted, recipe, framework=process, file_width=width)
         return memory.on_card(counted, recipe)
 
-    # float16 is as wide as bfloat16. Their cards differ in the attention kernel and the pieces of the output head.
+    # float16 is as wide as bfloat16. Their cards differ in the attention kernel and the pieces of
+    # the output head.
     pieces = {rows_on_card(config.vocab_size, ASSUMED_MEMORY[one]) for one in ("bf16", "fp16")}
     same_cards = not groups_queries(config) and len(pieces) == 1
 
@@ -117,7 +126,8 @@ def answer(request: Json, occupied: dict[bool, int]) -> Json:
 
 
 def may_decide(result: Json, recipe: Json) -> bool:
-    """Whether the other choice of gradient checkpointing may change which cards fit; checkpointing saves memory."""
+    """Whether the other choice of gradient checkpointing may change which cards fit;
+    checkpointing saves memory."""
     fits = [result[one]["peak"] <= card.usable for card in CARDS if (one := card.format(recipe)) in result]
     return any(fits) if recipe["gradient_checkpointing"] else not all(fits)
 
@@ -127,13 +137,15 @@ def as_numbers(prediction: Any) -> Json:
 
 
 def complete(recipe: Json) -> Json:
-    """The recipe with defaults for training settings, which a recipe of kind none lacks; it trains nothing with them."""
+    """The recipe with defaults for training settings, which a recipe of kind none lacks; it
+    trains nothing with them."""
     defaults = {"micro_batch_tokens": recipe["max_length"], "examples_per_step": 1, "optimizer": "adamw", "epochs": 1}
     return {**defaults, **recipe}
 
 
 def batches_of(request: Json, recipe: Json, config: Any) -> tuple[list[Any], str]:
-    """The micro-batches to rehearse, and their source: the request itself, the examples, or the settings."""
+    """The micro-batches to rehearse, and their source: the request itself, the examples, or the
+    settings."""
     from pipelines.estimate.batch import Batch, allowed, heaviest
 
     if request.get("batches"):
@@ -148,7 +160,8 @@ def batches_of(request: Json, recipe: Json, config: Any) -> tuple[list[Any], str
 
 
 def epoch_tokens(request: Json, recipe: Json) -> int | None:
-    """The number of tokens of one epoch: those of the examples that fit max_length. None without examples."""
+    """The number of tokens of one epoch: those of the examples that fit max_length. None without
+    examples."""
     if not request.get("examples"):
         return None
     return sum(len(example) for example in read(request).examples if len(example) <= recipe["max_length"])
@@ -156,7 +169,8 @@ def epoch_tokens(request: Json, recipe: Json) -> int | None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokenized training examples, and the bytes that the tokenizer and the examples occupy in the process."""
+    """The tokenized training examples, and the bytes that the tokenizer and the examples occupy
+    in the process."""
 
     examples: list[Any]
     size: int

@@ -1,6 +1,8 @@
-"""The estimator's interface: predictions of many cells, made in one separate process and stored in the lake.
+"""The estimator's interface: predictions of many cells, made in one separate process and stored in
+the lake.
 
-A prediction is repeated if the code of the estimator or the trainer has changed. Otherwise it is read from its file.
+A prediction is repeated if the code of the estimator or the trainer has changed. Otherwise it is
+read from its file.
 """
 
 import json
@@ -38,7 +40,8 @@ NO_CONFIG = "neither weights nor a configuration of {0} are here: run `featherwe
 class Estimate:
     """The estimate of one cell.
 
-    `answer` holds a prediction for `cpu` and one for each card format (`cards.Format`), or `because` if there is none.
+    `answer` holds a prediction for `cpu` and one for each card format (`cards.Format`), or
+    `because` if there is none.
     """
 
     model: str
@@ -66,7 +69,8 @@ class Estimate:
         return self.budget_gb or machine_gb()
 
     def margin_gb(self, card: Card | None = None) -> float | None:
-        """The GB that remain free on `card`, or here; negative if memory is missing. None without a prediction."""
+        """The GB that remain free on `card`, or here; negative if memory is missing. None
+        without a prediction."""
         peak = self.gb(card)
         return None if peak is None else self._room_gb(card) - peak
 
@@ -99,7 +103,8 @@ def machine_gb() -> float:
 
 
 def training_gb(answer: Json) -> float | None:
-    """The predicted peak of training on this machine's device, which corresponds to the measured `peak_memory_gb`."""
+    """The predicted peak of training on this machine's device, which corresponds to the measured
+    `peak_memory_gb`."""
     device = key_of(answer)
     return answer[device]["train"] / 1e9 if device in answer and answer.get("trainable") else None
 
@@ -109,7 +114,8 @@ def estimates(
 ) -> list[Estimate]:
     """Predict `cells` (model, method) with the profile's settings and the first seed's batches.
 
-    With `on_cards` the predictions also cover `CARDS`, and the other choice of gradient checkpointing if that may matter.
+    With `on_cards` the predictions also cover `CARDS`, and the other choice of gradient
+    checkpointing if that may matter.
 
     Raises:
         WorkError: the estimating process ended without an answer.
@@ -126,7 +132,8 @@ def estimates(
 
 
 def keep_predictions(resolved: Resolved) -> None:
-    """Make the missing predictions that the profile's comparison shows. A failure costs only these numbers."""
+    """Make the missing predictions that the profile's comparison shows. A failure costs only
+    these numbers."""
     project = resolved.project
     training_cells = [cell for cell in project.grid if project.experiments.method(cell[1]).traits.trains]
     cell_questions = questions(project, training_cells, project.settings.seeds, resolved)
@@ -267,7 +274,8 @@ def columns(estimate: Estimate) -> Json:
 
 
 def is_checkpointed(answer: Json) -> bool:
-    """Whether the cell uses gradient checkpointing: it recomputes its layers and does not keep their activations."""
+    """Whether the cell uses gradient checkpointing: it recomputes its layers and does not keep
+    their activations."""
     return answer.get("recipe", {}).get("gradient_checkpointing", False)
 
 

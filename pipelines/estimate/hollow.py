@@ -1,4 +1,5 @@
-"""A model without bytes: built on the meta device from its configuration as the trainer would load it, then put on fake CPU tensors.
+"""A model without bytes: built on the meta device from its configuration as the trainer would load
+it, then put on fake CPU tensors.
 
 Quantized layers keep the same tensors as bitsandbytes and compute as it does.
 """
@@ -38,7 +39,8 @@ if torch.backends.mkldnn.is_available():
 
 @register_op_impl(torch.ops.aten.sparse_mask.default)
 def _masked(fake: FakeTensorMode, func: Any, dense: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The gradient of a sparse tensor such as SHiRA's has as many values as the tensor; PyTorch's fake one has none."""
+    """The gradient of a sparse tensor such as SHiRA's has as many values as the tensor;
+    PyTorch's fake one has none."""
     with fake:
         values = torch.empty(mask._values().shape, dtype=dense.dtype, device=dense.device)
         return torch.sparse_coo_tensor(mask._indices(), values, mask.shape)
@@ -61,7 +63,8 @@ def build(
             # Packed weights cannot be replaced by invented values.
             if recipe["quantization"]:
                 raise
-            # Some adapters of PEFT or PyTorch read values when they are initialized, and a meta tensor has none.
+            # Some adapters of PEFT or PyTorch read values when they are initialized, and a meta
+            # tensor has none.
             model = _base(config, recipe, dtype, on_card=on_card)
             give_tensors(model)
             model = _adapted(model, recipe, for_card)
@@ -75,7 +78,8 @@ def build(
 def _adapted(base: Any, recipe: dict[str, Any], for_card: torch.dtype | None) -> Any:
     """`base` with its adapter.
 
-    `replaced_bytes` counts the bytes of the base's weights that the adapter replaced when it was initialized.
+    `replaced_bytes` counts the bytes of the base's weights that the adapter replaced when it was
+    initialized.
     """
     before = [(parameter, parameter.untyped_storage()) for parameter in base.parameters()]
     model = loading.add_adapter(base, recipe, for_card=for_card)
@@ -128,8 +132,9 @@ def _make_hollow(module: Any, recipe: dict[str, Any], scratch: Scratch) -> None:
 def four_bit_bytes(weights: int, *, double: bool = True) -> int:
     """Bytes of this number of weights in 4 bits.
 
-    Each weight takes half a byte, and every 64 weights an absmax of four bytes. With double quantization the absmax takes one byte,
-    plus four bytes for every 256 of them (Dettmers et al. 2023, section 3; `bitsandbytes.functional.quantize_4bit`).
+    Each weight takes half a byte, and every 64 weights an absmax of four bytes. With double
+    quantization the absmax takes one byte, plus four bytes for every 256 of them (Dettmers et al.
+    2023, section 3; `bitsandbytes.functional.quantize_4bit`).
     """
     blocks = -(-weights // BLOCK)
     return -(-weights // 2) + (blocks + 4 * -(-blocks // NESTED_BLOCK) if double else 4 * blocks)
@@ -143,7 +148,8 @@ def quantized_sizes(model: nn.Module) -> list[int]:
 
 
 class HollowLinear4bit(Linear4bit):
-    """Computes like `bitsandbytes.autograd.MatMul4Bit`: unpacks the weight for each forward and backward product and drops it."""
+    """Computes like `bitsandbytes.autograd.MatMul4Bit`: unpacks the weight for each forward and
+    backward product and drops it."""
 
     # Shared by all layers of the model.
     scratch: Scratch
@@ -155,7 +161,8 @@ class HollowLinear4bit(Linear4bit):
         return output.to(x.dtype)
 
     def unpacked(self) -> torch.Tensor:
-        """The unpacked weight for `pipelines.train.trainer.adapters`, in memory that all layers share."""
+        """The unpacked weight for `pipelines.train.trainer.adapters`, in memory that all layers
+        share."""
         return self.scratch.shaped((self.out_features, self.in_features), self.compute_dtype or torch.float32)
 
 
@@ -179,7 +186,8 @@ class _Matmul(torch.autograd.Function):
 
 
 def _weight_for_dora(module: Any) -> torch.Tensor:
-    """The dequantized weight that PEFT needs to learn its magnitude and direction separately (DoRA)."""
+    """The dequantized weight that PEFT needs to learn its magnitude and direction separately
+    (DoRA)."""
     if not isinstance(module, HollowLinear4bit | HollowLinear8bit):
         return _plain_weight_for_dora(module)
     dtype = getattr(module, "compute_dtype", None) or torch.float32
@@ -217,13 +225,15 @@ def give_tensors(model: nn.Module) -> None:
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
-    """All tensors of `model`, each once: parameters, buffers, and other tensors that its modules hold."""
+    """All tensors of `model`, each once: parameters, buffers, and other tensors that its modules
+    hold."""
     extra = [holder[name] for module in model.modules() for holder, name in _beside(module)]
     return list({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *extra)}.values())
 
 
 def _beside(module: nn.Module) -> list[tuple[dict[Any, Any], Any]]:
-    """(dictionary, key) of each tensor of `module` that is neither parameter nor buffer, such as the indices of adapters."""
+    """(dictionary, key) of each tensor of `module` that is neither parameter nor buffer, such as
+    the indices of adapters."""
     own = vars(module)
     places = [(own, name) for name, value in own.items() if isinstance(value, torch.Tensor)]
     dictionaries = [value for name, value in own.items() if isinstance(value, dict) and name not in REGISTERED]

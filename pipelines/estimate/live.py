@@ -1,8 +1,10 @@
-"""Counts the bytes of live tensors, and their peaks, while code runs on fake tensors: the memory of an allocator without waste.
+"""Counts the bytes of live tensors, and their peaks, while code runs on fake tensors: the memory of
+an allocator without waste.
 
-PyTorch's FakeTensorMode runs every operator on shapes and dtypes only. A tensor's storage lives exactly as long as in the real run,
-because autograd, views and Python hold it in the same way. So the peak follows from the training code, for any architecture. Memory
-that an operator allocates and frees internally is not counted.
+PyTorch's FakeTensorMode runs every operator on shapes and dtypes only. A tensor's storage lives
+exactly as long as in the real run, because autograd, views and Python hold it in the same way. So
+the peak follows from the training code, for any architecture. Memory that an operator allocates and
+frees internally is not counted.
 """
 # ruff: noqa: TID253
 
@@ -21,7 +23,8 @@ Part = Literal["gradients", "activations"]
 
 @dataclass(frozen=True)
 class Moment:
-    """Live bytes besides weights and optimizer states; `large` of them are in blocks of at least LARGE."""
+    """Live bytes besides weights and optimizer states; `large` of them are in blocks of at least
+    LARGE."""
 
     gradients: float = 0
     activations: float = 0
@@ -35,9 +38,10 @@ class Moment:
 class Live:
     """The account of live bytes in a step with `trained` trained tensors.
 
-    A step has several stretches: the forward pass of each micro-batch, its backward pass until half of the gradients exist, and the
-    rest of it. `moments` holds the moment with the most live bytes of each stretch. The moment of a stretch grows about linearly
-    with the number of layers; the largest of all moments does not.
+    A step has several stretches: the forward pass of each micro-batch, its backward pass until half
+    of the gradients exist, and the rest of it. `moments` holds the moment with the most live bytes
+    of each stretch. The moment of a stretch grows about linearly with the number of layers; the
+    largest of all moments does not.
     """
 
     def __init__(self, trained: int) -> None:
@@ -62,12 +66,14 @@ class Live:
         self._known[id(storage)] = (storage, 0, "activations")
 
     def gradient(self, tensor: torch.Tensor) -> None:
-        """Count the storage of `tensor` as one more gradient of this stretch, whether new or accumulated."""
+        """Count the storage of `tensor` as one more gradient of this stretch, whether new or
+        accumulated."""
         self._missing -= 1
         self.add(tensor, "gradients")
 
     def add(self, tensor: torch.Tensor, part: Part = "activations") -> None:
-        """Count the storage of `tensor`. A counted storage that turns out to be a gradient moves to the gradients."""
+        """Count the storage of `tensor`. A counted storage that turns out to be a gradient moves
+        to the gradients."""
         storage = tensor.untyped_storage()
         place = id(storage)
         if known := self._known.get(place):
@@ -127,5 +133,6 @@ def _tensors(out: Any) -> Iterable[torch.Tensor]:
 
 
 def _dense(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
-    """The dense tensors with the bytes of `tensor`: itself, or the indices and values of a sparse tensor."""
+    """The dense tensors with the bytes of `tensor`: itself, or the indices and values of a
+    sparse tensor."""
     return (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)

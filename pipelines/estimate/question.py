@@ -1,4 +1,5 @@
-"""The estimator's questions: a complete description of one cell as JSON, and the file of its answer."""
+"""The estimator's questions: a complete description of one cell as JSON, and the file of its
+answer."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +24,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """A question on one cell. `request` is the input of the estimating process; the answer is stored in `file`."""
+    """A question on one cell. `request` is the input of the estimating process; the answer is
+    stored in `file`."""
 
     model: str
     method: str
@@ -40,7 +42,8 @@ def answer_on(data: DataRoot, attempt: Attempt) -> Json | None:
 def questions(
     project: Project, cells: Sequence[tuple[str, str]], seeds: Sequence[int], resolved: Resolved | None = None
 ) -> list[Question]:
-    """One question per cell and seed, with the profile's settings and, if data were cleaned, its examples.
+    """One question per cell and seed, with the profile's settings and, if data were cleaned, its
+    examples.
 
     `resolved` may be passed by callers that already have it.
     """
@@ -72,7 +75,8 @@ def _question(project: Project, model: str, method: str, seed: int, resolved: Re
 
 
 def _devices(recipe: Json) -> Json:
-    """`device`: the device of training here, cpu or the format of this machine's card. `cards`: the card formats to predict.
+    """`device`: the device of training here, cpu or the format of this machine's card. `cards`: the
+    card formats to predict.
 
     The processor's prediction is always made.
     """
@@ -82,7 +86,8 @@ def _devices(recipe: Json) -> Json:
 
 
 def config_of(data: DataRoot, name: str, model: Model) -> Json | None:
-    """The model's transformers configuration, from its folder or shipped; None if neither exists."""
+    """The model's transformers configuration, from its folder or shipped; None if neither
+    exists."""
     source = model.source
     if store.is_present(data, name, model):
         return read_json(store.model_folder(data, name, model) / "config.json")
@@ -111,7 +116,8 @@ def _without_layers(config: Json, drop: shortened.Drop) -> Json | None:
 
 
 def _tokenizer(project: Project, model: str) -> Json | None:
-    """The tokenizer that counts tokens: the model's own, else one of another downloaded model of the grid; else None."""
+    """The tokenizer that counts tokens: the model's own, else one of another downloaded model of
+    the grid; else None."""
     for name in (model, *project.experiments.models):
         configured = project.experiments.model(name)
         if store.is_present(project.data, name, configured):

@@ -1,10 +1,11 @@
 """Rehearses a cell's optimizer step without bytes and records every allocation.
 
-The trainer's own batch, head, loss and adapter run on a hollow model. This is the code that trains, so it keeps the same tensors as
-training.
+The trainer's own batch, head, loss and adapter run on a hollow model. This is the code that trains,
+so it keeps the same tensors as training.
 
-Layers of one kind cost the same. So the step is rehearsed twice with few layers, and each stretch is extrapolated linearly to all
-layers. The differences between a card and a CPU follow from the card's number format (`cards.Format`).
+Layers of one kind cost the same. So the step is rehearsed twice with few layers, and each stretch
+is extrapolated linearly to all layers. The differences between a card and a CPU follow from the
+card's number format (`cards.Format`).
 """
 # ruff: noqa: TID253
 
@@ -46,10 +47,12 @@ class Counted:
     `quantized`: the number of weights in 4 or 8 bits.
     `largest`: the bytes of the largest trained tensor.
     `moments`: the moment with the most live bytes of each stretch of the step.
-    `early`, `late`: the largest of these moments before and after half of the gradients exist, in the rehearsed layers.
+    `early`, `late`: the largest of these moments before and after half of the gradients exist, in
+        the rehearsed layers.
     `replaced`: the bytes of the base's weights that the adapter replaced when it was initialized.
     `grouped`: the adapters are computed together, by trainer/adapters.py.
-    `fixed`: for other adapters, the bytes of activations in small blocks that are equal in every micro-batch, such as merged weights.
+    `fixed`: for other adapters, the bytes of activations in small blocks that are equal in every
+        micro-batch, such as merged weights.
     """
 
     weights: float
@@ -79,7 +82,8 @@ def _largest(moments: Iterable[Moment]) -> Moment:
 
 
 def rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], device: Device) -> Counted:
-    """Count the memory of one optimizer step over `batches` (its micro-batches in order) on `device`, for the model in `config`."""
+    """Count the memory of one optimizer step over `batches` (its micro-batches in order) on
+    `device`, for the model in `config`."""
     layers = config.num_hidden_layers
     if layers <= MORE_LAYERS or not _layers_are_alike(config):
         return _rehearse(config, recipe, batches, device)
@@ -160,14 +164,16 @@ def _rehearse(config: Any, recipe: dict[str, Any], batches: Sequence[Batch], dev
 
 
 def _pop_stretches(live: Live, number: int) -> float:
-    """Remove the stretches of micro-batch `number` from the account; return its most bytes of activations in small blocks."""
+    """Remove the stretches of micro-batch `number` from the account; return its most bytes of
+    activations in small blocks."""
     names = [name for name in live.moments if name.split(",")[0] in (f"forward {number}", f"backward {number}")]
     moments = [live.moments.pop(name) for name in names]
     return max((max(0.0, moment.activations - moment.large) for moment in moments), default=0)
 
 
 def weights_dtype(recipe: dict[str, Any], device: Device) -> torch.dtype:
-    """The dtype of the weights as the trainer chooses it: `full` keeps float32, LoRA a base in its compute format."""
+    """The dtype of the weights as the trainer chooses it: `full` keeps float32, LoRA a base in
+    its compute format."""
     return torch.float32 if traits_of(recipe).trains_all or not computes_in_half(recipe, device) else torch.bfloat16
 
 
@@ -188,7 +194,8 @@ def autocasts(recipe: dict[str, Any], device: Device) -> bool:
 
 
 def _autocast(recipe: dict[str, Any], device: Device) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast of each forward pass. It caches the cast weights until its end, except with gradient checkpointing."""
+    """The autocast of each forward pass. It caches the cast weights until its end, except with
+    gradient checkpointing."""
     on, keeps = autocasts(recipe, device), not recipe["gradient_checkpointing"]
     return lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=on, cache_enabled=keeps)
 
@@ -196,8 +203,8 @@ def _autocast(recipe: dict[str, Any], device: Device) -> Callable[[], AbstractCo
 def _kernels(recipe: dict[str, Any], device: Device) -> AbstractContextManager[Any]:
     """The kernels of `device`.
 
-    Flash attention needs cards with bfloat16. Older cards, and float32, use memory-efficient attention, which needs a key and a value
-    for each query.
+    Flash attention needs cards with bfloat16. Older cards, and float32, use memory-efficient
+    attention, which needs a key and a value for each query.
     """
     if device == "cpu":
         return nullcontext()
@@ -213,7 +220,8 @@ def groups_queries(config: Any) -> bool:
 
 
 class _NoPadding(TorchFunctionMode):
-    """Answers no to the question whether a fake tensor contains a value. transformers asks it to warn about padding."""
+    """Answers no to the question whether a fake tensor contains a value. transformers asks it to
+    warn about padding."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__contains__:
@@ -223,7 +231,8 @@ class _NoPadding(TorchFunctionMode):
 
 @contextmanager
 def _one_example_a_row() -> Iterator[None]:
-    """Tell transformers that a row holds one example. It searches the positions for more, and builds a mask if it cannot."""
+    """Tell transformers that a row holds one example. It searches the positions for more, and
+    builds a mask if it cannot."""
     original = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -239,7 +248,8 @@ def _forward_backward(
     fake: FakeTensorMode,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> None:
-    """Run the micro-batches of one optimizer step on the fake tensors of `model`, and record them in `live`.
+    """Run the micro-batches of one optimizer step on the fake tensors of `model`, and record them
+    in `live`.
 
     Batch and positions are real tensors, so the number of learned tokens is known.
     """

@@ -1,1 +1,2 @@
-"""Plans the due cells on given devices before anything starts: memory, seconds, order, hours and dollars."""
+"""Plans the due cells on given devices before anything starts: memory, seconds, order, hours and
+dollars."""

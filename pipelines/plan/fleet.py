@@ -1,4 +1,5 @@
-"""The devices of a plan: this machine's, or those of a small YAML file that is checked as strictly as experiments.yaml."""
+"""The devices of a plan: this machine's, or those of a small YAML file that is checked as
+strictly as experiments.yaml."""
 
 import math
 from collections import Counter
@@ -22,8 +23,9 @@ from pipelines.settings.yaml_file import MESSAGE_CHARS, cut, joined
 class Node(Strict):
     """`count` equal machines, each with `devices` devices of `memory_gb`.
 
-    `device` is the name in the column `device` of past rows; such rows give the seconds. `tflops` is the sustained rate of one device
-    in training, in 10^12 operations per second. It is used if there is no such row. `price_per_hour`: dollars for one device.
+    `device` is the name in the column `device` of past rows; such rows give the seconds. `tflops`
+    is the sustained rate of one device in training, in 10^12 operations per second. It is used if
+    there is no such row. `price_per_hour`: dollars for one device.
     """
 
     name: Slug
@@ -69,7 +71,8 @@ def load(path: Path) -> Fleet:
     """Read a cluster file.
 
     Raises:
-        UsageError: missing file, not YAML, an unknown key or a wrong value; every error on a line of its own.
+        UsageError: missing file, not YAML, an unknown key or a wrong value; every error on a line
+            of its own.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; expected YAML with nodes: [{{name, kind, devices, memory_gb, …}}]")
@@ -97,8 +100,8 @@ def _explain(content: Any, item: Any) -> str:
 def this_machine(profile: Profile) -> Fleet:
     """The device on which cells run here, one at a time.
 
-    If the profile divides a cell over several devices here, the fleet has all of them: cards, or processes that share this machine's
-    memory.
+    If the profile divides a cell over several devices here, the fleet has all of them: cards, or
+    processes that share this machine's memory.
     """
     kind, cards = ("gpu", machine.cuda_count()) if machine.cuda_name() else ("cpu", profile.devices)
     devices = cards if profile.devices > 1 and launcher_for(profile).holds_device else 1

@@ -1,4 +1,5 @@
-"""The plan of a profile's due cells: each cell's memory and seconds on each machine, then its machine and time."""
+"""The plan of a profile's due cells: each cell's memory and seconds on each machine, then its
+machine and time."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +27,18 @@ from pipelines.settings.evaluation import Benchmark
 from pipelines.settings.methods import traits_of
 
 Json = dict[str, Any]
-# Assumed for a harness task whose data have not been read yet: its questions, and the tokens of each with all its choices.
+# Assumed for a harness task whose data have not been read yet: its questions, and the tokens of
+# each with all its choices.
 DEFAULT_QUESTIONS, DEFAULT_TOKENS = 1000, 400
-# Assumed share of the rate of a large float32 product that training sustains, if no past row shows it.
+# Assumed share of the rate of a large float32 product that training sustains, if no past row shows
+# it.
 SUSTAINED_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Line:
-    """One cell of the plan. `seconds` covers all its due seeds, one after another; `usd` counts all devices it holds."""
+    """One cell of the plan. `seconds` covers all its due seeds, one after another; `usd` counts
+    all devices it holds."""
 
     model: str
     method: str
@@ -78,7 +82,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Need:
-    """What a cell needs on a machine: GB of one device and seconds of all due seeds, or why it cannot run there."""
+    """What a cell needs on a machine: GB of one device and seconds of all due seeds, or why it
+    cannot run there."""
 
     gb: float = 0.0
     tight: bool = False
@@ -133,7 +138,8 @@ def _all(project: Project) -> list[Due]:
 def longest_first(project: Project, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """`cells` (model, method) in the order in which to start them in parallel.
 
-    Untouched models come first, since the others wait for them. The others follow by the FLOPs of training, the most first.
+    Untouched models come first, since the others wait for them. The others follow by the FLOPs of
+    training, the most first.
     """
     resolved = project.resolve()
     cell_questions = questions(project, list(cells), project.settings.seeds[:1], resolved)
@@ -191,7 +197,8 @@ def work_of(resolved: Resolved, due: Due, question: Question, answer: Json) -> c
 
 
 def tokens_of(benchmark: Benchmark) -> float:
-    """The tokens read for a benchmark: counted from the texts of a shipped set, assumed for a harness task."""
+    """The tokens read for a benchmark: counted from the texts of a shipped set, assumed for a
+    harness task."""
     shots = benchmark.shots or 0
     if not benchmark.ships:
         return (benchmark.limit or DEFAULT_QUESTIONS) * DEFAULT_TOKENS * (1 + shots)
@@ -227,7 +234,8 @@ def _need(project: Project, answer: Json, work: clock.Work, seeds: int, node: No
 
 
 def _rate(node: Node) -> clock.Rate | None:
-    """The rate that one device sustains: from the file, or for this machine's CPU from a product measured now."""
+    """The rate that one device sustains: from the file, or for this machine's CPU from a product
+    measured now."""
     if node.tflops:
         return clock.Rate(node.tflops * 1e12, f"{node.tflops:g} TFLOP/s as stated")
     if node.device == machine_class() and node.kind == "cpu":

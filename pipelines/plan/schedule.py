@@ -1,6 +1,7 @@
 """Schedules cells on devices: list scheduling, the longest first (LPT, Graham 1969).
 
-A device runs one cell at a time, and only cells that fit its memory. `lower_bound` is a bound on the end that no plan can beat.
+A device runs one cell at a time, and only cells that fit its memory. `lower_bound` is a bound on
+the end that no plan can beat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """A machine with `devices` equal devices of `memory_gb` each; the memory helps to keep larger devices free."""
+    """A machine with `devices` equal devices of `memory_gb` each; the memory helps to keep
+    larger devices free."""
 
     name: str
     devices: int
@@ -18,7 +20,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Job:
-    """A job with its `seconds` by the name of each machine that it fits. It holds `devices` devices of one machine."""
+    """A job with its `seconds` by the name of each machine that it fits. It holds `devices`
+    devices of one machine."""
 
     name: str
     seconds: Mapping[str, float]
@@ -31,7 +34,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A job with its place. Start and end are in seconds from now; `devices` are indices within the machine."""
+    """A job with its place. Start and end are in seconds from now; `devices` are indices within
+    the machine."""
 
     job: Job
     place: str
@@ -41,9 +45,11 @@ class Assignment:
 
 
 def schedule(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
-    """A place and a time for each job, in the order of their start. Every job must fit at least one place.
+    """A place and a time for each job, in the order of their start. Every job must fit at least one
+    place.
 
-    Two orders are tried: the longest first, and the jobs that fit the fewest devices first. The shorter plan is taken.
+    Two orders are tried: the longest first, and the jobs that fit the fewest devices first. The
+    shorter plan is taken.
     """
     counts = {place.name: place.devices for place in places}
     choice = {job.name: sum(counts[name] for name in job.seconds) for job in jobs}
@@ -88,9 +94,10 @@ def _in_order(jobs: Sequence[Job], places: Sequence[Place]) -> list[Assignment]:
 class Bound:
     """Lower bounds in seconds that no plan can beat.
 
-    `longest` is the longest cell. `work` is all work divided by all devices. `memory` is the same for cells that fit only some
-    devices, over those devices. `crowding` holds if there are more cells than devices: some device then gets two cells, or three with
-    more than twice as many, and so on; its time is at least that of the shortest such cells.
+    `longest` is the longest cell. `work` is all work divided by all devices. `memory` is the same
+    for cells that fit only some devices, over those devices. `crowding` holds if there are more
+    cells than devices: some device then gets two cells, or three with more than twice as many, and
+    so on; its time is at least that of the shortest such cells.
     """
 
     longest: float
@@ -121,7 +128,8 @@ def lower_bound(jobs: Sequence[Job], places: Sequence[Place]) -> Bound:
 
 
 def _crowding(seconds: Sequence[float], devices: int) -> float:
-    """Of the k × devices + 1 longest cells, k + 1 share a device; in the best case these are the shortest of them."""
+    """Of the k × devices + 1 longest cells, k + 1 share a device; in the best case these are the
+    shortest of them."""
     longest = sorted(seconds, reverse=True)
     return max(
         (sum(longest[k * devices - k : k * devices + 1]) for k in range(1, (len(longest) - 1) // devices + 1)),

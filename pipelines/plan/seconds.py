@@ -1,4 +1,5 @@
-"""The time of a cell on a device: from a past row of an equal device, scaled by FLOPs, else from a stated rate."""
+"""The time of a cell on a device: from a past row of an equal device, scaled by FLOPs, else from
+a stated rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ class BenchmarkWork:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a cell. `training` and `evaluation` are FLOPs; `evaluation` excludes `benchmarks`.
+    """The work of a cell. `training` and `evaluation` are FLOPs; `evaluation` excludes
+    `benchmarks`.
 
     If `trains` is false, only the evaluation is due.
     """
@@ -44,8 +46,9 @@ class Work:
 class Past:
     """The times of a past row in seconds.
 
-    `steps` are its optimizer steps, `rest` everything else in its process, and `evaluated` its evaluation without benchmarks.
-    `benchmarks` holds by name the seconds, the questions and their limit (None: all).
+    `steps` are its optimizer steps, `rest` everything else in its process, and `evaluated` its
+    evaluation without benchmarks. `benchmarks` holds by name the seconds, the questions and their
+    limit (None: all).
     """
 
     work: Work
@@ -75,8 +78,8 @@ class Forecast:
 def training_flops(parameters: float, trainable: float, tokens: float, recipe: Mapping[str, Any]) -> float:
     """FLOPs of training (Kaplan et al. 2020, without those of attention itself).
 
-    Each weight and token takes 2 operations forward and 2 backward, plus 2 for the gradient of a trained weight. Gradient
-    checkpointing runs the forward pass twice.
+    Each weight and token takes 2 operations forward and 2 backward, plus 2 for the gradient of a
+    trained weight. Gradient checkpointing runs the forward pass twice.
     """
     if not traits_of(recipe).trains:
         return 0.0
@@ -85,7 +88,8 @@ def training_flops(parameters: float, trainable: float, tokens: float, recipe: M
 
 
 def _search_share(recipe: Mapping[str, Any]) -> float:
-    """Steps of the learning-rate search as a share of the training steps; an upper limit if a cap applies."""
+    """Steps of the learning-rate search as a share of the training steps; an upper limit if a
+    cap applies."""
     rates = recipe["learning_rate"]
     if not isinstance(rates, list):
         return 0.0
@@ -123,7 +127,8 @@ def _benchmarks_of(evaluation: Evaluation) -> dict[str, tuple[float, int, int | 
 def forecast(
     work: Work, past: Sequence[Past], device: str | None, rate: Rate | None, devices: int = 1
 ) -> Forecast | None:
-    """Seconds of one seed of `work` on a device of this name and rate; None if neither gives a time.
+    """Seconds of one seed of `work` on a device of this name and rate; None if neither gives a
+    time.
 
     Several `devices` divide only the time of the optimizer steps.
     """
@@ -138,7 +143,8 @@ def forecast(
 
 
 def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
-    """The distance of a past row from the work: another cell, another kind of method, the ratio of weights."""
+    """The distance of a past row from the work: another cell, another kind of method, the ratio
+    of weights."""
     kind = ("kind", "quantization")
     return (
         (row.work.model, row.work.method) != (work.model, work.method),
@@ -148,7 +154,8 @@ def _distance(row: Past, work: Work) -> tuple[bool, bool, float]:
 
 
 def _scaled(row: Past, work: Work, devices: int) -> Forecast:
-    """Scale a past row to the work: optimizer steps by FLOPs, everything else by the number of weights."""
+    """Scale a past row to the work: optimizer steps by FLOPs, everything else by the number of
+    weights."""
     weight_ratio = work.parameters / row.work.parameters
     work_ratio = work.training / row.work.training if work.training else 0.0
     benchmark_seconds, unmeasured = _benchmark_seconds(row, work, weight_ratio)
@@ -164,7 +171,8 @@ def _scaled(row: Past, work: Work, devices: int) -> Forecast:
 
 
 def _question_ratio(questions: int, old_limit: int | None, new_limit: int | None) -> float | None:
-    """The number of questions now, as a multiple of the `questions` of the past; None if the past cannot tell.
+    """The number of questions now, as a multiple of the `questions` of the past; None if the past
+    cannot tell.
 
     `old_limit` and `new_limit` are the limits of questions (None: all).
     """
@@ -179,7 +187,8 @@ def _question_ratio(questions: int, old_limit: int | None, new_limit: int | None
 def _benchmark_seconds(row: Past, work: Work, weight_ratio: float) -> tuple[float, list[str]]:
     """Seconds of the benchmarks, and the names of those that the row did not run.
 
-    The latter are estimated from FLOPs, at the rate of the row's steps, or of its evaluation if it had no steps.
+    The latter are estimated from FLOPs, at the rate of the row's steps, or of its evaluation if it
+    had no steps.
     """
     seconds, unmeasured = 0.0, []
     trained = row.work.training / row.steps if row.steps and row.work.training else 0.0

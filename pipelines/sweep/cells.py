@@ -1,4 +1,5 @@
-"""Code shared by sweeps: making their cells current, and a table of their rows with notes on doubtful ones."""
+"""Code shared by sweeps: making their cells current, and a table of their rows with notes on
+doubtful ones."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def make_current(
 
 
 def table_of(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str], form: Format) -> str:
-    """The rows with these columns in the given form; a text or Markdown table has the notes below it."""
+    """The rows with these columns in the given form; a text or Markdown table has the notes
+    below it."""
     if form in ("text", "markdown"):
         return tabulate(rows, columns, notes, form)
     shown = [{column.name: row[column.name] for column in columns} for row in rows]

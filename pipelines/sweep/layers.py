@@ -1,4 +1,5 @@
-"""A model with fewer and fewer layers, untouched and healed by training: loss, memory and speed by number of layers."""
+"""A model with fewer and fewer layers, untouched and healed by training: loss, memory and speed
+by number of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,8 @@ COLUMNS = layers_report.COLUMNS
 class LayerSweep:
     """A project whose profile has the models and methods of the sweep.
 
-    `models` maps each number of dropped layers to a model. `added` names the models that the user's file does not have.
+    `models` maps each number of dropped layers to a model. `added` names the models that the user's
+    file does not have.
     """
 
     project: Project
@@ -47,12 +49,13 @@ def with_layers(
 ) -> LayerSweep:
     """A model for each number of dropped layers (0: the model itself).
 
-    It is the model of experiments.yaml with that definition, else a new one for this sweep. `methods` None stands for the untouched
-    model and DEFAULT_METHODS.
+    It is the model of experiments.yaml with that definition, else a new one for this sweep.
+    `methods` None stands for the untouched model and DEFAULT_METHODS.
 
     Raises:
-        UsageError: an unknown model or method, a model outside the profile (evaluation records must fit all models of a
-            profile), as many layers as the model has, or a model of experiments.yaml that already has the name of a new one.
+        UsageError: an unknown model or method, a model outside the profile (evaluation records must
+            fit all models of a profile), as many layers as the model has, or a model of
+            experiments.yaml that already has the name of a new one.
     """
     experiments, profile = project.experiments, project.settings
     whole = experiments.model(model)
@@ -93,14 +96,16 @@ def _extended(profile: Profile, models: list[str], methods: list[str]) -> Profil
 
 
 def _model_without(whole: Model, source: Source) -> Model:
-    """The shortened model as experiments.yaml would define it, with all properties of the whole model."""
+    """The shortened model as experiments.yaml would define it, with all properties of the whole
+    model."""
     model = whole.model_copy(update={"source": source})
     model._parent = whole
     return model
 
 
 def _name_of(experiments: Experiments, model: str, source: Source) -> str:
-    """The name of the configured model with exactly this definition, else a new name that describes it.
+    """The name of the configured model with exactly this definition, else a new name that describes
+    it.
 
     Raises:
         UsageError: the new name is taken.
@@ -118,7 +123,8 @@ def _name_of(experiments: Experiments, model: str, source: Source) -> str:
 
 
 def run_sweep(sweep: LayerSweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
-    """Make every cell current, even if others fail, and return their rows, those of the whole model first."""
+    """Make every cell current, even if others fail, and return their rows, those of the whole
+    model first."""
     hooks, project = RunHooks(on_tick=on_tick), sweep.project
     # All weights first: evaluation records must fit every model whose weights are here.
     for name in sweep.models.values():
@@ -165,7 +171,8 @@ def _defined(model: Model) -> str:
 
 
 def write_picture(rows: Sequence[Row], sweep: LayerSweep) -> Path | None:
-    """Write loss, memory and speed by layers as a PNG beside the report; None if nothing was measured."""
+    """Write loss, memory and speed by layers as a PNG beside the report; None if nothing was
+    measured."""
     picture = layers_report.picture(rows, "png")
     if picture is None:
         return None

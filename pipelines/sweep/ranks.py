@@ -1,4 +1,5 @@
-"""LoRA at several ranks, everything else equal: the cells trained and evaluated, and loss, minutes and memory by rank."""
+"""LoRA at several ranks, everything else equal: the cells trained and evaluated, and loss,
+minutes and memory by rank."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,8 @@ Row = dict[str, Any]
 Targets = Literal["all-linear", "attention"]
 DROPOUT = 0.1
 ALPHA_PER_RANK = 4
-# An update is scaled by alpha / rank, which is 4 at rank 8; with rsLoRA by alpha / √rank, which is 4 at rank 16.
+# An update is scaled by alpha / rank, which is 4 at rank 8; with rsLoRA by alpha / √rank, which is
+# 4 at rank 16.
 FIXED_ALPHA, RSLORA_ALPHA = 32, 16
 COLUMNS = (
     *COMPARISON.pick("rank", "alpha", "method", "status", "eval_loss", "eval_bits_per_byte", "learning_rate", "rates"),
@@ -41,7 +43,8 @@ HOW_RATES_ARE_CHOSEN = ("learning_rate", "learning_rate_source", "search_share",
 
 @dataclass(frozen=True)
 class AlphaRule:
-    """How alpha follows the rank: `fixed` + `per_rank` × rank. `in_words` is for notes and the picture."""
+    """How alpha follows the rank: `fixed` + `per_rank` × rank. `in_words` is for notes and the
+    picture."""
 
     in_words: str
     fixed: int = 0
@@ -66,8 +69,8 @@ ALPHA_RULES = {
 class Sweep:
     """A project whose profile has the methods of the sweep, the model, and each rank's method.
 
-    `added` names the methods that the user's profile lacks. `alpha` is a key of ALPHA_RULES. `targets` None leaves the choice to the
-    profile.
+    `added` names the methods that the user's profile lacks. `alpha` is a key of ALPHA_RULES.
+    `targets` None leaves the choice to the profile.
     """
 
     project: Project
@@ -87,11 +90,13 @@ class Sweep:
 def with_ranks(
     project: Project, model: str, ranks: Sequence[int], *, alpha: str = "fixed", targets: Targets | None = None
 ) -> Sweep:
-    """A method for each rank: the one of experiments.yaml with these settings, else a new one for this sweep.
+    """A method for each rank: the one of experiments.yaml with these settings, else a new one for
+    this sweep.
 
     Raises:
-        UsageError: an unknown model, a model outside the profile (evaluation records must fit all models of a profile), or a
-            method of experiments.yaml that has the name of a new one but other settings.
+        UsageError: an unknown model, a model outside the profile (evaluation records must fit all
+            models of a profile), or a method of experiments.yaml that has the name of a new one but
+            other settings.
     """
     experiments, profile = project.experiments, project.settings
     experiments.model(model)
@@ -114,7 +119,8 @@ def with_ranks(
 
 
 def _name_of(experiments: Experiments, method: Method) -> str:
-    """The name of the configured method with these settings, else a new name that includes all of them.
+    """The name of the configured method with these settings, else a new name that includes all of
+    them.
 
     So no two sweeps share a cell.
 
@@ -141,12 +147,14 @@ def _name_of(experiments: Experiments, method: Method) -> str:
 
 
 def _without_rates(method: Method) -> Row:
-    """All settings of a method, a default alpha included, except those that choose its learning rate."""
+    """All settings of a method, a default alpha included, except those that choose its learning
+    rate."""
     return method.model_dump(exclude=set(HOW_RATES_ARE_CHOSEN)) | {"alpha": method.traits.alpha}
 
 
 def run_sweep(sweep: Sweep, *, on_tick: Callable[[Attempt], None], tell: Callable[[str], None]) -> list[Row]:
-    """Make every rank's cell current, even if others fail, and return their rows, the smallest rank first."""
+    """Make every rank's cell current, even if others fail, and return their rows, the smallest
+    rank first."""
     hooks, resolved = RunHooks(on_tick=on_tick), sweep.project.resolve()
     make_current(resolved, sweep.model, sweep.methods.values(), hooks=hooks, tell=tell)
     by_method = {row["method"]: row for row in comparison_rows(resolved) if row["model"] == sweep.model}
@@ -182,7 +190,8 @@ def _defined(method: Method) -> str:
 
 
 def _of_rates(rows: Sequence[Row]) -> Iterator[str]:
-    """Notes on whether the ranks differ only by rank, or also by learning rates that were not searched for each."""
+    """Notes on whether the ranks differ only by rank, or also by learning rates that were not
+    searched for each."""
     trained = [row for row in rows if rates_of(row)]
     shared = [row for row in trained if rates_of(row) == "shared"]
     at_edge = [row["method"] for row in trained if rates_of(row) == "edge"]

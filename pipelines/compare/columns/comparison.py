@@ -5,7 +5,8 @@ from pipelines.compare.columns.origin import CELL, MODEL, OUTCOME, PROVENANCE, R
 from pipelines.compare.columns.quality import ANSWERS, BITS, JUDGE, PAIRS, QUALITY, VOTES
 from pipelines.lake.schema import Table, View, count, flag, group, real, text, whole
 
-# Readers that address columns by position rely on this order. Columns that are missing here come last.
+# Readers that address columns by position rely on this order. Columns that are missing here come
+# last.
 ORDER = """
 model method status phase status_detail is_stale stale_because seeds seeds_ok train_loss eval_loss eval_bits_per_byte
 eval_bits_per_byte_low eval_bits_per_byte_high eval_bits_per_byte_std base_bits_per_byte train_seconds speedup_vs_full

@@ -1,7 +1,8 @@
-"""Columns that exist because of a setting: one share for each metric and benchmark that a profile names.
+"""Columns that exist because of a setting: one share for each metric and benchmark that a profile
+names.
 
-They come after all fixed columns. A table is extended for the published profile; a reader of published rows recognizes the columns
-by their names.
+They come after all fixed columns. A table is extended for the published profile; a reader of
+published rows recognizes the columns by their names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,8 @@ def comparison_of(published: Iterable[str]) -> Table:
 
 
 def shares_of(published: Iterable[str], group_name: str) -> tuple[Column, ...]:
-    """The shares among these columns (of METRICS, or of BENCHMARKS), without their intervals and differences."""
+    """The shares among these columns (of METRICS, or of BENCHMARKS), without their intervals and
+    differences."""
     return tuple(columns[0] for columns in _made_by_settings(published) if columns[0].group == group_name)
 
 

@@ -1,4 +1,5 @@
-"""The tables of what was measured record by record and mode by mode: answers, losses, serving, bit widths."""
+"""The tables of what was measured record by record and mode by mode: answers, losses, serving,
+bit widths."""
 
 from pipelines.compare.columns.comparison import COMPARISON
 from pipelines.compare.columns.origin import SEED

@@ -1,4 +1,5 @@
-"""Columns that say what a row is about: the cell, how it ended, the model, the recipe, the records and the fingerprints."""
+"""Columns that say what a row is about: the cell, how it ended, the model, the recipe, the
+records and the fingerprints."""
 
 from pipelines.compare.columns.quality import SHARE
 from pipelines.lake.schema import count, flag, group, moment, real, text, whole

@@ -1,4 +1,5 @@
-"""The tables that compare providers: the outcomes of the same requests, and whose records the judge prefers."""
+"""The tables that compare providers: the outcomes of the same requests, and whose records the
+judge prefers."""
 
 from pipelines.compare.columns.calls import LLM_CALLS
 from pipelines.compare.columns.quality import SHARE

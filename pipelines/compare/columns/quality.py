@@ -1,4 +1,5 @@
-"""Columns of quality: losses on held-out records, differences with their intervals, scores of answers, verdicts of the judge."""
+"""Columns of quality: losses on held-out records, differences with their intervals, scores of
+answers, verdicts of the judge."""
 
 from pipelines.lake.schema import count, flag, group, real, text
 
