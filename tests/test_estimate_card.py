@@ -61,7 +61,7 @@ def test_this_machines_card_is_asked_for_its_memory_and_capability(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard())
-    cards._asked.cache_clear()
+    cards._installed.cache_clear()
     assert cards.here() == Card("Tesla T4", T4.total, (7, 5))
     assert estimate.machine_gb() == T4.total / 1e9
     card_estimate = {
@@ -81,7 +81,7 @@ def test_where_the_driver_says_no_capability_the_name_counts(
     name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_driver.install(tmp_path, monkeypatch, FakeCard(name, memory="[N/A]", capability="[N/A]"))
-    cards._asked.cache_clear()
+    cards._installed.cache_clear()
     card = cards.here()
     assert card is not None and card.format({"precision": "auto"}) == expected
     # The memory of this machine.

@@ -44,9 +44,9 @@ class Preference:
     """One vote.
 
     `shown`: two or more answers of different cells in the order on the screen; their cells were
-        hidden. `chosen`: the place of the best answer, from 0, or `tie` (equally good) or `neither`
-        (equally bad). `id` recognizes a vote that was sent twice.
-    `settings`: the settings of the generation, such as temperature, max_new_tokens, system, turn.
+    hidden. `chosen`: the place of the best answer, from 0, or `tie` (equally good) or `neither`
+    (equally bad). `id` recognizes a vote that was sent twice. `settings`: the settings of the
+    generation, such as temperature, max_new_tokens, system, turn.
 
     Raises:
         ValueError: fewer than two answers, a repeated cell, an unknown choice, or a time without a
