@@ -12,8 +12,8 @@ from pipelines.weights import store
 
 # Settings that change neither the weights nor their measurements are not part of the recipe.
 OUTSIDE_RECIPE = (
-    "eval_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes", "time_limit_minutes", "memory_budget_gb",
-    "learning_rate_source", "target_loss", "report_to",
+    "eval_every_steps", "curve_records", "checkpoint_every_steps", "checkpoint_every_minutes", "time_limit_minutes",
+    "memory_budget_gb", "learning_rate_source", "target_loss", "report_to",
 )  # fmt: skip
 
 

@@ -167,6 +167,19 @@ def test_a_small_set_is_its_own_sample() -> None:
     assert curve_sample(few) == few
 
 
+def test_fewer_records_on_the_curve_change_no_weight_and_no_training_loss(by_time: TinyProject) -> None:
+    def trained() -> tuple[list[float], list[float], dict[str, bytes]]:
+        attempt = attempt_at(by_time, "lora-r8", force=True)
+        losses = [point["train_loss"] for point in attempt.curve()]
+        weights = {file.name: file.read_bytes() for file in attempt.model_folder.glob("*.safetensors")}
+        return [point["eval_loss"] for point in attempt.curve()], losses, weights
+
+    of_three, *expected = trained()
+    by_time.change(profiles={"local": {"training": {"curve_records": 1}}})
+    of_one, *found = trained()
+    assert found == expected and all(expected) and of_one != of_three
+
+
 def test_a_large_set_has_a_sample_that_only_its_ids_choose() -> None:
     many = [example(f"record {number}", turn=turn) for number in range(1000) for turn in (0, 1)]
     sample = curve_sample(many)
@@ -208,7 +221,7 @@ def test_few_records_or_steps_are_measured_as_often_as_set(steps: int, records: 
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds that a tiny project reaches: two of its three held-out records are measured, at half
     of the configured points."""
-    for name, value in (("CURVE_RECORDS", 2), ("FEW_RECORDS", 1), ("FEWEST_POINTS", 2)):
+    for name, value in (("FEW_RECORDS", 1), ("FEWEST_POINTS", 2)):
         monkeypatch.setattr(pace, name, value)
 
 
@@ -217,7 +230,7 @@ def test_a_sampled_and_thinned_curve_is_the_same_after_a_kill(
 ) -> None:
     bounds(monkeypatch)
     by_time.change(
-        profiles={"local": {"training": {"eval_every_steps": 1, "checkpoint_every_steps": 2}}},
+        profiles={"local": {"training": {"eval_every_steps": 1, "curve_records": 2, "checkpoint_every_steps": 2}}},
     )
     whole = attempt_at(by_time, "lora-r8")
     expected = outcome(whole)
@@ -233,6 +246,7 @@ def test_a_curve_that_decides_when_training_ends_keeps_every_point(
 ) -> None:
     bounds(monkeypatch)
     by_time.change(
-        methods={"lora-r8": {"early_stop_patience": 10}}, profiles={"local": {"training": {"eval_every_steps": 1}}}
+        methods={"lora-r8": {"early_stop_patience": 10}},
+        profiles={"local": {"training": {"eval_every_steps": 1, "curve_records": 2}}},
     )
     assert all(point["eval_loss"] is not None for point in attempt_at(by_time, "lora-r8").curve())

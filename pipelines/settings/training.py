@@ -101,6 +101,8 @@ class TrainingOverrides(Strict):
     learning rate."""
     eval_every_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations of the curve."""
+    curve_records: PositiveInt | None = None
+    """Held-out records that the curve is measured on, at most; the losses of the row are those of all."""
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints. Unset: they come by `checkpoint_every_minutes`."""
     checkpoint_every_minutes: PositiveFloat | None = None
@@ -173,6 +175,7 @@ class TrainingSettings(Strict):
     early_stop_patience: PositiveInt | None = None
     validation_share: float = 0.1
     eval_every_steps: PositiveInt = 10
+    curve_records: PositiveInt = 256
     checkpoint_every_steps: PositiveInt | None = None
     checkpoint_every_minutes: PositiveFloat = 10
     time_limit_minutes: PositiveFloat = 720

@@ -243,7 +243,8 @@ def _spec(
         report_to=settings.report_to, launcher=project.settings.launcher, devices=plan.placement.devices,
         sharding=plan.placement.sharding, deepspeed=plan.placement.tuning,
         more={
-            "eval_every_steps": settings.eval_every_steps, "checkpoint_every_steps": settings.checkpoint_every_steps,
+            "eval_every_steps": settings.eval_every_steps, "curve_records": settings.curve_records,
+            "checkpoint_every_steps": settings.checkpoint_every_steps,
             "checkpoint_every_minutes": settings.checkpoint_every_minutes,
             "tokens": {"bos": model.bos, "end": model.end}, "licence": model.licence,
         },

@@ -69,7 +69,7 @@ def train_cell(worker: Worker) -> None:
     trainer.prepare(train, earlier, validation=validation)
     worker.phase("train")
     _require_disk(worker, trainer, resumed=earlier is not None)
-    sample = curve_sample(tokens.held_out)
+    sample = curve_sample(tokens.held_out, worker.spec.get("curve_records"))
     if len(sample) < len(tokens.held_out):
         worker.say(
             f"the curve's held-out loss is that of a fixed sample: {len(sample)} of {len(tokens.held_out)} examples"

@@ -12,19 +12,14 @@ from typing import Any
 from pipelines.runs.clock import Stopwatch
 from pipelines.train.trainer.examples import Tokenized
 
-# Minutes between checkpoints for specs from before the setting existed.
-DEFAULT_MINUTES = 10.0
-# The largest share of a run's time for checkpoints, and for the curve of a long run.
-SHARE = 0.05
-# The curve is measured on at most this many held-out records.
-CURVE_RECORDS = 256
-# Up to this many records cost little: the curve follows the setting.
-FEW_RECORDS = 32
-# A curve has at least this many points, whatever they cost.
-FEWEST_POINTS = 20
-# The cost of a training step in evaluations of its tokens: one forward pass, and a backward pass
-# that costs two.
-PASSES = 3
+DEFAULT_MINUTES = 10.0  # between checkpoints, of a spec that was written before there was the setting
+SHARE = 0.05  # of a run's time is for checkpoints at most, and for the curve of a long run
+CURVE_RECORDS = (
+    256  # held-out records that the curve is measured on, of a spec that was written before there was the setting
+)
+FEW_RECORDS = 32  # so few cost little: as often as the setting says
+FEWEST_POINTS = 20  # on a curve, whatever they cost
+PASSES = 3  # a training step costs so many times the evaluation of its tokens: forward, and twice that backward
 
 
 class CheckpointPace:
@@ -56,14 +51,15 @@ class CheckpointPace:
         self._since = Stopwatch()
 
 
-def curve_sample(held_out: Sequence[Tokenized]) -> list[Tokenized]:
-    """The examples of at most CURVE_RECORDS records, chosen by their ids alone, in the order of
+def curve_sample(held_out: Sequence[Tokenized], most: int | None = None) -> list[Tokenized]:
+    """The examples of at most `most` records (None: CURVE_RECORDS), chosen by their ids alone, in the order of
     `held_out`."""
+    most = most or CURVE_RECORDS
     ids = list(dict.fromkeys(example.example_id for example in held_out))
-    if len(ids) <= CURVE_RECORDS:
+    if len(ids) <= most:
         return list(held_out)
     ranked = sorted(ids, key=lambda name: hashlib.sha256(f"curve/{name}".encode()).digest())
-    chosen = set(ranked[:CURVE_RECORDS])
+    chosen = set(ranked[:most])
     return [example for example in held_out if example.example_id in chosen]
 
 
