@@ -22,6 +22,20 @@ from assets.nights import nights
 from assets.providers import provider_comparison
 from assets.training import base_evaluation, evaluation, trained_model
 
+# What the fork server imports once for the processes of all steps. Each of them would import it anew: Dagster's storage with
+# SQLAlchemy and Alembic, and what Arrow reads a table by.
+PRELOADED = (
+    "assets.definitions",
+    "dagster._core.storage.event_log",
+    "dagster._core.storage.runs",
+    "dagster._core.storage.schedules",
+    "dagster._core.storage.local_compute_log_manager",
+    "dagster._utils.test",
+    "pandas",
+    "pyarrow.dataset",
+    "upath",
+)
+
 defs = dg.Definitions(
     assets=dg.map_asset_specs(
         described,
@@ -54,6 +68,6 @@ defs = dg.Definitions(
     schedules=[nightly],
     sensors=[night_goes_on, lake_has_changed, inputs_have_changed, failure_alert],
     executor=dg.multiprocess_executor.configured(
-        {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["assets.definitions"]}}}
+        {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": list(PRELOADED)}}}
     ),
 )

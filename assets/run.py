@@ -30,6 +30,7 @@ from pipelines.lake.disk import explained
 from pipelines.lake.paths import data_root
 from pipelines.project import Project
 from pipelines.runs.cells import CellKey, latest
+from pipelines.runs.clock import Stopwatch
 from pipelines.runs.process import PARENT, die_with_parent, end_as_interrupt, print_anything, stop_group
 from pipelines.runs.progress import CellProgress
 from pipelines.upkeep.upgrade import noticed
@@ -38,7 +39,28 @@ DRIVER, ONE_CELL = "--driver", "--cell"
 INTERRUPTED = 130
 # Longer than the 30 seconds that a cell has to save its state.
 STOP_SECONDS = 45
+# Publications between cells take at most this share of the time.
+PUBLISHING_SHARE = 0.05
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class PublicationPace:
+    """Decides when the table is published between two cells, so that it grows during the run.
+
+    It is published after the first cell, then so rarely that publishing takes at most
+    PUBLISHING_SHARE of the time.
+    """
+
+    def __init__(self) -> None:
+        self._wait, self._since = 0.0, Stopwatch()
+
+    def is_due(self) -> bool:
+        """Whether to publish now."""
+        return self._since.total() >= self._wait
+
+    def published(self, seconds: float) -> None:
+        """A publication has just ended, which took `seconds`."""
+        self._wait, self._since = seconds / PUBLISHING_SHARE, Stopwatch()
 
 
 def run() -> int:
@@ -96,7 +118,14 @@ def _run_cells(project: Project, instance: dg.DagsterInstance, tags: dict[str, s
     launcher = project.launcher()
     if not launcher.holds_device:
         return _side_by_side(project, instance, left, tags, launcher.at_once)
-    return [_run_cell(project, instance, model, method, tags) for model, method in left]
+    good, pace = list[bool](), PublicationPace()
+    for place, (model, method) in enumerate(left, start=1):
+        good.append(_run_cell(project, instance, model, method, tags))
+        if place < len(left) and pace.is_due():  # `run` publishes after the last cell
+            clock = Stopwatch()
+            good.append(_execute("publish", instance, None, tags))
+            pace.published(clock.total())
+    return good
 
 
 def check_inputs(project: Project) -> None:
@@ -135,7 +164,7 @@ def _why_reused(project: Project, model: str, method: str) -> str:
 
 
 def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method: str, tags: dict[str, str]) -> bool:
-    """Train and evaluate one cell, then publish, so that the table grows during the run."""
+    """Train and evaluate one cell."""
     from assets.project import partition_of
 
     key = CellKey(model, method, project.settings.seeds[0])
@@ -147,7 +176,7 @@ def _run_cell(project: Project, instance: dg.DagsterInstance, model: str, method
         say(f"      {_why_reused(project, model, method)}")
     elif after and after.status != "ok":
         say(f"      {after.status}: {after.result.status_detail}")
-    return _execute("publish", instance, None, tags) and done
+    return done
 
 
 def _side_by_side(

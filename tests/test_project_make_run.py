@@ -15,6 +15,7 @@ import duckdb
 import psutil
 import pytest
 
+from assets import run
 from pipelines.lake.paths import PROJECT
 from pipelines.runs import cells
 from tests.project import TinyProject
@@ -185,6 +186,50 @@ def test_a_cell_out_of_memory_ends_the_run_with_3_and_its_row(small: TinyProject
     out, err = running.communicate(timeout=600)
     assert running.returncode == 3, err[-3000:]
     assert "out_of_memory" in out and "budget of 0.2 GB" in err
+
+
+@pytest.mark.parametrize(
+    ("cell", "publication", "after"), [(1.0, 0.0, [1, 2, 3]), (30.0, 3.0, [1, 3]), (600.0, 9.0, [1, 2, 3])]
+)
+def test_publications_between_cells_take_a_twentieth_of_the_time(
+    small: TinyProject, monkeypatch: pytest.MonkeyPatch, cell: float, publication: float, after: list[int]
+) -> None:
+    """`run` publishes after the last cell, so `_run_cells` does not."""
+    now, done, published = 0.0, 0, []
+
+    class Clock:
+        def __init__(self) -> None:
+            self._began = now
+
+        def total(self) -> float:
+            return now - self._began
+
+    def run_cell(*_: object) -> bool:
+        nonlocal now, done
+        now, done = now + cell, done + 1
+        return True
+
+    def execute(*_: object) -> bool:
+        nonlocal now
+        now += publication
+        published.append(done)
+        return True
+
+    project = small.now()
+    monkeypatch.setattr(run, "Stopwatch", Clock)
+    monkeypatch.setattr(run, "_run_cell", run_cell)
+    monkeypatch.setattr(run, "_execute", execute)
+    monkeypatch.setattr(run, "_settled", lambda _project: [])
+    monkeypatch.setattr(type(project), "grid", [("smollm2-135m", f"method-{number}") for number in range(4)])
+    assert all(run._run_cells(project, object(), {})) and done == 4  # pyright: ignore[reportArgumentType]
+    assert published == after
+
+
+def test_what_the_fork_server_imports_is_there_and_loads_no_torch() -> None:
+    look = "import importlib, sys\nfrom assets.definitions import PRELOADED\n"
+    look += "for name in PRELOADED:\n    importlib.import_module(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_broken_configuration_ends_the_run_with_2(small: TinyProject) -> None:
