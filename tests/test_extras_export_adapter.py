@@ -285,7 +285,9 @@ def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) 
         (tmp_path / name).write_text(name, encoding="utf-8")
     gguf, modelfile = {"F16": tmp_path / "a.gguf"}, {"F16": tmp_path / "Modelfile"}
 
-    def paths(merged: Path | None, gguf: dict[str, Path], folder: Path | None, request: ExportRequest) -> dict[str, str]:
+    def paths(
+        merged: Path | None, gguf: dict[str, Path], folder: Path | None, request: ExportRequest
+    ) -> dict[str, str]:
         made = Export(None, tmp_path, merged, gguf, folder, modelfile if gguf else {})  # pyright: ignore[reportArgumentType]
         return {name: path.relative_to(tmp_path).as_posix() for name, path in command.files_of(made, request).items()}
 

@@ -96,7 +96,8 @@ def test_a_record_that_one_template_cannot_show_costs_that_record(
     output = capsys.readouterr().out
     assert attempt.result.measured["unshown_share"] == pytest.approx(1 / 3)
     assert (
-        "WARNING: the model's chat template cannot show 1 of 3 training records" in output and "one question only" in output
+        "WARNING: the model's chat template cannot show 1 of 3 training records" in output
+        and "one question only" in output
     )
     assert "other: 0 evaluation records are too long, 1 cannot be shown; no model is measured on them" in output
     first, _, _ = measured(two, MODEL)

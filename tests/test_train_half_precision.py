@@ -296,7 +296,9 @@ def test_half_precision_files_of_a_full_cell_are_widened_on_the_card(
     dtypes: list[Any] = []
     original = loading._load_complete
     monkeypatch.setattr(
-        loading, "_load_complete", lambda folder, **options: dtypes.append(options["dtype"]) or original(folder, **options)
+        loading,
+        "_load_complete",
+        lambda folder, **options: dtypes.append(options["dtype"]) or original(folder, **options),
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

@@ -49,8 +49,11 @@ def vectors_in(body: Any) -> list[list[float]]:
         raise ValueError("its embeddings do not say which text they belong to")
     by_place = dict(zip(places, items, strict=True))
     vectors = [by_place[place].get("embedding") for place in range(len(items))]
-    for vector in vectors:
-        numbers = isinstance(vector, list) and all(type(number) in (int, float) for number in vector)
-        if not vector or not numbers or not np.isfinite(vector).all():
-            raise ValueError("an embedding is no list of finite numbers")
+    if not all(_is_vector(vector) for vector in vectors):
+        raise ValueError("an embedding is no list of finite numbers")
     return vectors
+
+
+def _is_vector(value: Any) -> bool:
+    numbers = isinstance(value, list) and bool(value) and all(type(number) in (int, float) for number in value)
+    return numbers and bool(np.isfinite(value).all())

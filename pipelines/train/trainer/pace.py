@@ -12,14 +12,19 @@ from typing import Any
 from pipelines.runs.clock import Stopwatch
 from pipelines.train.trainer.examples import Tokenized
 
-DEFAULT_MINUTES = 10.0  # between checkpoints, of a spec that was written before there was the setting
-SHARE = 0.05  # of a run's time is for checkpoints at most, and for the curve of a long run
-CURVE_RECORDS = (
-    256  # held-out records that the curve is measured on, of a spec that was written before there was the setting
-)
-FEW_RECORDS = 32  # so few cost little: as often as the setting says
-FEWEST_POINTS = 20  # on a curve, whatever they cost
-PASSES = 3  # a training step costs so many times the evaluation of its tokens: forward, and twice that backward
+# Minutes between checkpoints for specs from before the setting existed.
+DEFAULT_MINUTES = 10.0
+# The largest share of a run's time for checkpoints, and for the curve of a long run.
+SHARE = 0.05
+# Held-out records of the curve, for specs from before the setting existed.
+CURVE_RECORDS = 256
+# Up to this many records cost little: the curve follows the setting.
+FEW_RECORDS = 32
+# A curve has at least this many points, whatever they cost.
+FEWEST_POINTS = 20
+# The cost of a training step in evaluations of its tokens: one forward pass, and a backward pass
+# that costs two.
+PASSES = 3
 
 
 class CheckpointPace:
