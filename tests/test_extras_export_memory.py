@@ -56,7 +56,7 @@ def test_what_lies_there_at_once_is_added_up() -> None:
 def test_a_machine_with_less_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * GIGABYTE))
     memory.require(3 * GIGABYTE)
-    with pytest.raises(UnavailableError, match=r"merging takes 9.0 GB .*take --adapter"):
+    with pytest.raises(UnavailableError, match=r"merging needs 9.0 GB .*use --adapter"):
         memory.require(9 * GIGABYTE)
 
 
@@ -100,5 +100,5 @@ def test_a_merge_that_does_not_fit_is_unavailable_and_loads_no_model(
     monkeypatch.setattr("pipelines.extras.export.merge.trained_model", never)
     monkeypatch.setattr(memory, "predicted_peak", lambda *_args, **_options: 10**15)
     made = export(resolved, key, ExportRequest(), hooks=hooks)
-    assert made.result.status == "unavailable" and "merging takes 1000000.0 GB" in made.result.detail
+    assert made.result.status == "unavailable" and "merging needs 1000000.0 GB" in made.result.detail
     assert made.merged and not made.merged.exists()
