@@ -280,7 +280,7 @@ def tokens_in_turn(evaluation: dict[str, int]) -> int:
     """The most tokens that an evaluation generates one after another; two batches answer the
     sample."""
     limit, served, warm_up = evaluation["max_new_tokens"], evaluation["serving_tokens"], 2
-    alone_and_batch = warm_up + (serving.ALONE + 1) * served
+    alone_and_batch = warm_up + (serving.SINGLE_REQUESTS + 1) * served
     sample, one_by_one = 2 * limit, warm_up + evaluation["latency_answers"] * limit
     attached, mixed, merged = alone_and_batch, warm_up + served, alone_and_batch
     return sample + one_by_one + attached + mixed + merged

@@ -268,7 +268,7 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_done(
 def test_what_is_not_asked_for_is_not_made(line: str, merged: bool, gguf: list[str]) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    request = command._wanted(parser.parse_args(line.split()))
+    request = command._request(parser.parse_args(line.split()))
     assert (request.merged, list(request.gguf)) == (merged, gguf)
 
 
