@@ -21,7 +21,8 @@ Metadata = dict[str, Any]
 
 @dg.asset(group_name="clean", kinds={"duckdb", "parquet"}, deps=["corpus_records", "generated_records"])
 def sft_examples(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One row is one example in the train or eval split. The rejects and their reasons lie beside it.
+    """One row is one example in the train or eval split. The rejects and their reasons lie beside
+    it.
 
     The input is `sources:` in experiments.yaml. The output is in `data/lake/clean/`.
     """

@@ -88,7 +88,8 @@ class PublishingConfig(ProfileConfig):
 def comparison(
     context: dg.AssetExecutionContext, config: PublishingConfig
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-    """One row is one cell of the profile (one model × one method): its quality, memory, speed and cost.
+    """One row is one cell of the profile (one model × one method): its quality, memory, speed and
+    cost.
 
     [Each publication](/assets/comparison?view=events) has the grid of all cells, the picks and the
     pictures. The table is in `data/warehouse.duckdb`, which can be read at any time, and in
@@ -194,8 +195,8 @@ def _every_cell_is_ok(rows: list[dict[str, Any]]) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=comparison, description="No cell's newest run is significantly worse than its earlier runs.")
 def no_cell_got_worse() -> dg.AssetCheckResult:
-    """Check the rows of table `history`: quality by its paired interval, time and memory by the spread of
-    equal runs."""
+    """Check the rows of table `history`: quality by its paired interval, time and memory by the
+    spread of equal runs."""
     rows = history_rows(list(all_attempts(project_now().data)))
     worse = [row for row in rows if row["worse"]]
     return dg.AssetCheckResult(

@@ -22,8 +22,8 @@ from assets.nights import nights
 from assets.providers import provider_comparison
 from assets.training import base_evaluation, evaluation, trained_model
 
-# What the fork server imports once for the processes of all steps. Each of them would import it anew: Dagster's storage with
-# SQLAlchemy and Alembic, and what Arrow reads a table by.
+# What the fork server imports once for the processes of all steps. Each of them would import it
+# anew: Dagster's storage with SQLAlchemy and Alembic, and what Arrow reads a table by.
 PRELOADED = (
     "assets.definitions",
     "dagster._core.storage.event_log",

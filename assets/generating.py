@@ -24,7 +24,8 @@ PROVIDERS_ANSWER = "providers_answer"
 
 @dg.asset(group_name="generate", kinds={"json"})
 def corpus_records(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One row is one record of `data/corpus.json`, validated: a question about books and its answer.
+    """One row is one record of `data/corpus.json`, validated: a question about books and its
+    answer.
 
     The records are in Korean or English.
     """

@@ -113,7 +113,8 @@ def why_homeless(instance: dg.DagsterInstance) -> str | None:
 
 
 def owner_tags() -> dict[str, str]:
-    """The tag with the identity of the process that executes a run, to check later if it is alive."""
+    """The tag with the identity of the process that executes a run, to check later if it is
+    alive."""
     return {OWNER: json.dumps(own_identity())}
 
 

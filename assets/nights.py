@@ -30,7 +30,8 @@ HEADINGS = ("night", "began", "minutes", "dollars", "cells", "outcome", "why it 
 
 @dg.asset(group_name="compare", kinds={"json"})
 def nights() -> dg.MaterializeResult:
-    """One row is one night: its time, its cost, the number of its cells that ended ok, and why it ended.
+    """One row is one night: its time, its cost, the number of its cells that ended ok, and why it
+    ended.
 
     Each night adds itself at its end. Materializing the asset reads data/lake/nights/ again.
     """
@@ -43,7 +44,8 @@ def report_nights(instance: dg.DagsterInstance, data: DataRoot) -> None:
 
 
 def nights_metadata(data: DataRoot) -> dict[str, Any]:
-    """The newest nights as a table with links to their runs, and numbers to plot over the nights."""
+    """The newest nights as a table with links to their runs, and numbers to plot over the
+    nights."""
     rows = night_rows(data)
     newest = rows[-1] if rows else {}
     plotted = {"minutes": "minutes", "dollars": "spent_usd", "cells not ok": "cells_not_ok"}

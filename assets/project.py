@@ -80,7 +80,8 @@ def cell_of(partition: str) -> tuple[str, str]:
 
 
 def keys_of(context: dg.AssetExecutionContext, project: Project, seeds: Sequence[int] = ()) -> list[CellKey]:
-    """The keys of the partition's cell: one for each of `seeds`, or for each seed of the profile."""
+    """The keys of the partition's cell: one for each of `seeds`, or for each seed of the
+    profile."""
     model, method = cell_of(context.partition_key)
     return [CellKey(model, method, seed) for seed in seeds or project.settings.seeds]
 

@@ -143,7 +143,8 @@ def check_inputs(project: Project) -> None:
 
 
 def _settled(project: Project) -> list[tuple[str, str]]:
-    """The ok cells with nothing due. A Dagster run would reach the same result in seconds per cell."""
+    """The ok cells with nothing due. A Dagster run would reach the same result in seconds per
+    cell."""
     from pipelines.evaluate.cell import evaluated_by
     from pipelines.nightly.due import why_due
 

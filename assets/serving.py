@@ -86,7 +86,8 @@ def _started(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """Wait until the code server listens, has ended or takes too long. The UI then shows the error."""
+    """Wait until the code server listens, has ended or takes too long. The UI then shows the
+    error."""
     deadline = time.monotonic() + LOAD_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         with socket.socket(socket.AF_UNIX) as probe:

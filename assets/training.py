@@ -209,7 +209,8 @@ def _began(context: Context) -> str:
 
 
 def refresh_inputs(context: Context, resolved: Resolved) -> None:
-    """Make Dagster record the current versions of this step's inputs, not those of its last check."""
+    """Make Dagster record the current versions of this step's inputs, not those of its last
+    check."""
     _refresh(context, resolved, [cell_of(context.partition_key)])
 
 
@@ -256,7 +257,8 @@ def _training_metadata(attempts: list[Attempt], *, reused: bool) -> dict[str, dg
     output_required=False,
 )
 def base_evaluation(context: Context, config: BaseConfig) -> Iterator[dg.MaterializeResult]:
-    """One row is one answer of an untouched model to a held-out record, the baseline of its other cells.
+    """One row is one answer of an untouched model to a held-out record, the baseline of its other
+    cells.
 
     It is the row of method `base`. An evaluation of that cell is also recorded here.
     """
@@ -296,7 +298,8 @@ def _why_not(resolved: Resolved, model: str, run: Evaluation | None) -> str:
     ],
 )
 def evaluation(context: Context, config: CellConfig) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """One row is one answer of a cell (one model × one method) to a held-out record, with its scores.
+    """One row is one answer of a cell (one model × one method) to a held-out record, with its
+    scores.
 
     It also measures losses on held-out records and general texts, and the serving cost. The results
     are in the attempt's folder. Judges and teachers are not asked here, where the device is held,

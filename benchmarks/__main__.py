@@ -1,4 +1,5 @@
-"""All benchmarks one after another, or the named ones: `python -m benchmarks [NAME]… [--records N]`.
+"""All benchmarks one after another, or the named ones:
+`python -m benchmarks [NAME]… [--records N]`.
 
 Each line states a figure, its reference from the same run, and whether both agree.
 

@@ -4,8 +4,8 @@ Measures records/s, peak memory, recall and precision of near-duplicates, and gr
 one huge bucket, and datasketch and datatrove on the near-duplicate step with the same texts.
 `--records N` measures only that size.
 
-- Recall: the share of planted pairs with an exact Jaccard at the threshold or above of which at least
-  one record was dropped.
+- Recall: the share of planted pairs with an exact Jaccard at the threshold or above of which at
+  least one record was dropped.
 - Precision: the share of rejects whose exact Jaccard to their named twin reaches the threshold.
 """
 
@@ -69,8 +69,8 @@ def _growth(seconds: dict[int, float], size: int) -> dict[str, Any]:
 
 
 def _run(file: Path, data: Path) -> tuple[dict[str, Any], int]:
-    """The report of one run in a separate process, and the peak memory of its process group in bytes
-    (RSS, sampled every 20 ms)."""
+    """The report of one run in a separate process, and the peak memory of its process group in
+    bytes (RSS, sampled every 20 ms)."""
     command = [sys.executable, "-m", "benchmarks.clean_child", str(file), str(data)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
         peak = 0
@@ -114,8 +114,8 @@ def _judged(result: Path, file: Path, plants: dict[int, Plant]) -> dict[str, Any
 
 
 def _precision(result: Path) -> dict[str, Any]:
-    """The share of near-duplicates and leaks whose reported similarity to their twin is right, measured
-    again by sets in Python."""
+    """The share of near-duplicates and leaks whose reported similarity to their twin is right,
+    measured again by sets in Python."""
     import duckdb
 
     with duckdb.connect() as db:
@@ -161,7 +161,8 @@ def _one_word_apart(folder: Path, size: int, normal_seconds: float) -> dict[str,
 
 
 def _peers(folder: Path, size: int) -> Iterator[dict[str, Any]]:
-    """The near-duplicate step alone, on the same texts, by us and by the peers in a separate environment."""
+    """The near-duplicate step alone, on the same texts, by us and by the peers in a separate
+    environment."""
     file = folder / f"texts-{size}.jsonl"
     plants = write_records(folder / "peer.jsonl", size)
     with (folder / "peer.jsonl").open(encoding="utf-8") as source, file.open("w", encoding="utf-8") as out:

@@ -1,8 +1,8 @@
 """The near-duplicate step of one tool:
 `python -m benchmarks.clean_peers ours|datasketch|datatrove FILE THRESHOLD`; prints JSON.
 
-FILE holds {"id", "text"} on each line. The peers run in an environment without this project, so only
-`ours` imports it. All use character 3-shingles and drop similar texts.
+FILE holds {"id", "text"} on each line. The peers run in an environment without this project, so
+only `ours` imports it. All use character 3-shingles and drop similar texts.
 """
 
 import json
@@ -56,8 +56,8 @@ def datasketch(texts: Texts, threshold: float) -> set[int]:
 
 
 def datatrove(texts: Texts, threshold: float) -> set[int]:
-    """Its four MinHash steps on one task each. It checks no candidates and splits into words, so its
-    n-grams are words."""
+    """Its four MinHash steps on one task each. It checks no candidates and splits into words, so
+    its n-grams are words."""
     from datatrove.data import Document  # pyright: ignore[reportMissingImports]
     from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
     from datatrove.pipeline.dedup import (  # pyright: ignore[reportMissingImports]

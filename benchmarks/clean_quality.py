@@ -1,5 +1,5 @@
-"""Precision and recall of every cleaning rule on records labelled by hand (`benchmarks/labelled/`), with
-95 % intervals (Wilson). Public instruction files beside the checkout are cleaned, too.
+"""Precision and recall of every cleaning rule on records labelled by hand (`benchmarks/labelled/`),
+with 95 % intervals (Wilson). Public instruction files beside the checkout are cleaned, too.
 
 - Precision of a rule: the share of its dropped records that have its label.
 - Recall of a rule: the share of records with its label that it dropped.
@@ -37,8 +37,8 @@ Labelled = dict[str, Any]
 
 @dataclass(frozen=True)
 class Judgement:
-    """The expected and the actual outcome of one record: `keep`, or a reason. All kinds of duplicates
-    count as one reason."""
+    """The expected and the actual outcome of one record: `keep`, or a reason. All kinds of
+    duplicates count as one reason."""
 
     record: Labelled
     expected: str
@@ -67,7 +67,8 @@ def labelled() -> list[Labelled]:
 
 
 def judge(rows: Sequence[Labelled]) -> list[Judgement]:
-    """Clean the records together, each set as one source, and compare every outcome with its label."""
+    """Clean the records together, each set as one source, and compare every outcome with its
+    label."""
     sources = [RawRecord(row["id"].rsplit("-", 1)[0], row["record"], call_key=row["id"]) for row in rows]
     with TemporaryDirectory() as folder:
         result = clean(DataRoot(Path(folder)), sources, Cleaning())

@@ -1,8 +1,9 @@
-"""Test records for cleaning with known plants, half Korean and half English, 250 characters on average.
+"""Test records for cleaning with known plants, half Korean and half English, 250 characters on
+average.
 
-Words are drawn from the corpus by their frequency, so scripts, shingles and function words are those
-of real text. The field `plant` of each record is fresh, exact, near (at least the threshold's Jaccard
-to record `of`), apart (a little below it), or the reason of its defect.
+Words are drawn from the corpus by their frequency, so scripts, shingles and function words are
+those of real text. The field `plant` of each record is fresh, exact, near (at least the threshold's
+Jaccard to record `of`), apart (a little below it), or the reason of its defect.
 """
 
 import json

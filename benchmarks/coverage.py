@@ -84,7 +84,8 @@ class Case:
         return self.spread * self.shape.records_error(self.records)
 
     def intervals(self, repeats: int, rng: np.random.Generator) -> list[Interval]:
-        """The intervals of `repeats` simulated cells, each on its own records. The truth is 1 nat a byte."""
+        """The intervals of `repeats` simulated cells, each on its own records. The truth is 1 nat a
+        byte."""
         return [one for start in range(0, repeats, SHARED) for one in self._together(min(SHARED, repeats - start), rng)]
 
     def _together(self, cells: int, rng: np.random.Generator) -> list[Interval]:

@@ -1,4 +1,5 @@
-"""One cell over two processes of one thread each (torchrun, gloo), against one process of two threads.
+"""One cell over two processes of one thread each (torchrun, gloo), against one process of two
+threads.
 
 Both use the same two processors. So the benchmark shows the cost of dividing a cell and the memory
 saved, not a gain in speed. The losses must equal those of one process.

@@ -1,5 +1,5 @@
-"""Our LoRA dropout against torch's, at SmolLM2's shapes: seconds of a forward and backward pass, and
-the share dropped."""
+"""Our LoRA dropout against torch's, at SmolLM2's shapes: seconds of a forward and backward pass,
+and the share dropped."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -4,9 +4,10 @@ Covers the packaged model and random weights in the grid's shapes, several batch
 QLoRA. With `--adapters` it covers PEFT's kinds of adapters instead, all or by name, on the packaged
 model, with equal micro-batches.
 
-Each cell trains some complete optimizer steps in a separate process (`benchmarks/estimate_child.py`),
-with micro-batches that differ as a cell's do. The first step creates Adam's states; the heap reaches
-its size in the next ones. A cell that is predicted not to fit has only a verdict.
+Each cell trains some complete optimizer steps in a separate process
+(`benchmarks/estimate_child.py`), with micro-batches that differ as a cell's do. The first step
+creates Adam's states; the heap reaches its size in the next ones. A cell that is predicted not to
+fit has only a verdict.
 """
 
 import json
@@ -75,7 +76,8 @@ MORE_ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def measure(adapters: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """A line for each of `CELLS`, or for each named adapter (an empty list: for all), and a summary.
+    """A line for each of `CELLS`, or for each named adapter (an empty list: for all), and a
+    summary.
 
     Raises:
         UsageError: no adapter has such a name.

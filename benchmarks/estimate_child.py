@@ -1,11 +1,11 @@
 """Memory of complete optimizer steps in a separate process: `python -m benchmarks.estimate_child`.
 
-Standard input holds the cell as JSON (recipe, weights folder, batch; `whole`: import everything that
-a cell imports). Standard output is the measurement as JSON.
+Standard input holds the cell as JSON (recipe, weights folder, batch; `whole`: import everything
+that a cell imports). Standard output is the measurement as JSON.
 
 Like a cell's steps, a step has several micro-batches: the longest, a shorter one, and one with an
-additional row. They differ from step to step, because a real heap holds pieces of all shapes. Model,
-adapter, optimizer, head and loss are the trainer's own.
+additional row. They differ from step to step, because a real heap holds pieces of all shapes.
+Model, adapter, optimizer, head and loss are the trainer's own.
 """
 
 import json
@@ -61,7 +61,8 @@ def scaled(batch: Batch, share: float, *, rows: int | None = None) -> Batch:
 
 
 def shorter(batch: Batch) -> Batch:
-    """The second longest micro-batch of a step with `batch`; gradients of the first already exist."""
+    """The second longest micro-batch of a step with `batch`; gradients of the first already
+    exist."""
     return scaled(batch, 0.7)
 
 

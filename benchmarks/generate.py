@@ -45,7 +45,8 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _peers(url: str, requests: int, ideal: float) -> Iterator[dict[str, Any]]:
-    """The same prompts through other generators, each in a separate environment, without start-up time."""
+    """The same prompts through other generators, each in a separate environment, without start-up
+    time."""
     with TemporaryDirectory() as folder, request_source(DataRoot(Path(folder)), _configured(url, requests)) as reading:
         prompts = json.dumps([request.messages[-1]["content"] for request in reading.requests("bench")])
     for name in ("distilabel", "curator"):

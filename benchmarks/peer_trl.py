@@ -1,4 +1,5 @@
-"""The same examples through TRL's SFTTrainer, in a separate environment: `python peer_trl.py < run.json`.
+"""The same examples through TRL's SFTTrainer, in a separate environment:
+`python peer_trl.py < run.json`.
 
 The loss on the held-out examples is computed here, each example alone and unpadded, as in our own
 evaluation. Peak memory is the kernel's high-water mark during training; on a card (`on_card`) it is
@@ -79,8 +80,8 @@ def _train(
     )  # fmt: skip
 
     class SameRate(SFTTrainer):
-        """A trainer with the requested learning rate at every step. transformers' own warm-up begins at
-        zero, so its first step would do nothing."""
+        """A trainer with the requested learning rate at every step. transformers' own warm-up
+        begins at zero, so its first step would do nothing."""
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             shares = request["rate_shares"]

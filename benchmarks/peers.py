@@ -1,4 +1,5 @@
-"""Other tools for comparison, each in a separate environment under .venv-peers/, made at the first call."""
+"""Other tools for comparison, each in a separate environment under .venv-peers/, made at the first
+call."""
 
 import os
 import subprocess

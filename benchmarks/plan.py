@@ -19,8 +19,8 @@ def places(*, alike: bool) -> list[Place]:
 
 
 def jobs(count: int, fleet: list[Place], *, seed: int) -> list[Job]:
-    """Cells of a minute to some hours, most of them short. Half of them fit devices of every size, the
-    others only larger ones."""
+    """Cells of a minute to some hours, most of them short. Half of them fit devices of every size,
+    the others only larger ones."""
     rng = random.Random(seed)
     grid = []
     for number in range(count):

@@ -106,7 +106,8 @@ def _shape(module: Any) -> tuple[int, int]:
 def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokenized], *, adapters: int | None) -> float:
     """Floating-point operations to learn `examples` once with linear layers of `shapes`.
 
-    `adapters`: the number of adapter parameters beside frozen weights; None where every weight trains.
+    `adapters`: the number of adapter parameters beside frozen weights; None where every weight
+    trains.
     """
     tokens, learned = sum(len(e) for e in examples), sum(e.learned for e in examples)
     each = 6 if adapters is None else 4
@@ -118,8 +119,8 @@ def operations(shapes: list[tuple[int, int]], config: Any, examples: list[Tokeni
 
 
 def _rates(shapes: list[tuple[int, int]], rows: int) -> dict[str, float]:
-    """Operations a second of the layers' products, forward and for the input's gradient, weighted by
-    their frequency."""
+    """Operations a second of the layers' products, forward and for the input's gradient, weighted
+    by their frequency."""
     ways: dict[str, Callable[..., torch.Tensor]] = {"linear": functional.linear, "product": product}
     seconds: dict[str, float] = defaultdict(float)
     work = 0.0
@@ -158,8 +159,8 @@ def _step_seconds(model: Any, recipe: dict[str, Any], groups: list[list[Tokenize
 
 
 def _profile(model: Any, recipe: dict[str, Any], groups: list[list[Tokenized]]) -> dict[str, float]:
-    """Shares of a step's time by kind of work. The rest is time that PyTorch and Python spend around
-    the operators."""
+    """Shares of a step's time by kind of work. The rest is time that PyTorch and Python spend
+    around the operators."""
     optimizer = make_optimizer(model, recipe)
     with profile(activities=[ProfilerActivity.CPU]) as profiler, head_on_positions(model) as positions:
         for micro_batch in groups:

@@ -1,12 +1,13 @@
-"""Does `learning_rate: auto` find as good a rate as a sweep of seven rates, each trained to the end?
+"""Does `learning_rate: auto` find as good a rate as a sweep of seven rates, each trained to the
+end?
 
 Compares the final losses on held-out records, and the cost of the search. SmolLM2 trains on 200
 examples: the corpus's English records, one and a half times over.
 
 Each run is a cell of a project in the folder of `--folder` (else a temporary one). A stopped
 benchmark resumes there, and current cells are not trained again. A cell of the sweep has a fixed
-rate, so it is kept when only the trainer's code has changed; a cell of `auto` is not. On one kind of
-machine losses are reproducible.
+rate, so it is kept when only the trainer's code has changed; a cell of `auto` is not. On one kind
+of machine losses are reproducible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,8 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One finished cell: its rate and its final loss on the held-out records (None if it diverged)."""
+    """One finished cell: its rate and its final loss on the held-out records (None if it
+    diverged)."""
 
     rate: float | None
     loss: float | None
@@ -60,7 +62,8 @@ def measure(folder: Path | None = None, methods: Sequence[str] = METHODS) -> Ite
 
 
 def _stage(folder: Path, methods: Sequence[str]) -> Project:
-    """A project with a method for each rate of each sweep, since a cell keeps only its newest run."""
+    """A project with a method for each rate of each sweep, since a cell keeps only its newest
+    run."""
     stage = project.make(
         folder, train=RECORDS, held_out=HELD_OUT, epochs=EPOCHS, examples_per_step=EXAMPLES_PER_STEP,
         eval_every_steps=10_000, time_limit_minutes=720,

@@ -1,9 +1,9 @@
-"""A grid through Ray on two workers of one core each, against the ideal for two; and the overhead of a
-Ray cell around its own processes, over a local cell that runs alone.
+"""A grid through Ray on two workers of one core each, against the ideal for two; and the overhead
+of a Ray cell around its own processes, over a local cell that runs alone.
 
-The ideal is a lower bound for any schedule of the same cells by the local launcher, each on one core
-while the other core runs another cell. Cells for the ideal run side by side, because two cells share
-the machine's memory and last-level cache. For `over_ideal_alone` the cells had the machine to
+The ideal is a lower bound for any schedule of the same cells by the local launcher, each on one
+core while the other core runs another cell. Cells for the ideal run side by side, because two cells
+share the machine's memory and last-level cache. For `over_ideal_alone` the cells had the machine to
 themselves. All runs must end in the same losses.
 """
 
@@ -108,7 +108,8 @@ def _on(stage: Project, address: str) -> Project:
 
 
 def _cell(stage: Project, method: str, hooks: RunHooks) -> Run:
-    """Train and evaluate. `wall`: all seconds; `own`: those in the cell's two processes; `around`: the rest."""
+    """Train and evaluate. `wall`: all seconds; `own`: those in the cell's two processes; `around`:
+    the rest."""
     key = CellKey(project.PACKAGED, method, 1)
     began = time.monotonic()
     attempt, _ = train(stage.resolve(), key, hooks=hooks)

@@ -1,12 +1,13 @@
-"""Time from the start of a training process to its first forward pass, and the time of a whole cell.
+"""Time from the start of a training process to its first forward pass, and the time of a whole
+cell.
 
-The reference is a process that only imports AutoModelForCausalLM and loads the same weights; the two
-run in turns. Ours also reads, tokenizes and checks its examples, and adds the adapter or quantizes.
-Both are measured by the clock and by processor time, which other work on the machine hardly affects
-(`OMP_NUM_THREADS=1` on a shared machine).
+The reference is a process that only imports AutoModelForCausalLM and loads the same weights; the
+two run in turns. Ours also reads, tokenizes and checks its examples, and adds the adapter or
+quantizes. Both are measured by the clock and by processor time, which other work on the machine
+hardly affects (`OMP_NUM_THREADS=1` on a shared machine).
 
-For a cell of the local profile's size it then shows the phases of its row, and the processor time of
-the training and the evaluating process.
+For a cell of the local profile's size it then shows the phases of its row, and the processor time
+of the training and the evaluating process.
 """
 
 import resource

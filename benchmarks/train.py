@@ -1,13 +1,14 @@
-"""A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, and loss on the
-same held-out records.
+"""A whole training cell against TRL's SFTTrainer: useful tokens a second, peak memory, and loss on
+the same held-out records.
 
 Both get the same weights, tokens, recipe (LoRA on all linear layers with dropout, the same learning
 rate at every step) and examples per optimizer step. The order of examples is also the same, except
 with TRL's default and grouping. Each run has a process of its own.
 
 TRL is measured at its defaults, as far as a CPU can run them (float32 instead of bf16), and at its
-best setting. A search over micro-batch, gradient checkpointing, grouping by length and packing finds
-that setting first. Our side is the cell that `featherweight train` starts, including its memory probe.
+best setting. A search over micro-batch, gradient checkpointing, grouping by length and packing
+finds that setting first. Our side is the cell that `featherweight train` starts, including its
+memory probe.
 
 On a shared machine, `OMP_NUM_THREADS=1 python -m benchmarks train` measures both sides by processor
 time. With two threads that wait for one another at every product, wall time would be meaningless.
@@ -210,7 +211,8 @@ class Trial:
 
 
 class TimedLauncher(LocalLauncher):
-    """Starts the training child with a clock for its processor time (`benchmarks/train_child.py`)."""
+    """Starts the training child with a clock for its processor time
+    (`benchmarks/train_child.py`)."""
 
     def start(self, command: CellCommand) -> LocalCommand:
         module = command.arguments.index("pipelines.train.trainer.child")

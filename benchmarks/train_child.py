@@ -1,5 +1,5 @@
-"""The training child with two additional clocks: `python -m benchmarks.train_child FOLDER` writes the
-wall and processor seconds of its probe and optimizer steps to FOLDER/seconds.json."""
+"""The training child with two additional clocks: `python -m benchmarks.train_child FOLDER` writes
+the wall and processor seconds of its probe and optimizer steps to FOLDER/seconds.json."""
 
 import time
 from typing import Any

@@ -1,10 +1,10 @@
 """The complexity gate, a step of `make lint`: `python -m tests.complexity`.
 
 No function has a cyclomatic complexity above LIMIT, or a comment on the line above it says why. The
-number is radon's: 1, and 1 more for each if, ternary, loop, `else` of a loop or try, `except`, `case`,
-comprehension, `if` in one, and operand of `and`/`or` after the first. ruff's C901 counts neither
-comprehensions nor ternaries nor boolean operators. Asserts are not counted, so that tests can be
-held to it, too. A nested function counts by itself.
+number is radon's: 1, and 1 more for each if, ternary, loop, `else` of a loop or try, `except`,
+`case`, comprehension, `if` in one, and operand of `and`/`or` after the first. ruff's C901 counts
+neither comprehensions nor ternaries nor boolean operators. Asserts are not counted, so that tests
+can be held to it, too. A nested function counts by itself.
 """
 
 import ast

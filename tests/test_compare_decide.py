@@ -15,7 +15,8 @@ from tests.fakes.planted import Lake
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """base 1.0; full 0.80 with 4 GB and 10 minutes; LoRA 0.81 with half of both; QLoRA 0.9 with 1 GB."""
+    """base 1.0; full 0.80 with 4 GB and 10 minutes; LoRA 0.81 with half of both; QLoRA 0.9 with 1
+    GB."""
     made = planted.lake(tmp_path)
     made.cell("base", bits=1.0)
     made.cell("full", bits=0.80, peak_memory_gb=4.0, train_seconds=600.0)

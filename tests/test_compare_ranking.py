@@ -95,7 +95,8 @@ def test_seeds_widen_an_interval_when_they_disagree() -> None:
 
 
 def test_pairing_sees_what_two_intervals_would_hide() -> None:
-    """Hard records make both intervals wide; the difference, the same on every record, is certain."""
+    """Hard records make both intervals wide; the difference, the same on every record, is
+    certain."""
     one, other = (known(losses(bits, noise=0.001, own=str(bits))) for bits in (0.90, 0.91))
     apart = Qualities({("a", "x"): one, ("a", "y"): other})
     difference = apart.difference({"model": "a", "method": "x"}, {"model": "a", "method": "y"})

@@ -30,7 +30,8 @@ KOREAN = "한국어로 소설 한 권을 추천해 주세요."
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a report with every section: picks, curves, ranks, history, hostile, long and Korean answers."""
+    """The address of a report with every section: picks, curves, ranks, history, hostile, long and
+    Korean answers."""
     lake = planted.lake(
         tmp_path_factory.mktemp("report"),
         methods={"lora-r64": {"kind": "lora", "rank": 64, "dropout": 0.1}},

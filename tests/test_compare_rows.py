@@ -47,7 +47,8 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def full_grid(lake: Lake) -> Lake:
-    """Every cell ok and evaluated: base 1.0 bits per byte, full 0.8 in 100 s and 4 GB, LoRA and QLoRA in half of each."""
+    """Every cell ok and evaluated: base 1.0 bits per byte, full 0.8 in 100 s and 4 GB, LoRA and
+    QLoRA in half of each."""
     lake.cell("base", bits=1.0)
     lake.cell("full", bits=0.8, train_seconds=100.0, peak_memory_gb=4.0)
     lake.cell("lora-r8", bits=0.85, train_seconds=50.0, peak_memory_gb=2.0)

@@ -36,7 +36,8 @@ from tests.project import merge
 BIN = Path(sys.executable).parent
 FEATHERWEIGHT, PYTHON = ".venv/bin/featherweight", ".venv/bin/python"
 COMPLETION = "/path/to/featherweight/.venv/bin/register-python-argcomplete"
-# Python that needs an export or weights is only compiled; tests/test_extras_export.py loads its own export the same way
+# Python that needs an export or weights is only compiled; tests/test_extras_export.py loads its own
+# export the same way
 NEEDS_WEIGHTS = ("data/exports/", "data/models/")
 # Commands that are neither run nor parsed here, by page and program.
 ELSEWHERE = {

@@ -46,7 +46,8 @@ def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvid
 
 @pytest.fixture
 def ask(tmp_path: Path, server: FakeProvider) -> Asking:
-    """Claude writes short records and gpt long ones for the same eight cells; a third family judges."""
+    """Claude writes short records and gpt long ones for the same eight cells; a third family
+    judges."""
     return written(tmp_path, server)
 
 

@@ -1,8 +1,8 @@
 """An upgrade costs nobody a grid: a data root of older code opens, shows and publishes as before.
 
-`tests/fakes/plant_lake.py` says what lies in the archive. Newer code may call a result stale, and may
-say things in other words. It must not lose a row, change a status or a measured number, or ask again
-for an answer that the journal holds.
+`tests/fakes/plant_lake.py` says what lies in the archive. Newer code may call a result stale, and
+may say things in other words. It must not lose a row, change a status or a measured number, or ask
+again for an answer that the journal holds.
 """
 
 import json
@@ -209,7 +209,8 @@ def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: 
 
 
 def test_its_good_rows_are_stale_by_code_alone(publications: tuple[Path, Path]) -> None:
-    """An upgrade that made them stale for another reason would have the night make them all again. The machine may be another."""
+    """An upgrade that made them stale for another reason would have the night make them all again.
+    The machine may be another."""
     rows = [
         row for row in rows_of(publications[1], "comparison") if row["status"] == "ok" and row["is_stale"] is not None
     ]

@@ -1,4 +1,5 @@
-"""Dense retrieval over an API's embeddings: asked once, journaled, within budgets, and ranked as a local model's are."""
+"""Dense retrieval over an API's embeddings: asked once, journaled, within budgets, and ranked as a
+local model's are."""
 
 import json
 import shutil

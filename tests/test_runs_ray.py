@@ -1,4 +1,5 @@
-"""Cells on a real Ray cluster of two nodes on loopback, with a shared folder and with an S3 protocol server. All slow."""
+"""Cells on a real Ray cluster of two nodes on loopback, with a shared folder and with an S3
+protocol server. All slow."""
 
 import os
 import signal

@@ -62,7 +62,8 @@ def test_what_it_makes_is_what_the_file_would_say(planted_lake: Lake) -> None:
 
 
 def test_however_many_layers_are_swept_the_evaluations_stay_current(planted_lake: Lake) -> None:
-    """A model without some layers reads what the whole one reads, so it decides nothing about the records."""
+    """A model without some layers reads what the whole one reads, so it decides nothing about the
+    records."""
     prints = {
         evaluated_by(sweeping.with_layers(planted_lake.project, "tiny", counts, ["full"]).project.resolve()).fingerprint
         for counts in ([0], [0, 1], [0, 1, 4])

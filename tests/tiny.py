@@ -1,4 +1,5 @@
-"""Tiny models of the grid's architectures: random weights from a config, and a tokenizer trained on the corpus."""
+"""Tiny models of the grid's architectures: random weights from a config, and a tokenizer trained on
+the corpus."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ TARGETS: dict[str, list[str]] = {
 
 
 def tiny_tokenizer(*, bos: bool = False, chat: bool = True, words: int = WORDS) -> Any:
-    """A byte-level BPE tokenizer; with `bos` it puts <s> in front of every text, as OPT's, Gemma's and Llama's do."""
+    """A byte-level BPE tokenizer; with `bos` it puts <s> in front of every text, as OPT's, Gemma's
+    and Llama's do."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -114,7 +114,8 @@ def _new_shapes(bench: Bench) -> Iterator[Line]:
 
 
 def _times(bench: Bench, dim: int, *, first: int) -> tuple[float, float]:
-    """Mean seconds of a forward and backward pass with a repeated shape, and with a new shape each time.
+    """Mean seconds of a forward and backward pass with a repeated shape, and with a new shape each
+    time.
 
     Means of twenty; lengths begin at `first` and grow by sixteen.
     """

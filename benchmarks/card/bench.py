@@ -21,7 +21,8 @@ class Bench:
     """The context of a check.
 
     - `work`: the folder that the checks of a run share
-    - `dry`: compute the same on a CPU in tiny shapes, which tests the program; the figures mean nothing
+    - `dry`: compute the same on a CPU in tiny shapes, which tests the program; the figures mean
+      nothing
     - `ends`: the time at which this check is killed, on the clock of `time.monotonic`
     """
 
@@ -54,7 +55,8 @@ class Bench:
         return dry if self.dry else on_card
 
     def judged(self, agrees: bool) -> bool | None:
-        """The verdict on an expectation about cards: an observation on a CPU neither meets nor fails it."""
+        """The verdict on an expectation about cards: an observation on a CPU neither meets nor
+        fails it."""
         return None if self.dry else agrees
 
     def wait(self) -> None:

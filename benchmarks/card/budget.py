@@ -1,5 +1,5 @@
-"""A memory budget on a card: it must limit the card's memory, not the process's, and a refusal must be
-an outcome with a message."""
+"""A memory budget on a card: it must limit the card's memory, not the process's, and a refusal must
+be an outcome with a message."""
 
 import subprocess
 import sys
@@ -60,8 +60,8 @@ def _card_gb() -> float:
 
 
 def _start(limit: int, seconds: float) -> dict[str, Any]:
-    """Start CUDA in a separate process under a limit on private memory in bytes (0: none). Returns how it
-    ended, and its memory."""
+    """Start CUDA in a separate process under a limit on private memory in bytes (0: none). Returns
+    how it ended, and its memory."""
     try:
         process = subprocess.run(
             [sys.executable, "-c", START, str(limit)],

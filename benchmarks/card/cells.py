@@ -1,4 +1,5 @@
-"""Training cells for a card: spec, examples and training process as in the project, and the cell's report.
+"""Training cells for a card: spec, examples and training process as in the project, and the cell's
+report.
 
 Meanwhile the card's memory is sampled from outside, through the driver.
 """
@@ -40,7 +41,8 @@ MEMORY = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer steps.
+    """A model and a method of experiments.yaml under its profile for cards, over `steps` optimizer
+    steps.
 
     `layers` limits the model to that many layers. `changes` replace settings of the recipe, `spec`
     replaces other fields of spec.json.
@@ -56,7 +58,8 @@ class Cell:
 
     @cached_property
     def recipe(self) -> Json:
-        """The profile's recipe, but with one epoch, and with a rate that moves random weights in few steps."""
+        """The profile's recipe, but with one epoch, and with a rate that moves random weights in
+        few steps."""
         rate_of = {"full": 1e-4, "lora": 1e-3}
         recipe = recipe_of(configuration.load(PROJECT / "experiments.yaml"), PROFILE, self.model, self.method)
         kind = "full" if recipe["kind"] == "full" else "lora"
@@ -114,7 +117,8 @@ class Cell:
         }
 
     def operations_per_token(self) -> float:
-        """Floating-point operations to learn one unpadded token, as `benchmarks/rate.py` counts them."""
+        """Floating-point operations to learn one unpadded token, as `benchmarks/rate.py` counts
+        them."""
         model = models.on_meta_device(self.bench, self.model, layers=self.layers)
         shapes = rate.shapes_of(model)
         adapters = None if self.recipe["kind"] == "full" else self._adapter_parameters(shapes)
@@ -122,13 +126,14 @@ class Cell:
         return work / sum(map(len, self.examples))
 
     def _adapter_parameters(self, shapes: list[tuple[int, int]]) -> int:
-        """Parameters if every linear layer had an adapter. The error is at most a few percent of the work."""
+        """Parameters if every linear layer had an adapter. The error is at most a few percent of
+        the work."""
         return sum((self.recipe.get("rank") or 0) * (outs + ins) for outs, ins in shapes)
 
 
 class DeviceMemory:
-    """Peak memory in use on the first card by all processes, according to the driver; None without a
-    driver that reports it."""
+    """Peak memory in use on the first card by all processes, according to the driver; None without
+    a driver that reports it."""
 
     def __init__(self) -> None:
         self.before_gb = self.peak_gb = _used_gb()
@@ -156,7 +161,8 @@ def _used_gb() -> float | None:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the cell in `folder`. It stays in this process's group, so it is killed with the group."""
+    """Start the cell in `folder`. It stays in this process's group, so it is killed with the
+    group."""
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.train.trainer.child", str(folder)],
@@ -165,7 +171,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def run(cell: Cell, folder: Path, *, limit: float) -> Json:
-    """Train `cell` in a new `folder` for at most `limit` seconds; returns its status and measurements."""
+    """Train `cell` in a new `folder` for at most `limit` seconds; returns its status and
+    measurements."""
     cell.write(folder)
     with DeviceMemory() as device:
         process = start(folder)
@@ -212,7 +219,8 @@ def log_tail(folder: Path) -> str:
 
 
 def speed(cell: Cell, result: Json) -> Json:
-    """A cell's operations per second, from its tokens per second, and their shares of the card's rates."""
+    """A cell's operations per second, from its tokens per second, and their shares of the card's
+    rates."""
     if not result.get("tokens_per_second"):
         return {"tflops": None, "share_of_products": None, "mfu": None}
     tflops = cell.operations_per_token() * result["tokens_per_second"] / 1e12

@@ -1,7 +1,7 @@
 """Every check, the most valuable first.
 
-The expectations come from reading the code, not from a card. Each may turn out wrong; the checks find
-that out.
+The expectations come from reading the code, not from a card. Each may turn out wrong; the checks
+find that out.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ class Check:
     - `runs`: its function as `module:function`
     - `seconds`: its limit
     - `asks`: its question
-    - `expects`: expectations from reading the code, by short name; the function reports on each name
+    - `expects`: expectations from reading the code, by short name; the function reports on each
+      name
     """
 
     name: str

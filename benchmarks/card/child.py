@@ -1,7 +1,8 @@
-"""The process of one check: `python -m benchmarks.card.child MODULE:FUNCTION FOLDER --seconds N [--dry]`.
+"""The process of one check:
+`python -m benchmarks.card.child MODULE:FUNCTION FOLDER --seconds N [--dry]`.
 
-Nothing here imports PyTorch before the check does, so that a broken installation is also reported as
-that check's failure.
+Nothing here imports PyTorch before the check does, so that a broken installation is also reported
+as that check's failure.
 """
 
 import argparse
@@ -32,8 +33,8 @@ def main() -> None:
 
 
 def writable(value: Any) -> Any:
-    """`value` without numbers that JSON cannot hold: `nan` and `inf` become strings, since a loss of
-    `nan` is a result, too."""
+    """`value` without numbers that JSON cannot hold: `nan` and `inf` become strings, since a loss
+    of `nan` is a result, too."""
     if isinstance(value, dict):
         return {str(name): writable(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
 """`python -m benchmarks card`: the checks one after another, or the grid, within one limit.
 
-Exit code 0: every started check ran to its end, whatever its findings. 2: wrong arguments. 3: there is
-no card, or a check failed. 130: the run was interrupted; it still prints the summary.
+Exit code 0: every started check ran to its end, whatever its findings. 2: wrong arguments. 3: there
+is no card, or a check failed. 130: the run was interrupted; it still prints the summary.
 """
 
 import argparse
@@ -31,7 +31,8 @@ LAST = 5.0
 
 
 class Report:
-    """Writes each line at once to standard output and, with an output folder, to its results.jsonl."""
+    """Writes each line at once to standard output and, with an output folder, to its
+    results.jsonl."""
 
     def __init__(self, device: str, file: TextIO | None) -> None:
         self.device, self._file = device, file
@@ -131,7 +132,8 @@ def _all(generator: Any) -> tuple[list[Line], CheckResult]:
 
 
 def run(checks: Sequence[Check], report: Report, work: Path, out: Path, *, ends: float, dry: bool) -> int:
-    """Run `checks` until `ends` (of `time.monotonic`), then report the summary; returns the exit code."""
+    """Run `checks` until `ends` (of `time.monotonic`), then report the summary; returns the exit
+    code."""
     began, interrupted = time.monotonic(), False
     results: list[CheckResult] = []
     try:

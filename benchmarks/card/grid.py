@@ -1,7 +1,7 @@
 """The grid of profile gpu in its three shapes, 12 steps a cell, and TRL beside it.
 
-One line a cell: predicted and measured memory, tokens per second, the share of the card's arithmetic.
-Then TRL at its default and at other settings, on the same examples.
+One line a cell: predicted and measured memory, tokens per second, the share of the card's
+arithmetic. Then TRL at its default and at other settings, on the same examples.
 """
 
 import itertools

@@ -1,6 +1,7 @@
 """The output head with its loss: the best size of its pieces on a card.
 
-Each piece reads the whole head once or twice, so many small pieces cost as much as the model itself.
+Each piece reads the whole head once or twice, so many small pieces cost as much as the model
+itself.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,5 +1,5 @@
-"""A cell that is stopped in the middle and resumed; host memory while its checkpoint is written; and
-memory that bitsandbytes' paged optimizers leave behind."""
+"""A cell that is stopped in the middle and resumed; host memory while its checkpoint is written;
+and memory that bitsandbytes' paged optimizers leave behind."""
 
 import signal
 import subprocess
@@ -55,8 +55,8 @@ def check(bench: Bench) -> Iterator[Line]:
 
 
 def _same(bench: Bench, uninterrupted: Line, resumed: Line) -> Iterator[Line]:
-    """Compare the losses of the uninterrupted run with those of the resumed run, whose curve includes
-    the steps before the stop."""
+    """Compare the losses of the uninterrupted run with those of the resumed run, whose curve
+    includes the steps before the stop."""
     pairs = list(zip(uninterrupted["losses"], resumed["losses"], strict=False))
     if (
         uninterrupted["status"] != "ok"
@@ -73,8 +73,8 @@ def _same(bench: Bench, uninterrupted: Line, resumed: Line) -> Iterator[Line]:
 
 
 def _stopped(cell: Cell, folder: Path) -> tuple[Path, dict[str, float]]:
-    """Train `cell` and stop it with SIGTERM after STOP_AFTER steps; returns its folder, and its process's
-    memory before the stop and the peak at the end."""
+    """Train `cell` and stop it with SIGTERM after STOP_AFTER steps; returns its folder, and its
+    process's memory before the stop and the peak at the end."""
     cell.write(folder)
     process = cells.start(folder)
     deadline = time.monotonic() + cell.bench.left() / 2
@@ -120,8 +120,8 @@ def _gone_on(cell: Cell, checkpoint: Path, folder: Path) -> Line:
 
 
 def _paged(bench: Bench) -> Iterator[Line]:
-    """Managed memory still held after each of two paged optimizers is deleted, counted by driver and
-    process."""
+    """Managed memory still held after each of two paged optimizers is deleted, counted by driver
+    and process."""
     from bitsandbytes.optim.adamw import PagedAdamW8bit
 
     parameter = torch.nn.Parameter(torch.zeros(PAGED_ELEMENTS, device=bench.device))

@@ -50,8 +50,8 @@ def check(bench: Bench) -> Iterator[Line]:
 def _adapter(bench: Bench, rows: int, outs: int, ins: int) -> tuple[dict[str, float], float]:
     """Seconds of a forward and backward pass of one adapted layer for each implementation.
 
-    Also the least cosine between the gradients of one function and those of PEFT's layer in the same
-    precision, without dropout.
+    Also the least cosine between the gradients of one function and those of PEFT's layer in the
+    same precision, without dropout.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -87,8 +87,8 @@ def _adapter(bench: Bench, rows: int, outs: int, ins: int) -> tuple[dict[str, fl
 
 
 class OneFunction(torch.autograd.Function):
-    """y = x Wᵀ + s drop(x) Aᵀ Bᵀ in the type of x throughout: one mask, sums in place. A candidate for
-    the trainer."""
+    """y = x Wᵀ + s drop(x) Aᵀ Bᵀ in the type of x throughout: one mask, sums in place. A candidate
+    for the trainer."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, drop: float) -> torch.Tensor:  # noqa: E501  # fmt: skip
@@ -131,8 +131,8 @@ def _norm(bench: Bench, rows: int, config: Any) -> Iterator[Line]:
 
 
 def _gated(bench: Bench, rows: int, config: Any) -> Line:
-    """The gated unit by transformers, and with Liger's kernel between its three products where Liger is
-    installed."""
+    """The gated unit by transformers, and with Liger's kernel between its three products where
+    Liger is installed."""
     unit = GemmaMLP(config).to(bench.device, bench.half).requires_grad_(False)
     x = torch.randn(rows, config.hidden_size, device=bench.device, dtype=bench.half, requires_grad=True)
     seconds = {"transformers": bench.seconds_of(lambda: unit(x).sum().backward())}
@@ -152,8 +152,8 @@ def _gated(bench: Bench, rows: int, config: Any) -> Line:
 
 
 def _ours(bench: Bench) -> Line:
-    """A decoder layer as the trainer computes it, including adapters: a step over one micro-batch of a
-    model with one layer."""
+    """A decoder layer as the trainer computes it, including adapters: a step over one micro-batch
+    of a model with one layer."""
     cell = Cell(bench, GEMMA, "lora-r8", steps=1, layers=1)
     model = ours.loaded(cell.weights, cell.recipe)
     batch = ours.micro_batches(cell.examples, max_tokens=cell.recipe["micro_batch_tokens"])[0]

@@ -31,7 +31,8 @@ _COMMON = TEXT.split()
 
 
 def fields_of(bench: Bench, name: str, *, layers: int | None = None) -> dict[str, Any]:
-    """transformers' configuration of a shipped shape, reduced in a dry run, with `layers` layers if set."""
+    """transformers' configuration of a shipped shape, reduced in a dry run, with `layers` layers if
+    set."""
     fields = dict(shipped.named(name))
     if bench.dry:
         fields |= {field: value for field, value in TINY.items() if field in fields}
@@ -79,8 +80,9 @@ def on_meta_device(bench: Bench, name: str, *, layers: int | None = None) -> Any
 
 
 def write_examples(bench: Bench, file: Path, *, train: int, held_out: int) -> None:
-    """Write examples of random words, in the form of the cleaning stage. Lengths are as uneven as in
-    instruction data: half of the answers have fewer than 100 words, one in a hundred about 600."""
+    """Write examples of random words, in the form of the cleaning stage. Lengths are as uneven
+    as in instruction data: half of the answers have fewer than 100 words, one in a hundred about
+    600."""
     draw = random.Random(f"{train} {held_out}")
     rows = [_record(bench, draw, place, "train" if place < train else "eval") for place in range(train + held_out)]
     kinds = {name: pa.string() for name in rows[0]}

@@ -71,8 +71,8 @@ def _precisions(bench: Bench, method: str) -> Line:
 
 
 def _variable_length(bench: Bench) -> Iterator[Line]:
-    """Causal attention over rows of several lengths: padded to the longest, and concatenated without
-    padding."""
+    """Causal attention over rows of several lengths: padded to the longest, and concatenated
+    without padding."""
     from torch.nn.attention.varlen import varlen_attn
 
     lengths, heads, dim = [700, 512, 130, 64, 33], 8, 256

@@ -1,7 +1,7 @@
 """The few calls from the checks into the trainer's own functions.
 
-When one of those changes, only this file must follow. Each function imports its own dependencies, so
-that a check with few needs starts fast and fails alone.
+When one of those changes, only this file must follow. Each function imports its own dependencies,
+so that a check with few needs starts fast and fails alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +70,8 @@ def steps(model: Any, recipe: Recipe, device: torch.device) -> Iterator[Callable
 def loss_and_gradients(
     model: Any, recipe: Recipe, batch: Sequence[Tokenized], device: torch.device
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss on a micro-batch, per learned token, and the gradient of every parameter that has one, in float32."""
+    """The loss on a micro-batch, per learned token, and the gradient of every parameter that has
+    one, in float32."""
     learned = sum(example.learned for example in batch)
     # Without dropout, so that two precisions compute the same
     model.eval()
@@ -83,7 +84,8 @@ def loss_and_gradients(
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean loss of `targets` (rows) by the trainer's output head: `hidden` (rows × width), `weight` (vocabulary × width)."""
+    """The mean loss of `targets` (rows) by the trainer's output head: `hidden` (rows × width),
+    `weight` (vocabulary × width)."""
     return chunked.summed_loss(hidden, weight, targets, cap=None, share=1 / len(targets))
 
 
@@ -116,8 +118,8 @@ def prediction_key(recipe: Recipe, *, dry: bool) -> str:
 
 
 def predictions(questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The estimator's answers, in order. It runs on the CPU in a separate process. If it fails, cells
-    still have their other figures."""
+    """The estimator's answers, in order. It runs on the CPU in a separate process. If it fails,
+    cells still have their other figures."""
     from pipelines.errors import WorkError
     from pipelines.estimate import estimate
 

@@ -1,5 +1,5 @@
-"""One optimizer step under PyTorch's profiler: time by kernel, whether the card waits for Python, and
-how often Python waits for the card."""
+"""One optimizer step under PyTorch's profiler: time by kernel, whether the card waits for Python,
+and how often Python waits for the card."""
 
 import warnings
 from collections import defaultdict
@@ -77,7 +77,8 @@ def _step(bench: Bench, name: str) -> Line:
 
 
 def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None:
-    """How often the step makes Python wait for the card, counted by PyTorch's debug mode; None on a CPU."""
+    """How often the step makes Python wait for the card, counted by PyTorch's debug mode; None on a
+    CPU."""
     if bench.dry:
         return None
     torch.cuda.set_sync_debug_mode("warn")
@@ -91,7 +92,8 @@ def _waits(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> int | None
 
 
 def _profiled(bench: Bench, step: Any, groups: list[list[Tokenized]]) -> tuple[dict[str, float], int]:
-    """Seconds of a step by kind of kernel, and the number of launched kernels (on a CPU: operators)."""
+    """Seconds of a step by kind of kernel, and the number of launched kernels (on a CPU:
+    operators)."""
     activities = [ProfilerActivity.CPU] if bench.dry else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=activities) as profiler:
         step(groups)
@@ -109,7 +111,8 @@ def _seconds(bench: Bench, event: Any) -> float:
 
 
 def by_group(events: list[tuple[str, float, int]]) -> tuple[dict[str, float], int]:
-    """Seconds by group of `events` (name, seconds, count), and the number of events that took any time."""
+    """Seconds by group of `events` (name, seconds, count), and the number of events that took any
+    time."""
     totals: dict[str, float] = defaultdict(float)
     count = 0
     for name, seconds, times in events:

@@ -1,4 +1,5 @@
-"""Reference rates of this card's arithmetic: measured products of large matrices, and its maker's figure."""
+"""Reference rates of this card's arithmetic: measured products of large matrices, and its maker's
+figure."""
 
 from collections.abc import Iterator
 
@@ -10,7 +11,8 @@ from pipelines.lake.files import read_json, write_json
 
 # In the folder that the checks of a run share
 FILE = "rates.json"
-# The makers' figures for dense bfloat16 (T4, V100: float16) with float32 sums. The first matching name counts
+# The makers' figures for dense bfloat16 (T4, V100: float16) with float32 sums. The first matching
+# name counts
 STATED_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125,
     "T4": 65, "V100": 125,
@@ -18,8 +20,8 @@ STATED_TFLOPS = {
 
 
 def measured(bench: Bench) -> Iterator[Line]:
-    """A line with both rates, unless this run has measured them already. A dry run saves nothing: no
-    share of a CPU's rate may look like a card's."""
+    """A line with both rates, unless this run has measured them already. A dry run saves nothing:
+    no share of a CPU's rate may look like a card's."""
     if (bench.work / FILE).exists():
         return
     size = bench.sized(8192, 64)
@@ -34,7 +36,8 @@ def measured(bench: Bench) -> Iterator[Line]:
 
 
 def stated(name: str) -> float | None:
-    """The maker's figure for a card, by name, in 10¹² operations a second; None for an unknown card."""
+    """The maker's figure for a card, by name, in 10¹² operations a second; None for an unknown
+    card."""
     return next((tflops for card, tflops in STATED_TFLOPS.items() if card in name), None)
 
 

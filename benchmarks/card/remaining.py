@@ -51,8 +51,8 @@ def _generation(bench: Bench) -> Iterator[Line]:
 
 
 def _optimizers(bench: Bench) -> Iterator[Line]:
-    """AdamW over float32 matrices of gemma-2b-it's size: fused, PyTorch's default on a card, and the
-    trainer's own."""
+    """AdamW over float32 matrices of gemma-2b-it's size: fused, PyTorch's default on a card, and
+    the trainer's own."""
     shape, count = bench.sized((16384, 2048), (16, 8)), bench.sized(_matrices(bench), 2)
     holder = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(shape, device=bench.device)) for _ in range(count)])
     for parameter in holder:
@@ -80,14 +80,16 @@ def _optimizers(bench: Bench) -> Iterator[Line]:
 
 
 def _matrices(bench: Bench) -> int:
-    """The number of matrices that fit, with gradients and both states, into half of the free memory."""
+    """The number of matrices that fit, with gradients and both states, into half of the free
+    memory."""
     if bench.dry:
         return 2
     return max(2, min(18, int(torch.cuda.mem_get_info()[0] / 2 / (16 * 16384 * 2048))))
 
 
 def _float16(bench: Bench) -> Line:
-    """The hidden states' gradient from the trainer's head in float16, with a scaled loss, against float32."""
+    """The hidden states' gradient from the trainer's head in float16, with a scaled loss, against
+    float32."""
     rows, width, words = bench.sized((2000, 1280, 50257), (500, 64, 512))
     torch.manual_seed(1)
     hidden = torch.randn(rows, width, device=bench.device)

@@ -28,8 +28,8 @@ TAIL = 400
 def run(check: Check, work: Path, *, limit: float, log: Path, dry: bool) -> Generator[Line, None, CheckResult]:
     """Start the check, yield its lines, and return its result.
 
-    `limit` seconds after its start the process is killed with all its descendants. Its standard error
-    goes to `log`. `work` is the folder that the checks of a run share.
+    `limit` seconds after its start the process is killed with all its descendants. Its standard
+    error goes to `log`. `work` is the folder that the checks of a run share.
     """
     began = time.monotonic()
     arguments = [check.runs, str(work), f"--seconds={limit}", *(["--dry"] if dry else [])]

@@ -1,4 +1,5 @@
-"""Whole cells, as the project starts them: whether they work on this card, their speed and their memory."""
+"""Whole cells, as the project starts them: whether they work on this card, their speed and their
+memory."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

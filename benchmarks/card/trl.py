@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer in a process of its own, on the same weights, tokens, recipe and examples a step.
+"""TRL's SFTTrainer in a process of its own, on the same weights, tokens, recipe and examples a
+step.
 
 It is used only if it is already installed, beside this project or in `.venv-peers/trl`.
 """

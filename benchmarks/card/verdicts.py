@@ -1,8 +1,8 @@
 """The expectations of each check against its observations.
 
-A check's process prints a line of JSON for each measurement, and one `finding` for each expectation:
-its short name, the observation in words, and whether it is as expected (null: this device cannot
-tell).
+A check's process prints a line of JSON for each measurement, and one `finding` for each
+expectation: its short name, the observation in words, and whether it is as expected (null: this
+device cannot tell).
 """
 
 import json
@@ -46,8 +46,8 @@ class CheckResult:
 
     @property
     def verdict(self) -> Verdict:
-        """An error counts most, then any unmet expectation. "not run" remains where this device could
-        judge no expectation."""
+        """An error counts most, then any unmet expectation. "not run" remains where this device
+        could judge no expectation."""
         if self.error is not None:
             return "failed"
         verdicts = [self._word(name) for name in self.check.expects]

@@ -1,1 +1,2 @@
-"""Answers side by side, in the terminal and on a small local page: base models and trained cells."""
+"""Answers side by side, in the terminal and on a small local page: base models and trained
+cells."""

@@ -1,4 +1,5 @@
-"""A conversation: the prompts, and each cell's answers. Every cell continues from its own answers."""
+"""A conversation: the prompts, and each cell's answers. Every cell continues from its own
+answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

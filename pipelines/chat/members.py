@@ -67,7 +67,8 @@ class Member:
 
     @property
     def shares_base(self) -> bool:
-        """Whether it leaves its base unchanged, so that other members can share the base in memory."""
+        """Whether it leaves its base unchanged, so that other members can share the base in
+        memory."""
         traits = traits_of(self.recipe)
         if not traits.trains:
             return True

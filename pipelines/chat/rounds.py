@@ -47,7 +47,8 @@ class ChatSession:
 
     @property
     def can_vote(self) -> bool:
-        """Whether this is a blind round in which every member has answered without being stopped."""
+        """Whether this is a blind round in which every member has answered without being
+        stopped."""
         complete = [event for event in self.answers.values() if event.kind == "done" and event.ended != "stopped"]
         return (
             self.blind and not self.has_voted and not self.is_busy and len(complete) == len(self.conversation.members)
@@ -66,7 +67,8 @@ class ChatSession:
         self.prompt, self.answers, self.is_busy = prompt, {}, True
 
     def shown_to(self, event: Event) -> Json:
-        """The event for the page. While names are hidden it has no speed, which might reveal them."""
+        """The event for the page. While names are hidden it has no speed, which might reveal
+        them."""
         fields = event.to_json()
         if self.blind and not self.has_voted:
             fields |= {"seconds": None, "tokens_per_second": None, "tokens": None}

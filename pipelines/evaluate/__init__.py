@@ -1,1 +1,2 @@
-"""Evaluation of a finished cell in a separate process: losses on held-out records, greedy answers."""
+"""Evaluation of a finished cell in a separate process: losses on held-out records, greedy
+answers."""

@@ -32,7 +32,8 @@ HALF_PRECISION_NOISE = 0.2
 
 @dataclass(frozen=True)
 class Prompted:
-    """A question as tokens, and its choices: at least one token each, with UTF-8 bytes in `sizes`."""
+    """A question as tokens, and its choices: at least one token each, with UTF-8 bytes in
+    `sizes`."""
 
     context: list[int]
     choices: list[list[int]]

@@ -171,7 +171,8 @@ def measure_losses(worker: Worker, model: Any, examples: Sequence[Tokenized], re
 
 
 def measure_general(worker: Worker, model: Any, form: PromptFormat) -> None:
-    """Bits per byte on texts of general knowledge. The increase over the base model is forgetting."""
+    """Bits per byte on texts of general knowledge. The increase over the base model is
+    forgetting."""
     count = worker.spec["settings"]["general_texts"]
     file = DataRoot(worker.root).tracked(general.FILE)
     texts = general.read_general(file, worker.spec["selection"]["languages"], count)
@@ -201,7 +202,8 @@ def record_losses(worker: Worker, model: Any, examples: Sequence[Tokenized]) -> 
 
 
 def _by_record(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per record. A template that rewrites earlier turns makes one example of each answer."""
+    """One row per record. A template that rewrites earlier turns makes one example of each
+    answer."""
     records: dict[str, dict[str, Any]] = {}
     for row in rows:
         totals = records.setdefault(row["example_id"], {"example_id": row["example_id"]})
@@ -302,7 +304,8 @@ def measure_serving(worker: Worker, prompted_model: Any, prompt_tokens: Sequence
 
 
 def _merged(worker: Worker, prompted_model: Any) -> Any:
-    """The model with its adapter merged if its method allows it and PEFT can do it; else unmerged."""
+    """The model with its adapter merged if its method allows it and PEFT can do it; else
+    unmerged."""
     from pipelines.evaluate import serving
     from pipelines.train.trainer import loading
 

@@ -17,7 +17,8 @@ from pipelines.runs.cells import Evaluation
 
 
 def write_api_vectors(resolved: Resolved, evaluation: Evaluation, *, say: Say = announce) -> None:
-    """Write the vectors of everything that the evaluation looks up and looks it up by; nothing where no API embeds.
+    """Write the vectors of everything that the evaluation looks up and looks it up by; nothing
+    where no API embeds.
 
     Raises:
         UnavailableError: the provider may not be asked, or some texts got no vector.
@@ -40,7 +41,8 @@ def write_api_vectors(resolved: Resolved, evaluation: Evaluation, *, say: Say = 
 
 
 def embed(resolved: Resolved, texts: Sequence[str]) -> Vectors:
-    """The vectors of `texts`. The lock on sending is taken only if the journal lacks some of them."""
+    """The vectors of `texts`. The lock on sending is taken only if the journal lacks some of
+    them."""
     if resolved.data.journal.exists():
         with opened(resolved.data.journal) as journal:
             vectors = embeddings.embedded(journal, resolved.experiments, texts)

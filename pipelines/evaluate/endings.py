@@ -18,7 +18,8 @@ def has_ended(row: Mapping[str, Any], limit: int | None) -> bool | None:
 
 
 def ended_pct(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Percentage of the answers that ended by themselves; None without rows or if any is unknown."""
+    """Percentage of the answers that ended by themselves; None without rows or if any is
+    unknown."""
     endings = [row.get("ended") for row in rows]
     if not endings or None in endings:
         return None

@@ -52,7 +52,8 @@ def _integer(digits: str) -> int | float:
 def verdicts(
     metrics: Sequence[Mapping[str, str]], answers: Sequence[str], *, seconds: float
 ) -> dict[str, list[bool | None]]:
-    """Whether each answer passes, by metric name; None if undecided within `seconds` of CPU time."""
+    """Whether each answer passes, by metric name; None if undecided within `seconds` of CPU
+    time."""
     return {metric["name"]: _each(_check(metric), answers, seconds) for metric in metrics}
 
 

@@ -192,7 +192,8 @@ def remedy(journal: Journal | None, experiments: Experiments, judge: str, held: 
 
 
 def _share(name: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
-    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the sample."""
+    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the
+    sample."""
     share = fmean(hits)
     low, high = wilson(round(share * sample), sample) or (None, None)
     return {name: share, f"{name}_low": low, f"{name}_high": high}

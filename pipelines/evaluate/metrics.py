@@ -38,7 +38,8 @@ MAX_SECONDS = 1800.0
 
 
 def normal(text: str) -> str:
-    """The text for exact_match and contains: NFC, case folded, white space collapsed and stripped."""
+    """The text for exact_match and contains: NFC, case folded, white space collapsed and
+    stripped."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return " ".join(folded.split())
 
@@ -170,7 +171,8 @@ def _last_line(error: Exception) -> str:
 
 
 def _share(column: str, hits: Sequence[bool], sample: int) -> dict[str, Any]:
-    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the sample."""
+    """Share and interval. Seeds answer the same prompts, so more seeds do not enlarge the
+    sample."""
     share = fmean(hits)
     low, high = wilson(round(share * sample), sample) or (None, None)
     return {column: share, f"{column}_low": low, f"{column}_high": high}

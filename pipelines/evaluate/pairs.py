@@ -62,7 +62,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Match:
-    """One run's answers paired with the untouched model's. `against` is the run id of the latter."""
+    """One run's answers paired with the untouched model's. `against` is the run id of the
+    latter."""
 
     run_id: str
     against: str
@@ -295,7 +296,8 @@ def _columns(ended: Sequence[Outcome], *, seeds: int) -> dict[str, Any]:
 
 
 def _favours(experiments: Experiments, judge: str, model: str | None) -> list[str]:
-    """A note if the judge may recognize its own family (Panickssery et al. 2024, arXiv 2404.13076)."""
+    """A note if the judge may recognize its own family (Panickssery et al. 2024, arXiv
+    2404.13076)."""
     provider = experiments.provider(judge)
     if model is None:
         return []

@@ -1,4 +1,5 @@
-"""The prompts of a retrieval arm: similar train records as shots, or document passages as context."""
+"""The prompts of a retrieval arm: similar train records as shots, or document passages as
+context."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -21,7 +21,8 @@ Record = dict[str, Any]
 
 
 def teachers(project: Project) -> list[Teacher]:
-    """The configured teachers that are enabled. A local server costs nothing and counts as enabled."""
+    """The configured teachers that are enabled. A local server costs nothing and counts as
+    enabled."""
     allowed, known = enabled(project.experiments), project.experiments.providers
     return [
         one for one in project.experiments.judging.teachers
@@ -64,7 +65,8 @@ def askable(records: Sequence[Record]) -> list[Record]:
 
 
 def answers(journal: Journal | None, resolved: Resolved, teacher: Teacher, records: Sequence[Record]) -> list[Record]:
-    """The teacher's answers in the journal, as rows of answers.jsonl. A refusal is an empty answer."""
+    """The teacher's answers in the journal, as rows of answers.jsonl. A refusal is an empty
+    answer."""
     rows = []
     for record, request, prompt in requests(resolved, journal, teacher, records):
         held = journal.row(request.key) if journal else None

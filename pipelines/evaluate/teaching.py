@@ -28,7 +28,8 @@ def local_teachers(project: Project) -> list[str]:
 def ask_teachers(
     run: Session, resolved: Resolved, records: Sequence[Row], device: IO[str] | None
 ) -> dict[str, ProviderResult]:
-    """Ask all teachers about the records. `device`: the device's lock, which a local server needs."""
+    """Ask all teachers about the records. `device`: the device's lock, which a local server
+    needs."""
     teachers, own = resolved.experiments.judging.teachers, teacher.askable(records)
     reworded = _by_provider((one, rewriting(resolved, one, own)) for one in teachers)
     results = send(run, {name: requests for name, requests in reworded.items() if requests}, "rewrites", device)

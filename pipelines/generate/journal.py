@@ -352,7 +352,8 @@ class Journal:
         return dict(row) if row else None
 
     def answered_for(self, purpose: str, provider: str, model: str) -> Iterator[dict[str, Any]]:
-        """The rows of one purpose that hold an answer of this provider's model, the oldest first."""
+        """The rows of one purpose that hold an answer of this provider's model, the oldest
+        first."""
         sql = (
             "SELECT * FROM requests WHERE status = 'answered' AND purpose = ? AND provider = ? AND model = ?"
             " ORDER BY finished_at, key"

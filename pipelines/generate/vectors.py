@@ -1,4 +1,5 @@
-"""What comes back of `/v1/embeddings`: the vectors of a request's texts, and what the response says of itself."""
+"""What comes back of `/v1/embeddings`: the vectors of a request's texts, and what the response says
+of itself."""
 
 import json
 from typing import Any

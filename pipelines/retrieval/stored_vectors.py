@@ -1,4 +1,5 @@
-"""Vectors that were computed before a process begins, which asks no API: written by its parent, looked up by text."""
+"""Vectors that were computed before a process begins, which asks no API: written by its parent,
+looked up by text."""
 
 from collections.abc import Sequence
 from hashlib import sha256

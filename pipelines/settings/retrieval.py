@@ -100,9 +100,11 @@ class Embeddings(NamesFiles):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of its model.safetensors, checked before use."""
     provider: str | None = None
-    """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under its journal and budget."""
+    """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under
+    its journal and budget."""
     max_bytes: Annotated[int, Field(ge=64, le=32_000)] = 8_000
-    """Bytes of a text that the provider embeds, each token of which has at least one; the rest is cut."""
+    """Bytes of a text that the provider embeds, each token of which has at least one; the rest is
+    cut."""
 
     @model_validator(mode="after")
     def _check_source(self) -> "Embeddings":

@@ -102,7 +102,8 @@ class TrainingOverrides(Strict):
     eval_every_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations of the curve."""
     curve_records: PositiveInt | None = None
-    """Held-out records that the curve is measured on, at most; the losses of the row are those of all."""
+    """Held-out records that the curve is measured on, at most; the losses of the row are those of
+    all."""
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints. Unset: they come by `checkpoint_every_minutes`."""
     checkpoint_every_minutes: PositiveFloat | None = None

@@ -1,9 +1,9 @@
 """Plant a small data root as a user's may be: `python -m tests.fakes.plant_lake`.
 
-The archive is kept in the repository, and `tests/test_project_old_lake.py` opens it with today's code. That
-is how we know that an upgrade costs nobody a grid. So never plant an existing archive anew: what newer
-code has written proves nothing about older data. When the files on disk change their form, give
-`ARCHIVE` a new name, and keep the old archive and its test, too.
+The archive is kept in the repository, and `tests/test_project_old_lake.py` opens it with today's
+code. That is how we know that an upgrade costs nobody a grid. So never plant an existing archive
+anew: what newer code has written proves nothing about older data. When the files on disk change
+their form, give `ARCHIVE` a new name, and keep the old archive and its test, too.
 
 `lake-2026-11.tar.xz` was planted at commit 1f26938. The console script made what is in it,
 from a tiny Llama of a fake hub, a user's file, two fake providers, a night over the grid, and some

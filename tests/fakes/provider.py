@@ -1,6 +1,8 @@
-"""A fake LLM provider on a loopback port: OpenAI's and Anthropic's protocols as their SDKs speak them, faults included.
+"""A fake LLM provider on a loopback port: OpenAI's and Anthropic's protocols as their SDKs speak
+them, faults included.
 
-In a test: `with fake_provider(Behavior(latency=0.1)) as server`. By hand: `python -m tests.fakes.provider --help`.
+In a test: `with fake_provider(Behavior(latency=0.1)) as server`. By hand:
+`python -m tests.fakes.provider --help`.
 """
 
 import argparse

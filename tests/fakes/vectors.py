@@ -1,4 +1,5 @@
-"""The fake provider's embeddings: every word of a text adds to one place of its vector, so texts that share words are close."""
+"""The fake provider's embeddings: every word of a text adds to one place of its vector, so texts
+that share words are close."""
 
 from hashlib import sha256
 from typing import Any

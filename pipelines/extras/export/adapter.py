@@ -39,7 +39,8 @@ def write(trained: Path, folder: Path, tokenizer: Any, base: Base) -> Path:
 
 
 def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
-    """Add more files (texts, or files to copy) and rename `partial` to `folder`, which it replaces."""
+    """Add more files (texts, or files to copy) and rename `partial` to `folder`, which it
+    replaces."""
     for name, held in more.items():
         if isinstance(held, Path):
             shutil.copyfile(held, partial / name)

@@ -128,7 +128,8 @@ def _write(converter: Any, base: Any, folder: Path, file: Path, kind: str, name:
 
 
 def _find_split(write: Any, tokenizer: Any, texts: Sequence[str]) -> str:
-    """The split rule that gives the tokenizer's tokens for every text, tested with a minimal model."""
+    """The split rule that gives the tokenizer's tokens for every text, tested with a minimal
+    model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with TemporaryDirectory(prefix="featherweight-vocabulary-") as parent:

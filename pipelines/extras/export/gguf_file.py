@@ -90,7 +90,8 @@ def _require_own_head(folder: Path, file: Path) -> None:
 
 
 def _convert(job: dict[str, object]) -> None:
-    """Run the converter in a separate process, since it brings other versions of imported packages."""
+    """Run the converter in a separate process, since it brings other versions of imported
+    packages."""
     if not (convert.FOLDER / "convert_hf_to_gguf.py").exists():
         raise UnavailableError(INSTALL.format(convert.FOLDER))
     process = subprocess.Popen(
@@ -153,7 +154,8 @@ def _mix(plain: Path, file: Path) -> None:
 
 @dataclass(frozen=True)
 class _TypeChooser:
-    """Chooses the type of a tensor as `llama_tensor_get_type` in llama-quant.cpp does for Q4_K_M."""
+    """Chooses the type of a tensor as `llama_tensor_get_type` in llama-quant.cpp does for
+    Q4_K_M."""
 
     layers: int
     has_output: bool

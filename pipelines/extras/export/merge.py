@@ -113,7 +113,8 @@ def saved_model(folder: Path, recipe: Recipe) -> Any:
 
 
 def require_alike(difference: float, limit: float) -> None:
-    """Raise WorkError if `difference`, the largest change of a word's ln p, exceeds `limit` nats."""
+    """Raise WorkError if `difference`, the largest change of a word's ln p, exceeds `limit`
+    nats."""
     # The comparison rejects NaN too.
     if not difference <= limit:
         raise WorkError(
@@ -123,7 +124,8 @@ def require_alike(difference: float, limit: float) -> None:
 
 
 def rounding(recipe: Recipe) -> float:
-    """The largest change of a word's ln p (nats) by rounding of the weights, and of int8's inputs."""
+    """The largest change of a word's ln p (nats) by rounding of the weights, and of int8's
+    inputs."""
     roundoff = torch.finfo(result_dtype(recipe)).eps / 2
     if recipe["quantization"] == "int8":
         roundoff = max(roundoff, INT8_ROUNDOFF)

@@ -1,4 +1,5 @@
-"""The model card of an export: front matter for hubs, origin of the weights, measurements, loading."""
+"""The model card of an export: front matter for hubs, origin of the weights, measurements,
+loading."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def model_index(name: str, evaluated: Mapping[str, Any]) -> Json:
 
 
 def _with_peft(spec: Mapping[str, Any], base: Base) -> list[str]:
-    """The code to load an adapter on its base. A quantized base needs the same quantization again."""
+    """The code to load an adapter on its base. A quantized base needs the same quantization
+    again."""
     known = base.of_hub
     name, revision = (json.dumps(base.name), base.revision) if known else ('"PATH_OF_THE_BASE"', None)
     at = f", revision={json.dumps(revision)}" if revision else ""

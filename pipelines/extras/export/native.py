@@ -172,7 +172,8 @@ class LlamaCpp:
         return logits[np.arange(len(ids) - 1), list(ids[1:])] - sums
 
     def greedy(self, prompt: Sequence[int], *, limit: int, stops: Sequence[int]) -> list[int]:
-        """The greedy continuation, at most `limit` tokens, including the stop token that ends it."""
+        """The greedy continuation, at most `limit` tokens, including the stop token that ends
+        it."""
         self._start()
         logits, produced = self._decode(prompt, 0), []
         while True:

@@ -165,7 +165,8 @@ def _prompt_messages(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _can_be_sent(form: PromptFormat, record: Mapping[str, Any]) -> bool:
-    """Whether the record consists only of messages: no tools, and no separate block for an input."""
+    """Whether the record consists only of messages: no tools, and no separate block for an
+    input."""
     if tools_of(record) or calls_tools(conversation(record)):
         return False
     return form.style == "chat" or bool(record.get("messages")) or not record["input"].strip()

@@ -1,1 +1,2 @@
-"""A longer search for a cell's learning rate than training itself does (Optuna, the extra `tune`)."""
+"""A longer search for a cell's learning rate than training itself does (Optuna, the extra
+`tune`)."""

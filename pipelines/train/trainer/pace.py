@@ -57,8 +57,8 @@ class CheckpointPace:
 
 
 def curve_sample(held_out: Sequence[Tokenized], most: int | None = None) -> list[Tokenized]:
-    """The examples of at most `most` records (None: CURVE_RECORDS), chosen by their ids alone, in the order of
-    `held_out`."""
+    """The examples of at most `most` records (None: CURVE_RECORDS), chosen by their ids alone, in
+    the order of `held_out`."""
     most = most or CURVE_RECORDS
     ids = list(dict.fromkeys(example.example_id for example in held_out))
     if len(ids) <= most:

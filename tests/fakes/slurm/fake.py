@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Slurm's commands for quick tests: a job is a local process, and its state a file under $FAKE_SLURM.
+"""Slurm's commands for quick tests: a job is a local process, and its state a file under
+$FAKE_SLURM.
 
 sbatch, squeue, scancel, sacct and sinfo are links to this file; put its folder first on PATH. They
 know the options that the launcher uses, and refuse others. $FAKE_SLURM/scene.json, read again at

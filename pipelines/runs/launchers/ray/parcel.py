@@ -26,7 +26,8 @@ LISTING = "listing.json"
 
 
 def pack(spec: Json, store: Store, folder: Path) -> tuple[Json, list[Json]]:
-    """Upload all inputs of the cell in `folder` to `store`; returns the spec for the node, and the inputs.
+    """Upload all inputs of the cell in `folder` to `store`; returns the spec for the node, and the
+    inputs.
 
     Each input has its `path` under the node's root, its `sha256` and its `bytes`. `passing` marks
     inputs that no other cell will read.
