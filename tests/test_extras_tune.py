@@ -111,13 +111,13 @@ def test_another_range_is_another_search_that_takes_over_what_lies_within(projec
 
     # Back to the first range: nothing is lost or counted twice, and new trials are taken over.
     again = Invented()
-    found, said = run(project, again, 6, bounds=wide)
+    outcome, lines = run(project, again, 6, bounds=wide)
     # Trials pruned by the other range's median are not among them.
-    taken = int(said[0].split(" trials of other ranges")[0].split()[-1])
-    assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and found.trials == 6
-    assert found.rate == min(first.rates + more.rates)
-    fewer, said = run(project, Invented(), 2, bounds=wide)
-    assert fewer == found and "6 trials within this range are done, so none is run" in said[-1]
+    taken = int(lines[0].split(" trials of other ranges")[0].split()[-1])
+    assert 1 <= taken <= 2 and len(again.rates) == 2 - taken and outcome.trials == 6
+    assert outcome.rate == min(first.rates + more.rates)
+    fewer, lines = run(project, Invented(), 2, bounds=wide)
+    assert fewer == outcome and "6 trials within this range are done, so none is run" in lines[-1]
 
 
 def test_an_earlier_versions_trials_count_and_those_of_another_recipe_or_seed_do_not(project: TinyProject) -> None:

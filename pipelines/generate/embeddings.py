@@ -39,9 +39,9 @@ def embed(run: Session, texts: Sequence[str]) -> Vectors:
         UnavailableError: the provider may not be asked, or some texts got no vector.
         WorkError: the journal cannot be written.
     """
-    name, wanted = provider_of(run.experiments), _cut(run.experiments, texts)
+    name, shortened = provider_of(run.experiments), _cut(run.experiments, texts)
     known = _known(run.journal, run.experiments)
-    missing = [text for text in _distinct(wanted) if text not in known]
+    missing = [text for text in _distinct(shortened) if text not in known]
     if missing:
         requests = list(_requests(run.experiments, missing))
         tally = ask_enabled(run, {name: requests}, ROLE)[name]
@@ -49,7 +49,7 @@ def embed(run: Session, texts: Sequence[str]) -> Vectors:
         if lacking := sum(text not in known for text in missing):
             why = tally.stopped or _first_error(run.journal, requests)
             raise UnavailableError(f"{name} gave no embeddings for {lacking} of {len(missing)} texts: {why}")
-    return _in_order(name, wanted, known)
+    return _in_order(name, shortened, known)
 
 
 def embedded(journal: Journal, experiments: Experiments, texts: Sequence[str]) -> Vectors | None:
@@ -58,10 +58,10 @@ def embedded(journal: Journal, experiments: Experiments, texts: Sequence[str]) -
     Raises:
         UnavailableError: the journal holds vectors of several sizes.
     """
-    wanted, known = _cut(experiments, texts), _known(journal, experiments)
-    if any(text not in known for text in _distinct(wanted)):
+    shortened, known = _cut(experiments, texts), _known(journal, experiments)
+    if any(text not in known for text in _distinct(shortened)):
         return None
-    return _in_order(provider_of(experiments), wanted, known)
+    return _in_order(provider_of(experiments), shortened, known)
 
 
 def _requests(experiments: Experiments, texts: Sequence[str]) -> Iterator[Request]:

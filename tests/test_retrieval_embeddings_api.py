@@ -87,9 +87,11 @@ def test_texts_are_embedded_once_in_their_order_and_to_length_one(asking: tuple[
         assert embeddings.embedded(run.journal, experiments, [*texts, "a new one"]) is None
         charges = run.journal.charges()["vectors"]
     assert vectors.shape == (153, SIZE) and vectors.dtype == np.float32
-    for text, found in zip(texts[:150], vectors, strict=False):
+    for text, embedding in zip(texts[:150], vectors, strict=False):
         expected = np.array(vector(text))
-        assert found == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6), "shuffled answers, texts in order"
+        assert embedding == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6), (
+            "shuffled answers, texts in order"
+        )
     assert not vectors[150].any() and not vectors[151].any() and (vectors[152] == vectors[3]).all()
     calls = [call.body["input"] for call in server.ledger.received]
     assert sorted(map(len, calls)) == [22, 64, 64] and "" not in embedded_texts(server)
@@ -190,7 +192,7 @@ def test_a_response_without_all_vectors_is_no_answer(asking: tuple[TinyProject, 
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (None, "no list of embeddings"),
         ([{"index": 0, "embedding": [1.0]}], "1 embeddings for 2 texts"),
@@ -204,8 +206,8 @@ def test_a_response_without_all_vectors_is_no_answer(asking: tuple[TinyProject, 
         ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": "AACAPw=="}], "finite numbers"),
     ],
 )
-def test_bodies_that_hold_no_vectors_are_refused(data: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bodies_that_hold_no_vectors_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read_embeddings(json.dumps({"data": data}), count=2)
 
 
@@ -223,16 +225,16 @@ def test_a_text_that_was_not_embedded_is_never_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("provider", "said"),
+    ("provider", "message"),
     [
         ({"kind": "anthropic", "model": "m", "requests": 0}, "kind anthropic, which has no /v1/embeddings"),
         ({"kind": "openai", "model": "m"}, "set providers.vectors.requests: 0"),
     ],
 )
-def test_providers_that_cannot_embed_are_refused(project: TinyProject, provider: dict[str, Any], said: str) -> None:
+def test_providers_that_cannot_embed_are_refused(project: TinyProject, provider: dict[str, Any], message: str) -> None:
     project.change(providers={"vectors": provider}, embeddings=None)
     project.change(embeddings={"provider": "vectors"})
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         project.now()
     project.change(embeddings={"provider": "nobody"})
     with pytest.raises(UsageError, match=r"embeddings\.provider: got 'nobody'"):
