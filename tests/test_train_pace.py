@@ -176,8 +176,8 @@ def test_fewer_records_on_the_curve_change_no_weight_and_no_training_loss(by_tim
 
     of_three, *expected = trained()
     by_time.change(profiles={"local": {"training": {"curve_records": 1}}})
-    of_one, *found = trained()
-    assert found == expected and all(expected) and of_one != of_three
+    of_one, *others = trained()
+    assert others == expected and all(expected) and of_one != of_three
 
 
 def test_a_large_set_has_a_sample_that_only_its_ids_choose() -> None:

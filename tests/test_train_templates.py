@@ -323,10 +323,10 @@ def test_what_a_template_cannot_show_costs_that_record_and_is_counted() -> None:
     records = [record(CONVERSATIONS[name]) for name in ("single", "two turns")]
     made = tokenizing.tokenize(form, records, 512)
     assert (len(made.examples), made.unshown_share) == (1, 0.5)
-    (said,) = made.in_words("training")
+    (warning,) = made.in_words("training")
     assert (
-        said.startswith("WARNING: the model's chat template cannot show 1 of 2 training records")
-        and "one question only" in said
+        warning.startswith("WARNING: the model's chat template cannot show 1 of 2 training records")
+        and "one question only" in warning
     )
     nothing = tokenizing.tokenize(form, records[1:], 512)
     with pytest.raises(ValueError, match="the model's chat template can show none of the 1 training records"):

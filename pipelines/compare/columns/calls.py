@@ -4,13 +4,13 @@ from pipelines.lake.schema import Table, count, group, moment, real, text, whole
 
 LLM_CALLS = Table(
     "llm_calls",
-    "One row for each request to a language model: what became of it, its tokens and its price.",
+    "One row for each request to a language model: its outcome, its tokens and its price.",
     (
         *group("request", "journal",
             text("key", "Hash of everything that determines the answer; a request with a stored answer is not sent again."),
             text("provider", "Name of the provider in experiments.yaml."),
-            text("model", "Model that was asked, as the provider names it."),
-            text("purpose", "What it was asked for: generate, judge, pair, teacher or rewrite."),
+            text("model", "Model of the request, as the provider names it."),
+            text("purpose", "Purpose of the request: generate, judge, pair, teacher, rewrite or embed."),
             text("topic", "Topic requested for the record."),
             text("language", "Language of the answer asked for, such as en or ko."),
         ),

@@ -90,7 +90,7 @@ TIME = (
     ),
     *group(
         "time and cost", "evaluation",
-        real("benchmark_seconds", "Time in which the benchmarks were asked, which evaluation_seconds leaves out.", "s", 0,
+        real("benchmark_seconds", "Time of the benchmarks, which evaluation_seconds leaves out.", "s", 0,
              better="lower"),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ EVALUATION_ANSWERS = Table(
     (
         *RUN, *EXAMPLE_ID,
         *group("answer", "evaluation",
-            text("prompt", "What was asked."),
+            text("prompt", "The prompt."),
             text("reference", "Answer that the record holds."),
             text("answer", "Answer that was generated."),
             whole("answer_tokens", "Number of tokens of the answer."),
@@ -54,7 +54,7 @@ PAIR_VERDICTS = Table(
             text("verdict_shown_second", "win, tie or loss, with the cell's answer shown second."),
             text("reasons_shown_first", "Reasons of the judge, with the cell's answer shown first as answer A."),
             text("reasons_shown_second", "Reasons of the judge, with the cell's answer shown second as answer B."),
-            text("judge_model", "Model that judged the pair; NULL where the answers are alike and nobody was asked."),
+            text("judge_model", "Model that judged the pair; NULL where the answers are alike, so no request was sent."),
         ),
     ),
 )  # fmt: skip
@@ -71,7 +71,7 @@ PREFERENCES = Table(
             whole("place", "Place of the answer on the screen, from 1; its cell was hidden."),
             whole("shown", "Number of answers that were shown together."),
             text("ended", "chosen, not chosen, tie, or neither if no answer was any good."),
-            text("prompt", "What was asked."),
+            text("prompt", "The prompt."),
             text("answer", "Answer that was shown."),
             text("settings", "What the answers were generated with, as JSON."),
         ),
@@ -131,14 +131,14 @@ BENCHMARK_ANSWERS = Table(
             text("reference", "Right choice or answer."),
         ),
         *group("answer", "evaluation",
-            text("picked", "Text that the model chose or said; NULL where the harness does not tell."),
+            text("picked", "Text that the model chose or said; NULL where the harness does not report it."),
             flag("correct", "Whether the metric calls it right."),
             text("metric", "Metric that decides: acc_bytes (the likeliest choice for each of its bytes), or the harness's own, "
                  "with its filter."),
             text("loglikelihoods", "Log-likelihood of each choice behind the prompt in nats, as a JSON list."),
             real("margin", "Log-likelihood for each byte of the right choice minus that of the likeliest other one; above zero the "
                  "right one is picked.", "nats per byte", 4, better="higher"),
-            text("scorer", "What asked and scored: featherweight, or lm-eval and its version."),
+            text("scorer", "Program that ran and scored the benchmark: featherweight, or lm-eval and its version."),
         ),
     ),
 )  # fmt: skip

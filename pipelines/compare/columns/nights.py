@@ -14,7 +14,7 @@ NIGHTS = Table(
             real("minutes", "Time from the night's start to its end.", "min", 1, better="lower"),
             real("spent_usd", "Dollars charged for calls of providers and, at the profile's price_per_hour, for cells.", "USD", 4,
                  better="lower", heading="dollars"),
-            count("cells", "Number of cells that the night asked for."),
+            count("cells", "Number of cells that the night requested."),
             count("cells_ok", "Number of those cells whose seeds were all ok at its end.", better="higher"),
             count("cells_not_ok", "Number of those cells that were not.", better="lower"),
             text("outcome",

@@ -56,7 +56,7 @@ MODEL = (
         "model", "training",
         text("weights_dtype", "Data type of the base weights while training, such as float32, bfloat16, int8 or nf4."),
         text("fast_paths",
-             "Parts that Featherweight computed its own faster way: head, gates, adapters, products; none if there are none."),
+             "Parts that Featherweight's faster code computed: head, gates, adapters, products; none if there are none."),
         whole("layers", "Number of transformer layers."),
         whole("hidden_size", "Width of the hidden states."),
         count("trainable_params", "Number of parameters that training changes; 0 for an untouched model.", heading="trainable"),
@@ -66,7 +66,7 @@ MODEL = (
     *group(
         "model", "comparison",
         flag("fast_path",
-             "Whether Featherweight computed the adapters its own faster way, not PEFT; times compare where it is equal."),
+             "Whether Featherweight's faster code computed the adapters, not PEFT's; times compare where it is equal."),
     ),
     *group(
         "model", "comparison",
@@ -96,7 +96,7 @@ RECIPE = (
         text("peft", "Settings of an adapter by PEFT's own configuration class, as JSON; NULL for every other method."),
         whole("max_length", "Length of the longest example that the recipe allows.", "tokens"),
         whole("micro_batch_tokens",
-              "Padded tokens of one forward pass, as used; rows with others are not compared in memory and speed.", "tokens"),
+              "Padded tokens of one forward pass, as used; rows that differ are not compared in memory and speed.", "tokens"),
         whole("devices", "Number of devices that train the cell together."),
         text("sharding", "How the work is divided over the devices: none, ddp, fsdp or a stage of DeepSpeed ZeRO."),
         text("launcher", "What started the training processes: the launcher that the profile names."),
@@ -110,7 +110,7 @@ RECIPE = (
     *group(
         "recipe", "comparison",
         text("rates",
-             "How the learning rate was chosen: tuned, shared (given, not searched for) or edge (least or most of those tried)."),
+             "How the learning rate was chosen: tuned, shared (preset, not searched for) or edge (smallest or largest tried)."),
     ),
     *group(
         "recipe", "evaluation",
@@ -140,7 +140,7 @@ RECORDS = (
 PROVENANCE = group(
     "provenance", "spec",
     text("data_fingerprint", "Hash of the training examples."),
-    text("recipe_fingerprint", "Hash of the weights and of every setting that decides what is trained and measured."),
+    text("recipe_fingerprint", "Hash of the weights and of every setting that decides training and measurements."),
     text("code_version", "Hash of the training code."),
     text("evaluation_fingerprint", "Hash of the records, settings and code of the evaluation that is shown."),
 )  # fmt: skip

@@ -95,7 +95,7 @@ TRAINING_CURVE = Table(
             real("process_memory_std_mb", "Standard deviation of the resident memory so far.", "MB", 0),
             real("process_memory_min_mb", "Smallest resident memory sampled so far.", "MB", 0),
             real("process_memory_max_mb", "Largest resident memory sampled so far.", "MB", 0),
-            real("gpu_reserved_mb", "GPU memory that PyTorch has taken after this step, with room for later tensors.", "MB", 0),
+            real("gpu_reserved_mb", "GPU memory that PyTorch has reserved after this step, with room for later tensors.", "MB", 0),
             real("gpu_device_mb", "Memory in use on the whole GPU after this step, other programs included.", "MB", 0),
         ),
     ),
