@@ -320,6 +320,8 @@ def test_settings_that_make_no_sense_are_refused(method: dict[str, Any], message
     [
         ({}, "expected path"),
         ({"path": "a", "wheel": "a==1"}, "one of them"),
+        ({"path": "a", "provider": "b"}, "one of them"),
+        ({"path": "a", "max_bytes": 100}, "max_bytes belongs to provider"),
         ({"wheel": "a==1"}, "wheel needs folder and sha256"),
         ({"wheel": "a; rm==1", "folder": "m", "sha256": "0" * 64}, "pattern"),
         ({"wheel": "a==1", "folder": "../m", "sha256": "0" * 64}, "pattern"),

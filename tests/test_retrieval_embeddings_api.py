@@ -19,11 +19,14 @@ from pipelines.generate import embeddings
 from pipelines.generate.generate import session
 from pipelines.generate.vectors import read_embeddings
 from pipelines.lake.files import read_json, read_jsonl, write_json
+from pipelines.lake.paths import PROJECT
 from pipelines.retrieval.leaks import gives_away
 from pipelines.retrieval.sources import out_of_reach
 from pipelines.retrieval.stored_vectors import StoredVectors, write_vectors
 from pipelines.runs.cells import Evaluation
 from pipelines.runs.run import RunHooks
+from pipelines.settings.experiments import load
+from pipelines.settings.retrieval import Embeddings
 from tests.asking import KEYS
 from tests.fakes.behavior import Behavior
 from tests.fakes.provider import FakeProvider, fake_provider
@@ -239,3 +242,11 @@ def test_providers_that_cannot_embed_are_refused(project: TinyProject, provider:
     project.change(embeddings={"provider": "nobody"})
     with pytest.raises(UsageError, match=r"embeddings\.provider: got 'nobody'"):
         project.now()
+
+
+def test_settings_that_were_written_down_are_read_again(asking: tuple[TinyProject, FakeProvider]) -> None:
+    project, _ = asking
+    for experiments in (project.now().experiments, load(PROJECT / "experiments.yaml")):
+        assert experiments.embeddings
+        dumped = experiments.embeddings.model_dump()
+        assert Embeddings.model_validate(dumped).model_dump() == dumped

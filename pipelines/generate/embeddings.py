@@ -120,7 +120,7 @@ def _first_error(journal: Journal, requests: Iterable[Request]) -> str:
 def _cut(experiments: Experiments, texts: Sequence[str]) -> list[str]:
     """The first bytes of each text, in whole characters."""
     assert experiments.embeddings
-    most = experiments.embeddings.max_bytes
+    most = experiments.embeddings.embedded_bytes
     return [text.encode("utf-8", "ignore")[:most].decode("utf-8", "ignore") for text in texts]
 
 

@@ -30,7 +30,9 @@ def _api_identity(experiments: Experiments) -> str:
     embeddings = experiments.embeddings
     assert embeddings and embeddings.provider
     provider = experiments.provider(embeddings.provider)
-    return stable_hash([provider.kind, provider.base_url, provider.model, provider.parameters, embeddings.max_bytes])
+    return stable_hash(
+        [provider.kind, provider.base_url, provider.model, provider.parameters, embeddings.embedded_bytes]
+    )
 
 
 def _api_refusal(experiments: Experiments) -> str | None:

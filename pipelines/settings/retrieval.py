@@ -10,6 +10,8 @@ By = Literal["bm25", "dense", "ensemble", "multi-query"]
 Ranker = Literal["bm25", "dense", "ensemble"]
 Count = Annotated[int, Field(ge=1, le=64)]
 PASSAGE_CHARS = 800
+# A token has at least one byte, and embedding models of APIs read about 8192 tokens.
+EMBEDDED_BYTES = 8_000
 
 
 class Retrieval(NamesFiles):
@@ -102,9 +104,8 @@ class Embeddings(NamesFiles):
     provider: str | None = None
     """Provider whose API embeds texts (`/v1/embeddings`; kinds openai and openai-compatible), under
     its journal and budget."""
-    max_bytes: Annotated[int, Field(ge=64, le=32_000)] = 8_000
-    """Bytes of a text that the provider embeds, each token of which has at least one; the rest is
-    cut."""
+    max_bytes: Annotated[int, Field(ge=64, le=32_000)] | None = None
+    """Bytes of a text that the provider embeds; the rest is cut. Unset: 8000."""
 
     @model_validator(mode="after")
     def _check_source(self) -> "Embeddings":
@@ -113,8 +114,13 @@ class Embeddings(NamesFiles):
                 "expected path (a folder of a transformers model), wheel (name==version) or provider (a name under "
                 "providers), one of them"
             )
-        if self.provider is None and "max_bytes" in self.model_fields_set:
+        if self.provider is None and self.max_bytes is not None:
             raise ValueError("max_bytes belongs to provider: a local model cuts by its own tokens")
         if bool(self.wheel) != bool(self.folder_in_wheel and self.sha256):
             raise ValueError("wheel needs folder and sha256 (of its model.safetensors), and only it has them")
         return self
+
+    @property
+    def embedded_bytes(self) -> int:
+        """Bytes of a text that the provider embeds."""
+        return self.max_bytes or EMBEDDED_BYTES
