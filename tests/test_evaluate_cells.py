@@ -263,7 +263,7 @@ def test_judging_is_a_step_of_its_own_that_waits_for_nobody(
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         with locked(project.data.locks / "generation.lock", "generate"):
             shown, passed = materialized()
-        assert passed and shown["answered now"] == 0 and "the next publication asks" in shown["why"]
+        assert passed and shown["answered now"] == 0 and "the next publication sends them" in shown["why"]
         shown, passed = materialized(night="2026-11-24T0200", budget_usd=0.0)
         assert not passed and shown["answered now"] == 0 and asking.server.ledger.anthropic.requests == 0
         asking.server.behavior = Behavior(script=lambda _wire, _prompt, _nth: "unauthorized")

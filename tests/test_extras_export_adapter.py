@@ -204,7 +204,7 @@ def test_a_cards_metrics_stand_where_a_hub_looks_for_them() -> None:
 
 def test_a_base_that_no_hub_has_is_not_named_as_if_one_had() -> None:
     card = model_card.card("adapter", spec(), {}, Base("mine"))
-    assert "base_model" not in card.split("---")[1] and "PATH_OF_THE_BASE" in card and "No hub has this base" in card
+    assert "base_model" not in card.split("---")[1] and "PATH_OF_THE_BASE" in card and "no known name on a hub" in card
     quantized = {"kind": "lora", "rank": 8, "alpha": 32, "quantization": "nf4"}
     card = model_card.card("adapter", spec(recipe=quantized), {}, Base("a/b", None, True))
     assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4"' in card and "quantization_config=quantized" in card

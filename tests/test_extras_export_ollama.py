@@ -133,7 +133,7 @@ def test_a_prompt_that_no_template_can_say_is_refused(name: str) -> None:
 
 
 def test_a_prompt_that_holds_the_day_is_refused_until_the_day_is_fixed() -> None:
-    with pytest.raises(UnavailableError, match=r"holds the day.*strftime_now"):
+    with pytest.raises(UnavailableError, match=r"contains the current date.*strftime_now"):
         ollama.shape_of(form_of(Trait(TELLS_THE_DAY)))
     shape = ollama.shape_of(form_of(Trait(TELLS_THE_DAY, arguments={"strftime_now": "2025-07-08"})))
     assert "Today: 08 July 2025" in shape.opening

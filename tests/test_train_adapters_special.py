@@ -213,7 +213,7 @@ def test_a_step_at_a_rate_of_zero_moves_nothing_and_too_few_steps_are_told() -> 
     moved(model, recipe, range(2), optimizer)
     assert all(torch.equal(p, before[name]) for name, p in trainable(model).items())
     assert not any("rank_" in key for state in optimizer.state.values() for key in state)
-    with pytest.raises(UnavailableError, match=r"here are 3 optimizer steps"):
+    with pytest.raises(UnavailableError, match=r"this plan has 3 optimizer steps"):
         moving_ranks.plan(model, 3)
     with pytest.raises(UnavailableError, match=r"target_r: got 8; expected less than init_r, 6"):
         adapted(recipe_for("ADALORA", init_r=6))
