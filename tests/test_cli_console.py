@@ -279,3 +279,12 @@ def test_a_model_that_cannot_be_read_is_no_traceback(
     capsys.readouterr()
     assert main(["train", MODEL, "full", "--dry-run"]) == 1
     assert str(broken) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["pipelines.extras.export.arguments", "pipelines.extras.export.commands", "pipelines.extras.tune.commands"],
+)
+def test_a_module_of_the_extras_can_be_imported_first(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,9 +5,21 @@ Exit codes: 0 done, 1 the work failed, 2 bad usage or configuration,
 Heavy imports wait until a command runs, so that help and completion appear at once.
 """
 
-from pipelines.cli.command import NOT_OK, OK
-from pipelines.cli.console import main
-from pipelines.cli.stages import parser
-from pipelines.cli.working import project_now
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
-__all__ = ["NOT_OK", "OK", "main", "parser", "project_now"]
+# The commands of `extras/` import modules of this package, so it imports them only when it runs.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. `arguments`: those of the process if None."""
+    from pipelines.cli import console
+
+    return console.main(arguments)
+
+
+def parser() -> ArgumentParser:
+    """The parser of all commands."""
+    from pipelines.cli import stages
+
+    return stages.parser()
