@@ -56,20 +56,26 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "Threads of one process on a processor; default: as PyTorch chooses.",
     "OMP_WAIT_POLICY": "`passive` lets waiting threads sleep, for a machine with other work.",
 }
+PROSE_CHARS = 100
 INTRODUCTION = f"""\
 # Settings
 
-Every setting of `experiments.yaml`. The shipped file names many of them; a setting that a file leaves out has the default
-shown here. An unknown name or a wrong value is an error that names the line.
+Every setting of `experiments.yaml`. The shipped file names many of them; a setting that a file
+leaves out has the default shown here. An unknown name or a wrong value is an error that names the
+line.
 
 - Names of models, methods, profiles and providers are lower-case letters, digits, `-` and `.`.
-- Relative paths are relative to the folder of the file that names them, wherever a command is started. `~` is the home folder.
-- On the command line they are relative to the folder you are in. `data/` and `experiments.yaml` are those of the checkout.
-- A section that you paste over another one replaces all of it: what it leaves out has the default, not the earlier value.
+- Relative paths are relative to the folder of the file that names them, wherever a command is
+  started. `~` is the home folder.
+- On the command line they are relative to the folder you are in. `data/` and `experiments.yaml` are
+  those of the checkout.
+- A section that you paste over another one replaces all of it: what it leaves out has the default,
+  not the earlier value.
 - GB are 1e9 bytes, MB 1e6 bytes; shares are between 0 and 1.
 - *Only in Dagster* marks settings that the commands of `featherweight` do not read.
 
-This page is generated: `{COMMAND}` writes it from the models in `pipelines/`."""
+This page is generated: `{COMMAND}` writes it
+from the models in `pipelines/`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,16 @@ class Section:
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join(_lines())
+    return "\n".join(map(wrapped, _lines()))
+
+
+def wrapped(text: str) -> str:
+    """A line of prose as lines of at most 100 characters; rows of tables and several lines stay."""
+    if text.startswith("|") or "\n" in text:
+        return text
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(text, PROSE_CHARS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _lines() -> Iterator[str]:

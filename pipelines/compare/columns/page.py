@@ -7,6 +7,7 @@ from pipelines.compare.columns.configured import benchmark_columns, metric_colum
 from pipelines.compare.columns.registry import TABLES, VIEWS
 from pipelines.lake.paths import PROJECT
 from pipelines.lake.schema import Column, Source, Table
+from pipelines.settings.page import wrapped
 
 PATH = PROJECT / "docs" / "columns.md"
 COMMAND = "python -m pipelines.compare.columns"
@@ -42,18 +43,19 @@ INTRODUCTION = f"""\
 SELECT column_name, data_type, comment FROM duckdb_columns() WHERE table_name = 'comparison';
 ```
 
-NULL means that a value was not measured. GB are 1e9 bytes, MB 1e6 bytes. Better says which direction is better.
+NULL means that a value was not measured. GB are 1e9 bytes, MB 1e6 bytes. Better says which
+direction is better.
 
-Times are points in time (`TIMESTAMP WITH TIME ZONE`), stored in UTC. DuckDB and its clients show them in the time zone of the
-machine; `SET TimeZone = 'UTC'` in a connection shows them as stored. Examples for DuckDB, pandas, polars and Node are in
-[operating.md](operating.md#reading-the-table).
+Times are points in time (`TIMESTAMP WITH TIME ZONE`), stored in UTC. DuckDB and its clients show
+them in the time zone of the machine; `SET TimeZone = 'UTC'` in a connection shows them as stored.
+Examples for DuckDB, pandas, polars and Node are in [operating.md](operating.md#reading-the-table).
 
 This page is generated: `{COMMAND}` writes it."""
 
 
 def page() -> str:
     """The page as Markdown."""
-    return "\n".join(_lines())
+    return "\n".join(map(wrapped, _lines()))
 
 
 def _lines() -> Iterator[str]:
