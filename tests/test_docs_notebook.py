@@ -270,7 +270,9 @@ def test_on_a_t4_the_cells_take_no_longer_than_it_says(
     (cells,) = (cell_text for part, cell_text in minutes.items() if part.startswith("four cells"))
     assert plan.makespan <= 60 * cells
     assert minutes.pop("**all**") == sum(minutes.values()) <= 20
-    (tokens, seconds) = re.findall(r"at most (\d+) sequential tokens .* at ([\d.]+) s per token", source_of(notebook, "title"))[0]
+    (tokens, seconds) = re.findall(
+        r"at most (\d+) sequential tokens .* at ([\d.]+) s per token", source_of(notebook, "title")
+    )[0]
     assert tokens_in_turn(made["profile"](MODEL)["evaluation"]) <= int(tokens)
     (answers,) = (cell_text for part, cell_text in minutes.items() if part.startswith("their answers"))
     assert len(made["METHODS"]) * int(tokens) * float(seconds) <= 60 * answers

@@ -4,6 +4,7 @@ local model's are."""
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pipelines.evaluate import answers
 from pipelines.evaluate.cell import evaluate
 from pipelines.evaluate.retrieved import last_question, sides_of, train_items
 from pipelines.generate import embeddings
+from pipelines.generate.answers import Answer
 from pipelines.generate.generate import session
-from pipelines.generate.vectors import read_embeddings
+from pipelines.generate.vectors import read_embeddings, vectors_in
 from pipelines.lake.files import read_json, read_jsonl, write_json
 from pipelines.lake.paths import PROJECT
 from pipelines.retrieval.leaks import gives_away
@@ -194,6 +196,51 @@ def test_a_response_without_all_vectors_is_no_answer(asking: tuple[TinyProject, 
     )
 
 
+def test_another_server_under_the_same_name_embeds_everything_anew(asking: tuple[TinyProject, FakeProvider]) -> None:
+    project, server = asking
+    with session(project.data, project.now().experiments) as run:
+        embeddings.embed(run, ["one", "two"])
+    with fake_provider(Behavior()) as other:
+        project.change(providers={"vectors": {"base_url": other.openai_url}})
+        with session(project.data, project.now().experiments) as run:
+            embeddings.embed(run, ["one", "two", "three"])
+        assert embedded_texts(other) == ["one", "two", "three"] and embedded_texts(server) == ["one", "two"]
+        assert all("base_url" not in call.body for call in [*server.ledger.received, *other.ledger.received])
+
+
+def test_a_refusal_of_a_content_filter_costs_its_own_texts_alone(asking: tuple[TinyProject, FakeProvider]) -> None:
+    project, server = asking
+    experiments = project.now().experiments
+    with session(project.data, experiments) as run:
+        (request,) = embeddings._requests(experiments, ["refused"])
+        run.journal.sending(request)
+        run.journal.answered(request.key, Answer(raw='{"error": {}}', stop_reason="content_filter"), cost=0.0)
+        with pytest.raises(UnavailableError, match="its content filter refused"):
+            embeddings.embed(run, ["refused"])
+        assert embeddings.embed(run, ["another"]).any() and embedded_texts(server) == ["another"]
+
+
+def test_a_request_that_was_lost_twice_names_the_command_that_sends_it_again(
+    asking: tuple[TinyProject, FakeProvider],
+) -> None:
+    project, _ = asking
+    experiments = project.now().experiments
+    with session(project.data, experiments) as run:
+        (request,) = embeddings._requests(experiments, ["lost"])
+        for _attempt in range(2):
+            run.journal.sending(request)
+            run.journal.doubtful(request.key, "no answer in time")
+        with pytest.raises(UnavailableError, match=r"lost twice \(no answer in time\).*--resend-in-doubt"):
+            embeddings.embed(run, ["lost"])
+
+
+def test_vectors_of_several_models_are_never_compared() -> None:
+    one = embeddings.Embedding(np.ones(2, dtype=np.float32), "a")
+    for other in (embeddings.Embedding(np.ones(3, dtype=np.float32), "a"), replace(one, model="b")):
+        with pytest.raises(UnavailableError, match="several models embedded the texts"):
+            embeddings._in_order("vectors", ["x", "y"], {"x": one, "y": other})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -206,6 +253,7 @@ def test_a_response_without_all_vectors_is_no_answer(asking: tuple[TinyProject, 
         ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": ["2"]}], "finite numbers"),
         ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [float("nan")]}], "finite numbers"),
         ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": []}], "finite numbers"),
+        ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [10**40]}], "finite numbers"),
         ([{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": "AACAPw=="}], "finite numbers"),
     ],
 )
@@ -214,8 +262,10 @@ def test_bodies_that_hold_no_vectors_are_refused(data: Any, message: str) -> Non
         read_embeddings(json.dumps({"data": data}), count=2)
 
 
-def test_servers_that_leave_out_the_index_answer_in_order(asking: tuple[TinyProject, FakeProvider]) -> None:
-    answer = read_embeddings(json.dumps({"data": [{"embedding": [1]}, {"embedding": [2]}]}), count=2)
+def test_servers_that_leave_out_the_index_answer_in_order() -> None:
+    body = {"data": [{"embedding": [1]}, {"embedding": [2]}]}
+    assert vectors_in(body) == [[1], [2]]
+    answer = read_embeddings(json.dumps(body), count=2)
     assert answer.odd_usage == "it tells no token counts" and not answer.usage.known
 
 
@@ -232,14 +282,16 @@ def test_a_text_that_was_not_embedded_is_never_guessed(tmp_path: Path) -> None:
     [
         ({"kind": "anthropic", "model": "m", "requests": 0}, "kind anthropic, which has no /v1/embeddings"),
         ({"kind": "openai", "model": "m"}, "set providers.vectors.requests: 0"),
+        ({"kind": "openai", "model": "m", "requests": 0}, "cannot also judge, teach or write records"),
     ],
 )
 def test_providers_that_cannot_embed_are_refused(project: TinyProject, provider: dict[str, Any], message: str) -> None:
-    project.change(providers={"vectors": provider}, embeddings=None)
+    judge = {"judge": "vectors"} if "judge" in message else {}
+    project.change(providers={"vectors": provider}, embeddings=None, judging=judge)
     project.change(embeddings={"provider": "vectors"})
     with pytest.raises(UsageError, match=message):
         project.now()
-    project.change(embeddings={"provider": "nobody"})
+    project.change(embeddings={"provider": "nobody"}, judging={"judge": None})
     with pytest.raises(UsageError, match=r"embeddings\.provider: got 'nobody'"):
         project.now()
 

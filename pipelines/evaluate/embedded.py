@@ -17,8 +17,8 @@ from pipelines.runs.cells import Evaluation
 
 
 def write_api_vectors(resolved: Resolved, evaluation: Evaluation, *, say: Say = announce) -> None:
-    """Write the vectors of everything that the evaluation looks up and looks it up by; nothing
-    where no API embeds.
+    """Write the embeddings of all passages or train records and of all questions. Do nothing if no
+    API embeds.
 
     Raises:
         UnavailableError: the provider may not be asked, or some texts got no vector.
@@ -36,11 +36,10 @@ def write_api_vectors(resolved: Resolved, evaluation: Evaluation, *, say: Say = 
     else:
         items = train_items(resolved.selected.train)
     texts = [*(item.text for item in items), *(last_question(record) for record in resolved.selected.eval)]
-    say(f"retrieval: {embeddings.provider_of(experiments)} embeds {len(texts)} texts")
-    write_vectors(evaluation.folder / VECTORS, texts, embed(resolved, texts))
+    write_vectors(evaluation.folder / VECTORS, texts, embed(resolved, texts, say=say))
 
 
-def embed(resolved: Resolved, texts: Sequence[str]) -> Vectors:
+def embed(resolved: Resolved, texts: Sequence[str], *, say: Say = announce) -> Vectors:
     """The vectors of `texts`. The lock on sending is taken only if the journal lacks some of
     them."""
     if resolved.data.journal.exists():
@@ -48,5 +47,6 @@ def embed(resolved: Resolved, texts: Sequence[str]) -> Vectors:
             vectors = embeddings.embedded(journal, resolved.experiments, texts)
         if vectors is not None:
             return vectors
+    say(f"retrieval: {embeddings.provider_of(resolved.experiments)} embeds texts that it has not embedded before")
     with session(resolved.data, resolved.experiments) as run:
         return embeddings.embed(run, texts)

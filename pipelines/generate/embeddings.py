@@ -5,7 +5,8 @@ every other request, so no text is paid for twice; the journal's answers hold th
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,23 @@ from numpy.typing import NDArray
 
 from pipelines.errors import UnavailableError
 from pipelines.generate.generate import Session
-from pipelines.generate.journal import Journal, Request
+from pipelines.generate.journal import MOST_RESENDS, Journal, Request
 from pipelines.generate.judge import ask_enabled
-from pipelines.generate.vectors import PURPOSE, vectors_in
+from pipelines.generate.vectors import ADDRESS, PURPOSE, vectors_in
 from pipelines.settings.experiments import Experiments
 
 ROLE = "embedding model"
 BATCH_TEXTS = 64
 BATCH_BYTES = 64_000
 Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The vector of one text, and the model that gave it by the response."""
+
+    vector: Vectors
+    model: str
 
 
 def provider_of(experiments: Experiments) -> str:
@@ -40,14 +49,14 @@ def embed(run: Session, texts: Sequence[str]) -> Vectors:
         WorkError: the journal cannot be written.
     """
     name, shortened = provider_of(run.experiments), _cut(run.experiments, texts)
-    known = _known(run.journal, run.experiments)
+    known = _known(run.journal, run.experiments, shortened)
     missing = [text for text in _distinct(shortened) if text not in known]
     if missing:
         requests = list(_requests(run.experiments, missing))
         tally = ask_enabled(run, {name: requests}, ROLE)[name]
-        known = _known(run.journal, run.experiments)
+        known = _known(run.journal, run.experiments, shortened)
         if lacking := sum(text not in known for text in missing):
-            why = tally.stopped or _first_error(run.journal, requests)
+            why = tally.stopped or _why_none(run.journal, requests)
             raise UnavailableError(f"{name} gave no embeddings for {lacking} of {len(missing)} texts: {why}")
     return _in_order(name, shortened, known)
 
@@ -56,9 +65,10 @@ def embedded(journal: Journal, experiments: Experiments, texts: Sequence[str]) -
     """The same from the journal alone; None where it lacks a text.
 
     Raises:
-        UnavailableError: the journal holds vectors of several sizes.
+        UnavailableError: several models gave the vectors.
     """
-    shortened, known = _cut(experiments, texts), _known(journal, experiments)
+    shortened = _cut(experiments, texts)
+    known = _known(journal, experiments, shortened)
     if any(text not in known for text in _distinct(shortened)):
         return None
     return _in_order(provider_of(experiments), shortened, known)
@@ -79,8 +89,10 @@ def _requests(experiments: Experiments, texts: Sequence[str]) -> Iterator[Reques
 
 
 def _parameters(experiments: Experiments) -> dict[str, Any]:
-    """An embedding has no output tokens: the worst case of a request is its input."""
-    return {**experiments.provider(provider_of(experiments)).parameters, "max_tokens": 0}
+    """The worst case of a request is its input, since an embedding has no output tokens. The
+    address is part of the request's key: another server may run another model under the same name."""
+    provider = experiments.provider(provider_of(experiments))
+    return {**provider.parameters, "max_tokens": 0, ADDRESS: provider.base_url}
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -97,24 +109,34 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _known(journal: Journal, experiments: Experiments) -> dict[str, list[float]]:
-    """The vectors in the journal, by text, from the same provider, model and parameters."""
-    name, parameters = provider_of(experiments), _parameters(experiments)
-    vectors: dict[str, list[float]] = {}
+def _known(journal: Journal, experiments: Experiments, texts: Iterable[str]) -> dict[str, Embedding]:
+    """What the journal holds for `texts`, from the same provider, address, model and parameters."""
+    name, parameters, needed = provider_of(experiments), _parameters(experiments), set(texts)
+    known: dict[str, Embedding] = {}
     for row in journal.answered_for(PURPOSE, name, experiments.provider(name).model):
         request = json.loads(row["request"])
-        if request["parameters"] == parameters:
-            texts = [message["content"] for message in request["messages"]]
-            vectors.update(zip(texts, vectors_in(json.loads(row["response"])), strict=True))
-    return vectors
+        sent = [message["content"] for message in request["messages"]]
+        # A refusal of a content filter is an answer, too.
+        if row["stop_reason"] or request["parameters"] != parameters or needed.isdisjoint(sent):
+            continue
+        body = json.loads(row["response"])
+        for text, vector in zip(sent, vectors_in(body), strict=True):
+            if text in needed:
+                known[text] = Embedding(np.asarray(vector, dtype=np.float32), str(body.get("model")))
+    return known
 
 
-def _first_error(journal: Journal, requests: Iterable[Request]) -> str:
-    for request in requests:
-        row = journal.row(request.key)
-        if row and row["error"]:
-            return f"{row['error']}; where a text is too long for it, lower embeddings.max_bytes"
-    return "its requests were lost twice; `featherweight generate --resend-in-doubt` lets them be sent again"
+def _why_none(journal: Journal, requests: Iterable[Request]) -> str:
+    """Why the first request without vectors has none, and what to do."""
+    for row in filter(None, (journal.row(request.key) for request in requests)):
+        if row["status"] == "answered" and row["stop_reason"]:
+            return "its content filter refused a batch of them; another provider or a local model may not"
+        if row["status"] != "answered" and row["in_doubt_count"] > MOST_RESENDS:
+            error = row["error"] or "nobody knows whether it was answered"
+            return f"a request was lost twice ({error}); `featherweight generate --resend-in-doubt` sends it again"
+        if row["error"]:
+            return f"{row['error']} (embeddings.max_bytes cuts texts that are too long)"
+    return "no request was answered"
 
 
 def _cut(experiments: Experiments, texts: Sequence[str]) -> list[str]:
@@ -128,18 +150,19 @@ def _distinct(texts: Sequence[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text.strip()]
 
 
-def _in_order(name: str, texts: Sequence[str], known: dict[str, list[float]]) -> Vectors:
+def _in_order(name: str, texts: Sequence[str], known: Mapping[str, Embedding]) -> Vectors:
     """Unit vectors of `texts`; a vector of zeros, which some servers give, stays one."""
-    sizes = {len(known[text]) for text in texts if text.strip()}
-    if len(sizes) > 1:
-        counts = " and ".join(map(str, sorted(sizes)))
+    used = [known[text] for text in _distinct(texts)]
+    kinds = {(one.model, len(one.vector)) for one in used}
+    if len(kinds) > 1:
+        models = " and ".join(f"{model} ({size} numbers)" for model, size in sorted(kinds))
         raise UnavailableError(
-            f"{name} gave embeddings of {counts} numbers, so it is not one model that answered: give the provider that "
-            "answers now another name in experiments.yaml"
+            f"{name}: several models embedded the texts, {models}, so they cannot be compared: give the provider "
+            "another name in experiments.yaml, so that one model embeds all of them"
         )
-    vectors = np.zeros((len(texts), next(iter(sizes), 1)), dtype=np.float32)
+    vectors = np.zeros((len(texts), len(used[0].vector) if used else 1), dtype=np.float32)
     for place, text in enumerate(texts):
         if text.strip():
-            vector = np.asarray(known[text], dtype=np.float64)
+            vector = known[text].vector.astype(np.float64)
             vectors[place] = vector / (np.linalg.norm(vector) or 1.0)
     return vectors

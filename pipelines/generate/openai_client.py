@@ -12,7 +12,7 @@ from pipelines.generate.answers import Answer, read_openai
 from pipelines.generate.bodies import MEGABYTE, Cap
 from pipelines.generate.client import http_client, native_schema, timed_answer
 from pipelines.generate.journal import Request
-from pipelines.generate.vectors import PURPOSE, read_embeddings
+from pipelines.generate.vectors import ADDRESS, PURPOSE, read_embeddings
 
 
 def omitted_headers() -> dict[str, openai.Omit]:
@@ -70,7 +70,7 @@ class OpenAIClient:
     async def _embed(self, request: Request) -> Answer:
         """The texts of `request` as vectors, as numbers: not every server knows OpenAI's base64."""
         texts = [message["content"] for message in request.messages]
-        more = {name: value for name, value in request.parameters.items() if name != "max_tokens"}
+        more = {name: value for name, value in request.parameters.items() if name not in ("max_tokens", ADDRESS)}
         create = partial(
             self.sdk.embeddings.with_raw_response.create,
             model=request.model, input=texts, encoding_format="float", extra_body=more,

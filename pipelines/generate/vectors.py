@@ -1,14 +1,15 @@
-"""What comes back of `/v1/embeddings`: the vectors of a request's texts, and what the response says
-of itself."""
+"""Responses of `/v1/embeddings`: the vectors of a request's texts, and the token counts."""
 
 import json
 from typing import Any
 
-import numpy as np
-
 from pipelines.generate.answers import Answer, Usage
 
 PURPOSE = "embed"
+# The parameter of a request with the server's address. It is part of the key, and is not sent.
+ADDRESS = "base_url"
+# Of a float32; NaN compares as False.
+LARGEST = 3.4e38
 
 
 def read_embeddings(raw: str, *, count: int) -> Answer:
@@ -57,4 +58,4 @@ def vectors_in(body: Any) -> list[list[float]]:
 
 def _is_vector(value: Any) -> bool:
     numbers = isinstance(value, list) and bool(value) and all(type(number) in (int, float) for number in value)
-    return numbers and bool(np.isfinite(value).all())
+    return numbers and all(abs(number) <= LARGEST for number in value)

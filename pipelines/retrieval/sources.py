@@ -13,8 +13,8 @@ from pipelines.settings.experiments import Experiments
 from pipelines.settings.retrieval import Retrieval
 
 REWORDED = (
-    "by: multi-query has the model say each question in other words, in a process that asks no API, so their embeddings are "
-    "not known before: take ranked_by: bm25, or a local embedding model (`embeddings: {path: FOLDER}`)"
+    "by: multi-query has the model say each question in other words, in a process that asks no API, so they cannot be "
+    "embedded in advance: set ranked_by: bm25, or a local embedding model (`embeddings: {path: FOLDER}`)"
 )
 VECTORS = "vectors.npz"
 """The file in an evaluation's folder with the embeddings that an API gave."""

@@ -27,7 +27,7 @@ class StoredVectors:
             return self._vectors[[self._places[_key(text)] for text in texts]]
         except KeyError:
             raise ValueError(
-                "a text has no embedding: the examples or documents changed while the cell waited; run the same again"
+                "a text has no embedding: the examples or documents changed while the cell waited; run the same command again"
             ) from None
 
 

@@ -89,6 +89,12 @@ class Experiments(Strict):
                 f"embeddings.provider: {name} is of kind {provider.kind}, which has no /v1/embeddings; expected a provider of "
                 f"kind {' or '.join(EMBED)}"
             )
+        asked = {named for place, named in self._api_references() if place[0] != "embeddings"}
+        if name in asked | {teacher.provider for teacher in self.judging.teachers}:
+            raise ValueError(
+                f"embeddings.provider: {name} embeds texts, and cannot also judge, teach or write records: give its model a "
+                "provider of its own"
+            )
         if provider.requests != 0:
             raise ValueError(
                 f"embeddings.provider: {name} embeds texts and writes no records: set providers.{name}.requests: 0"

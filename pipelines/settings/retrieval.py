@@ -10,7 +10,7 @@ By = Literal["bm25", "dense", "ensemble", "multi-query"]
 Ranker = Literal["bm25", "dense", "ensemble"]
 Count = Annotated[int, Field(ge=1, le=64)]
 PASSAGE_CHARS = 800
-# A token has at least one byte, and embedding models of APIs read about 8192 tokens.
+# A token usually has at least one byte, and embedding models of APIs read about 8192 tokens.
 EMBEDDED_BYTES = 8_000
 
 
@@ -86,9 +86,8 @@ class Retrieval(NamesFiles):
 class Embeddings(NamesFiles):
     """The embedding model of `by: dense`: exactly one of path, wheel and provider.
 
-    A local model's embedding of a text is the
-    mean of its tokens' last hidden states, the mean pooling of
-    sentence-transformers.
+    A local model's embedding of a text is the mean of its tokens' last hidden states, or the first of
+    them if the folder says so, as sentence-transformers computes it.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)

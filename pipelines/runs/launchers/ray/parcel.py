@@ -21,7 +21,7 @@ from pipelines.runs.launchers.ray.store import Hashes, Store, StoreError
 
 Json = dict[str, Any]
 # The driver's own files in an attempt's folder.
-OWN = ("spec.json", "state.json", "result.json", ORDER)
+OWN = ("spec.json", "state.json", "result.json", "vectors.npz", ORDER)
 LISTING = "listing.json"
 
 
