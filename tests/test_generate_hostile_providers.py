@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pipelines import cli
+from pipelines.cli.command import NOT_OK, OK
 from pipelines.errors import UsageError
 from pipelines.generate import pacing, send, show
 from pipelines.generate.bodies import EXCERPT_BYTES
@@ -290,11 +291,11 @@ def test_answers_without_content_are_no_success(
     monkeypatch.setenv("FEATHERWEIGHT_EXPERIMENTS", str(mine.path))
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
     for _ in range(2):
-        assert cli.main(["generate"]) == cli.NOT_OK
+        assert cli.main(["generate"]) == NOT_OK
         assert "mine: none of its 3 answers is a valid record, such as: " in capsys.readouterr().out
     compatible.answer_with(always(GOOD))
     mine.configure(generation={"requests": 4})
-    assert cli.main(["generate"]) == cli.OK
+    assert cli.main(["generate"]) == OK
 
 
 # --- texts of others

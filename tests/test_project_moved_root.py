@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipelines import cli
+from pipelines.cli.working import project_now
 from pipelines.compare import compare as comparing
 from pipelines.compare.compare import compare
 from pipelines.evaluate.cell import evaluate, spec_of
@@ -202,7 +203,7 @@ def test_an_adapter_that_was_changed_in_the_copy_is_the_one_that_is_evaluated(
     save_file({name: tensor * 50 for name, tensor in load_file(adapter).items()}, adapter)
     hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
     with untouched(tmp_path / "old"):
-        again, _ = evaluate(cli.project_now().resolve(), key, force=True, hooks=hooks)
+        again, _ = evaluate(project_now().resolve(), key, force=True, hooks=hooks)
     assert again.ok, again.result.detail
     assert again.result.measured["eval_bits_per_byte"] > before + 0.1
     assert (read_json(again.folder / "spec.json") or {})["root"] == str(tmp_path / "new" / "data")

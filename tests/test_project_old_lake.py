@@ -17,6 +17,7 @@ import duckdb
 import pytest
 
 from pipelines import cli
+from pipelines.cli.working import project_now
 from pipelines.compare import compare as comparing
 from pipelines.evaluate.cell import evaluate
 from pipelines.lake.paths import DataRoot
@@ -205,7 +206,7 @@ def test_a_night_remembers_what_it_did_and_the_next_one_knows_what_is_due(lake: 
     record = begin(lake, "2026-11-29T0200")
     assert record["ended_at"] and len(record["rounds"]) == 2
     assert record["outcome"]["tiny × full-hot"] == ["diverged", "diverged"]
-    assert {"lora-r4", "lora-r16"} <= {cell.method for cell in due_cells(cli.project_now().resolve())}
+    assert {"lora-r4", "lora-r16"} <= {cell.method for cell in due_cells(project_now().resolve())}
 
 
 def test_its_good_rows_are_stale_by_code_alone(publications: tuple[Path, Path]) -> None:
@@ -225,7 +226,7 @@ def test_weights_that_were_saved_then_still_measure_the_same(method: str, tmp_pa
         (attempt,) = cells.attempts(data, CellKey("tiny", method, 2))
         before = attempt.evaluations()[-1].result.measured
         hooks = RunHooks(say=lambda _message: None, launcher=InProcess())
-        again, _ = evaluate(cli.project_now().resolve(), attempt.key, force=True, hooks=hooks)
+        again, _ = evaluate(project_now().resolve(), attempt.key, force=True, hooks=hooks)
         assert again.ok, again.result.status_detail
         for name in ("eval_bits_per_byte", "general_bits_per_byte"):
             assert again.result.measured[name] == pytest.approx(before[name], rel=1e-4)

