@@ -89,7 +89,7 @@ def http_client(base_url: str | None, *, slots: int, cap: Cap, key: str | None) 
             value.strip().lower() for value in response.headers.get_list("content-encoding", split_commas=True)
         ]
         response.stream = CappedStream(response.stream, encodings, cap)
-        # These describe the encoded stream, and ours is decoded.
+        # These headers describe the compressed body, but this body is already decompressed.
         ours = ("content-encoding", "content-length")
         headers = [(name, without(value, key)) for name, value in response.headers.multi_items() if name not in ours]
         response.headers = httpx2.Headers([(name.encode(), value.encode()) for name, value in headers])

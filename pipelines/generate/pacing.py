@@ -26,7 +26,7 @@ MEASURED_SECONDS = 1.0
 LEAST_GUESS = 5.0
 # Share of the admitted pace that a 429 leaves.
 CUT = 0.85
-# The same where nearly the same pace was refused before: then the limit is known.
+# The same factor, used if a similar pace was refused before, so the limit is known.
 CUT_AT_KNOWN = 0.95
 # Relative difference of two refused paces that count as the same.
 SAME_PACE = 0.15

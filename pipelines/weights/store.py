@@ -68,10 +68,10 @@ def is_present(data: DataRoot, name: str, model: Model) -> bool:
 
 
 def _parents_content(data: DataRoot, model: Model) -> str | None:
-    """The present content hash of the model that this one is made from.
+    """The current content hash of the parent model.
 
-    Its weights may have changed under the same name. None if they are gone, which does not affect
-    this model.
+    The parent's weights may have changed under the same name. None if they are gone; this model
+    still works.
     """
     return content(data, model.source.parent, model.parent) if model.parent and model.source.parent else None
 

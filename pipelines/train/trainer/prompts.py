@@ -179,7 +179,7 @@ class PromptFormat:
         )
 
     def _require_end(self, token: int, answer: Shown) -> None:
-        """Raises Unshown unless the answer ends in the token that is checked to stop generation.
+        """Raises Unshown if the answer does not end in the token that stops generation.
 
         A tool call may end in another token that stops generation.
         """
