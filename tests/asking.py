@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
@@ -125,15 +124,6 @@ class Asking:
         files = [path for path in self.data.root.rglob("*") if path.is_file()]
         leaks = [str(path) for path in files if KEY.encode() in path.read_bytes()]
         return leaks + [text for text in texts if KEY in text]
-
-
-@contextmanager
-def quick_folder() -> Iterator[Path]:
-    """A folder in memory where such a file system exists, since a journal flushes every answer to
-    disk."""
-    memory = Path("/dev/shm")
-    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,15 @@ def project(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return made
 
 
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A folder in memory where such a file system exists, since a journal flushes every answer to
+    disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator["FakeProvider"]:
     """A server that speaks the providers' protocols; `asking.ready` resets it for a test."""

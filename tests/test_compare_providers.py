@@ -2,7 +2,6 @@
 invented number."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pipelines.compare.providers import provider_rows
 from pipelines.compare.tables import all_tables
 from pipelines.generate import coverage
 from pipelines.generate.requests import request_source
-from tests.asking import MILLION, PRICE, Asking, asking, quick_folder, ready
+from tests.asking import MILLION, PRICE, Asking, asking, ready
 from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.llm_server import Reply, chat_server, completion
 from tests.fakes.provider import FakeProvider
@@ -31,19 +30,13 @@ OF_TEN = {
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     return ready(running, monkeypatch, PLAIN)
 
 
 @pytest.fixture
-def ask(tmp_path: Path, server: FakeProvider) -> Asking:
-    return asking(tmp_path, server, generation={"requests": 10})
+def ask(quick_path: Path, server: FakeProvider) -> Asking:
+    return asking(quick_path, server, generation={"requests": 10})
 
 
 def rows(ask: Asking) -> dict[str, dict[str, Any]]:

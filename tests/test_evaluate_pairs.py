@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pipelines.evaluate.cell import evaluated_by
 from pipelines.evaluate.statistics import win_rate_interval
 from pipelines.generate.generate import GenerationResult
 from pipelines.runs.cells import CellKey
-from tests.asking import PRICE, quick_folder, ready, wait_for
+from tests.asking import PRICE, ready, wait_for
 from tests.fakes.behavior import Behavior
 from tests.fakes.llm_server import Reply, chat_server, completion
 from tests.fakes.planted import Lake, answer, lake
@@ -53,12 +53,6 @@ PLAIN = Behavior(judge=longer)
 RECORDS = tuple(f"r{number}" for number in range(6))
 BASE = {name: f"I like {name}." for name in RECORDS}
 LONGER = {name: f"The book {name} is about the sea, and it is a good one." for name in RECORDS}
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
 
 
 @pytest.fixture
@@ -113,7 +107,7 @@ def between_marks(shown: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def paired(tmp_path: Path, server: FakeProvider) -> Paired:
+def paired(quick_path: Path, server: FakeProvider) -> Paired:
     """The untouched model, `lora-r8` and `full` answer six records.
 
     lora-r8 gives longer answers; full answers like lora-r8, except for one record, where it
@@ -125,7 +119,7 @@ def paired(tmp_path: Path, server: FakeProvider) -> Paired:
         name: {"kind": kinds[name], "base_url": url, "model": f"{name}-test", "price": PRICE, "enabled": True}
         for name, url in at.items()
     }
-    made = lake(tmp_path, providers=named, judging={"judge": "claude", "pairs": "base", "repeat": 0})
+    made = lake(quick_path, providers=named, judging={"judge": "claude", "pairs": "base", "repeat": 0})
     made.examples(held_out=RECORDS)
     paired = Paired(made, server)
     paired.cell("base", BASE)

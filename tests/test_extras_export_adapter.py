@@ -298,3 +298,13 @@ def test_a_repository_gets_a_folders_files_and_what_lies_beside(tmp_path: Path) 
     # A merged folder that served only the GGUF file is not uploaded.
     assert paths(tmp_path / "merged", gguf, None, ExportRequest(merged=False)) == {"README.md": "a.md", **beside}
     assert "config.json" in paths(tmp_path / "merged", gguf, None, ExportRequest())
+
+
+def test_an_export_that_cannot_be_finished_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A disk that fills while the last small files are written, say."""
+    folder = tmp_path / "merged"
+    with adapter.unfinished(folder) as partial:
+        partial.mkdir()
+    with pytest.raises(FileNotFoundError):
+        adapter.finish(partial, folder, {"README.md": "a card", "tokenizer.model": tmp_path / "nowhere"})
+    assert not list(tmp_path.iterdir())

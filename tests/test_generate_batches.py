@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipelines.generate.estimate import estimate
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import Request
 from pipelines.generate.requests import request_source
-from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, quick_folder, ready
+from tests.asking import KEY, KEYS, MILLION, NAMES, Asking, asking, child, kill, ready
 from tests.fakes.batches import Batch
 from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.provider import FakeProvider
@@ -39,12 +39,6 @@ Script = Callable[[Wire, str, int], Fault | None]
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     """A server without any requests, whose batches end at once, and keys for it."""
     return ready(running, monkeypatch, QUICK)
@@ -56,9 +50,9 @@ def wire(request: pytest.FixtureRequest) -> Wire:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, server: FakeProvider, wire: Wire) -> Asking:
+def ask(quick_path: Path, server: FakeProvider, wire: Wire) -> Asking:
     """Six requests of one provider, in batches."""
-    return asking(tmp_path, server, wire, providers={NAMES[wire]: {"batch": True}})
+    return asking(quick_path, server, wire, providers={NAMES[wire]: {"batch": True}})
 
 
 def at(call: str, *faults: Fault | None) -> Script:
@@ -214,8 +208,8 @@ def test_a_provider_that_no_longer_uses_batches_still_gets_its_open_one_collecte
     assert set(ask.account(wire).attempts.values()) == {1}
 
 
-def test_one_provider_in_batches_and_one_asked_directly_go_side_by_side(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, providers={"claude": {"batch": True}})
+def test_one_provider_in_batches_and_one_asked_directly_go_side_by_side(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, providers={"claude": {"batch": True}})
     result = ask.generate()
     assert (result.providers["claude"].in_batch, result.providers["gpt"].answered, result.complete) == (6, 6, True)
     assert list(ask.generate("collect").providers) == ["claude"]
@@ -424,8 +418,8 @@ def test_killed_while_collecting_nothing_is_lost_or_counted_twice(ask: Asking, w
     assert set(ask.account(wire).attempts.values()) == {1}
 
 
-def test_killed_while_the_file_was_handed_in_nothing_is_held(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, "openai", providers={"gpt": {"batch": True}})
+def test_killed_while_the_file_was_handed_in_nothing_is_held(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, "openai", providers={"gpt": {"batch": True}})
     killed_at(ask, "submit", "POST /v1/files", before=True)
     assert ask.rows() == ask.batches() == []
     ask.generate("submit")
@@ -535,14 +529,16 @@ def test_a_collection_that_goes_wrong_is_done_again(
     assert ask.charged() == pytest.approx(ask.account(wire).dollars)
 
 
-def test_nobody_there_costs_nothing_and_holds_nothing(tmp_path: Path, server: FakeProvider, wire: Wire) -> None:
+def test_nobody_there_costs_nothing_and_holds_nothing(quick_path: Path, server: FakeProvider, wire: Wire) -> None:
     nowhere = "http://127.0.0.1:9" if wire == "anthropic" else "http://127.0.0.1:9/v1"
-    ask = asking(tmp_path, server, wire, providers={NAMES[wire]: {"batch": True, "base_url": nowhere}})
+    ask = asking(quick_path, server, wire, providers={NAMES[wire]: {"batch": True, "base_url": nowhere}})
     assert "run it again later" in stopped(ask.generate())
     assert ask.charged() == 0
     assert set(ask.statuses()) <= {"failed"}
     ask.configure(
-        providers={NAMES[wire]: {"base_url": asking(tmp_path / "x", server).experiments.provider(NAMES[wire]).base_url}}
+        providers={
+            NAMES[wire]: {"base_url": asking(quick_path / "x", server).experiments.provider(NAMES[wire]).base_url}
+        }
     )
     ask.generate("submit")
     ask.finish()
@@ -658,8 +654,8 @@ def test_what_a_batch_gives_back_does_not_widen_a_runs_own_cap(ask: Asking, wire
     assert before > ask.charged()
 
 
-def test_a_batch_that_is_turned_away_leaves_the_budget_to_the_others(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, providers={"claude": {"batch": True}})
+def test_a_batch_that_is_turned_away_leaves_the_budget_to_the_others(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, providers={"claude": {"batch": True}})
     server.behavior = replace(
         QUICK, script=lambda _, name, __: "credit_too_low" if name == CREATE["anthropic"] else None
     )
@@ -702,9 +698,9 @@ def test_without_its_key_a_provider_is_not_asked_and_says_so(
 
 @pytest.mark.parametrize("fault", ["unauthorized", "insufficient_quota"])
 def test_a_permanent_error_stops_this_provider_alone_however_often_it_comes(
-    tmp_path: Path, server: FakeProvider, wire: Wire, fault: Fault
+    quick_path: Path, server: FakeProvider, wire: Wire, fault: Fault
 ) -> None:
-    ask = asking(tmp_path, server, providers={name: {"batch": True} for name in NAMES.values()})
+    ask = asking(quick_path, server, providers={name: {"batch": True} for name in NAMES.values()})
     server.behavior = replace(QUICK, script=lambda _, name, __: fault if name == CREATE[wire] else None)
     for _ in range(batches.TRIES + 1):
         result = ask.generate()

@@ -4,7 +4,6 @@ during a wait for money."""
 import math
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ from pipelines.generate.budget import Budget, Caps
 from pipelines.generate.journal import Charges
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import request_source
-from tests.asking import NAMES, PRICE, Asking, asking, quick_folder, ready, started, wait_for
+from tests.asking import NAMES, PRICE, Asking, asking, ready, started, wait_for
 from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.llm_server import Reply, chat_server, completion
 from tests.fakes.provider import FakeProvider, fake_provider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
 
 
 @pytest.fixture
@@ -104,14 +97,14 @@ def test_whatever_is_held_and_given_back_no_cap_is_crossed_and_the_sum_stays_tru
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_cap_of_any_kind_is_crossed_by_the_servers_own_count_whatever_goes_wrong(
-    tmp_path: Path, server: FakeProvider, seed: int
+    quick_path: Path, server: FakeProvider, seed: int
 ) -> None:
     faults: dict[Fault, float] = {
         "cut": 0.1, "cut_body": 0.05, "hang_after": 0.05, "malformed": 0.05, "server_error": 0.1, "overloaded": 0.05,
     }  # fmt: skip
     server.behavior = Behavior(faults=faults, seed=seed, latency=0.01, jitter=0.05, reasoning_tokens=90)
     slots = {"concurrency": 64, "timeout_seconds": 0.4}
-    ask = asking(tmp_path, server, generation={"requests": 80, "languages": None, "budget_usd": 0.3})
+    ask = asking(quick_path, server, generation={"requests": 80, "languages": None, "budget_usd": 0.3})
     ask.configure(providers={"claude": {**slots, "budget_usd": 0.2}, "gpt": {**slots, "budget_usd": 0.15}})
     spent = 0.0
     for of_this_run in (0.12, None, None):
@@ -125,9 +118,9 @@ def test_no_cap_of_any_kind_is_crossed_by_the_servers_own_count_whatever_goes_wr
     )
 
 
-def test_who_finds_too_little_waits_for_what_the_other_gives_back(tmp_path: Path, server: FakeProvider) -> None:
+def test_who_finds_too_little_waits_for_what_the_other_gives_back(quick_path: Path, server: FakeProvider) -> None:
     server.behavior = Behavior(latency=0.02, jitter=0.02)
-    ask = asking(tmp_path, server, generation={"requests": 8})
+    ask = asking(quick_path, server, generation={"requests": 8})
     worst = max(worst_of_one(ask, name) for name in ("claude", "gpt"))
     # The most that all answers of this server can cost.
     answer = 8 * 2 * 0.0025
@@ -139,10 +132,10 @@ def test_who_finds_too_little_waits_for_what_the_other_gives_back(tmp_path: Path
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_provider_that_stops_while_money_is_waited_for_sends_nothing_more(
-    tmp_path: Path, server: FakeProvider, wire: Wire
+    quick_path: Path, server: FakeProvider, wire: Wire
 ) -> None:
     server.behavior = Behavior(script=lambda *_: "unauthorized", latency=0.05)
-    ask = asking(tmp_path, server, wire, generation={"requests": 20})
+    ask = asking(quick_path, server, wire, generation={"requests": 20})
     ask.configure(providers={NAMES[wire]: {"budget_usd": 1.5 * worst_of_one(ask, NAMES[wire])}})
     result = ask.generate()
     assert "401" in result.stopped[NAMES[wire]]
@@ -150,9 +143,9 @@ def test_a_provider_that_stops_while_money_is_waited_for_sends_nothing_more(
     assert ask.charged() == 0
 
 
-def test_an_interrupt_while_money_is_waited_for_sends_nothing_more(tmp_path: Path, server: FakeProvider) -> None:
+def test_an_interrupt_while_money_is_waited_for_sends_nothing_more(quick_path: Path, server: FakeProvider) -> None:
     server.behavior = Behavior(latency=0.8)
-    ask = asking(tmp_path, server, "openai", generation={"requests": 20}, providers={"gpt": {"concurrency": 16}})
+    ask = asking(quick_path, server, "openai", generation={"requests": 20}, providers={"gpt": {"concurrency": 16}})
     ask.configure(providers={"gpt": {"budget_usd": 2.5 * worst_of_one(ask, "gpt")}})
     process = started(ask)
     wait_for(lambda: server.ledger.openai.in_progress == 2)
@@ -163,8 +156,8 @@ def test_an_interrupt_while_money_is_waited_for_sends_nothing_more(tmp_path: Pat
     assert server.ledger.openai.requests == 3
 
 
-def test_what_is_left_out_for_want_of_money_is_sent_once_there_is_more(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, "anthropic", generation={"requests": 12})
+def test_what_is_left_out_for_want_of_money_is_sent_once_there_is_more(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, "anthropic", generation={"requests": 12})
     worst = worst_of_one(ask, "claude")
     for cap in (0.0, worst, 2 * worst):
         ask.configure(providers={"claude": {"budget_usd": cap}})
@@ -177,7 +170,7 @@ def test_what_is_left_out_for_want_of_money_is_sent_once_there_is_more(tmp_path:
     assert set(server.ledger.anthropic.attempts.values()) == {1}
 
 
-def test_an_answer_that_does_not_say_what_it_took_keeps_its_worst_case_charged(tmp_path: Path) -> None:
+def test_an_answer_that_does_not_say_what_it_took_keeps_its_worst_case_charged(quick_path: Path) -> None:
     body = completion('{"instruction": "What to read?", "input": "", "output": "Stoner, by John Williams, tonight."}')
     silent = body.replace('"usage"', '"used"')
     with chat_server(lambda *_: Reply(silent)) as server, fake_provider() as fake:
@@ -185,7 +178,9 @@ def test_an_answer_that_does_not_say_what_it_took_keeps_its_worst_case_charged(t
             "kind": "openai-compatible", "model": "mine", "base_url": server.url, "enabled": True, "price": PRICE,
             "budget_usd": 1.0,
         }  # fmt: skip
-        ask = asking(tmp_path, fake, providers={"mine": mine, "claude": {"enabled": False}, "gpt": {"enabled": False}})
+        ask = asking(
+            quick_path, fake, providers={"mine": mine, "claude": {"enabled": False}, "gpt": {"enabled": False}}
+        )
         result = ask.generate()
     assert result.complete
     rows = ask.rows()
@@ -193,8 +188,8 @@ def test_an_answer_that_does_not_say_what_it_took_keeps_its_worst_case_charged(t
     assert result.providers["mine"].reserved_usd == pytest.approx(ask.charged())
 
 
-def test_two_providers_under_one_cap_share_it_until_it_is_used_up(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, generation={"requests": 40, "languages": None, "budget_usd": 0.08})
+def test_two_providers_under_one_cap_share_it_until_it_is_used_up(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, generation={"requests": 40, "languages": None, "budget_usd": 0.08})
     result = ask.generate()
     assert set(result.stopped) == {"claude", "gpt"}
     assert all("generation.budget_usd is $0.08" in why for why in result.stopped.values())

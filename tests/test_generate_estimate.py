@@ -2,7 +2,6 @@
 taken as zero."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,21 +11,15 @@ from pipelines.generate.answers import Usage
 from pipelines.generate.estimate import Estimate, estimate, in_words
 from pipelines.generate.judge import judge
 from pipelines.generate.prices import OVERHEAD_TOKENS, costs_of
-from tests.asking import KEYS, MILLION, Asking, asking, quick_folder, ready
+from tests.asking import KEYS, MILLION, Asking, asking, ready
 from tests.fakes.behavior import Behavior
 from tests.fakes.provider import FakeProvider
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def ask(tmp_path: Path, running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Asking:
+def ask(quick_path: Path, running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Asking:
     ready(running, monkeypatch, Behavior())
-    return asking(tmp_path, running)
+    return asking(quick_path, running)
 
 
 def estimates(ask: Asking) -> dict[str, Estimate]:

@@ -31,7 +31,7 @@ from pipelines.generate.keys import without
 from pipelines.generate.prices import costs_of, worst_cost
 from pipelines.generate.requests import request_source
 from pipelines.records.foreign_text import one_line
-from tests.asking import KEY, NAMES, Asking, asking, quick_folder, ready
+from tests.asking import KEY, NAMES, Asking, asking, ready
 from tests.fakes.behavior import Behavior, Wire
 from tests.fakes.llm_server import Answers, ChatServer, Reply, chat_server, completion
 from tests.fakes.provider import FakeProvider
@@ -55,15 +55,9 @@ def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvid
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
+def mine(quick_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
     """Forty requests of a single compatible server, under a budget of $0.50."""
-    ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
+    ask = asking(quick_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "m", "base_url": compatible.url, "enabled": True, "price": PRICE}
     ask.configure(providers={"mine": {**settings, "budget_usd": 0.5, "api_key_env": "OPENAI_API_KEY"}})
     return ask.configure(sources={"providers": ["mine"]}, generation={"requests": 40})
@@ -122,8 +116,8 @@ def test_a_wrong_server_costs_a_handful_of_requests_says_why_and_is_given_back(
     assert mine.generate().complete
 
 
-def test_connections_that_close_cost_a_handful_too(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, "openai", generation={"requests": 48, "budget_usd": 0.5})
+def test_connections_that_close_cost_a_handful_too(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, "openai", generation={"requests": 48, "budget_usd": 0.5})
     server.behavior = Behavior(script=lambda *_: "cut")
     assert "disconnected" in why_stopped(ask.generate())
     assert server.ledger.openai.requests == send.FIRST_DOUBTS
@@ -139,20 +133,20 @@ def test_a_server_that_goes_wrong_after_an_answer_is_given_up_without_spending_t
     assert send.LATER_DOUBTS < len(compatible.bodies) <= send.LATER_DOUBTS + 4
 
 
-def test_what_lies_in_a_batch_is_not_given_back(tmp_path: Path, server: FakeProvider) -> None:
+def test_what_lies_in_a_batch_is_not_given_back(quick_path: Path, server: FakeProvider) -> None:
     server.behavior = Behavior(batch_seconds=3600)
-    ask = asking(tmp_path, server, "openai", providers={"gpt": {"batch": True}})
+    ask = asking(quick_path, server, "openai", providers={"gpt": {"batch": True}})
     ask.generate("submit")
     held = ask.charged()
     assert release_in_doubt(ask.data, "the bill") == {} and ask.charged() == held > 0
 
 
 def test_a_page_in_place_of_a_batch_interface_holds_no_money(
-    tmp_path: Path, server: FakeProvider, compatible: ChatServer
+    quick_path: Path, server: FakeProvider, compatible: ChatServer
 ) -> None:
     # This page answers every request with something else.
     page = server.anthropic_url + "/_ledger?"
-    ask = asking(tmp_path, server, "anthropic", providers={"claude": {"batch": True, "base_url": page}})
+    ask = asking(quick_path, server, "anthropic", providers={"claude": {"batch": True, "base_url": page}})
     assert "no list of batches" in why_stopped(ask.generate()) and ask.rows() == []
 
 
@@ -165,7 +159,7 @@ class _Silent(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def self_signed(tmp_path: Path) -> Iterator[str]:
+def self_signed(quick_path: Path) -> Iterator[str]:
     """The address of a server with an untrusted certificate."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
@@ -175,7 +169,7 @@ def self_signed(tmp_path: Path) -> Iterator[str]:
     made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1)).sign(
         key, hashes.SHA256()
     )
-    pem = tmp_path / "both.pem"
+    pem = quick_path / "both.pem"
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     pem.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -416,8 +410,10 @@ EACH_WIRE = [
 
 
 @pytest.mark.parametrize(("name", "wire"), EACH_WIRE)
-def test_one_bad_result_of_a_batch_costs_no_other(tmp_path: Path, server: FakeProvider, name: str, wire: Wire) -> None:
-    ask = asking(tmp_path, server, wire, providers={NAMES[wire]: {"batch": True}})
+def test_one_bad_result_of_a_batch_costs_no_other(
+    quick_path: Path, server: FakeProvider, name: str, wire: Wire
+) -> None:
+    ask = asking(quick_path, server, wire, providers={NAMES[wire]: {"batch": True}})
     ask.generate("submit")
     server.behavior = replace(server.behavior, batch_lines=bent(BAD[name]))
     end_all(server, wire)
@@ -435,9 +431,9 @@ def test_one_bad_result_of_a_batch_costs_no_other(tmp_path: Path, server: FakePr
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_results_that_are_empty_are_read_again_once_and_then_in_doubt(
-    tmp_path: Path, server: FakeProvider, wire: Wire
+    quick_path: Path, server: FakeProvider, wire: Wire
 ) -> None:
-    ask = asking(tmp_path, server, wire, providers={NAMES[wire]: {"batch": True}})
+    ask = asking(quick_path, server, wire, providers={NAMES[wire]: {"batch": True}})
     ask.generate("submit")
     server.behavior = replace(server.behavior, batch_lines=bent(lambda _: []))
     end_all(server, wire)
@@ -448,8 +444,8 @@ def test_results_that_are_empty_are_read_again_once_and_then_in_doubt(
 
 
 @pytest.mark.parametrize("wire", WIRES)
-def test_results_of_another_batch_are_not_taken(tmp_path: Path, server: FakeProvider, wire: Wire) -> None:
-    ask = asking(tmp_path, server, wire, providers={NAMES[wire]: {"batch": True}})
+def test_results_of_another_batch_are_not_taken(quick_path: Path, server: FakeProvider, wire: Wire) -> None:
+    ask = asking(quick_path, server, wire, providers={NAMES[wire]: {"batch": True}})
     ask.generate("submit")
     server.behavior = replace(server.behavior, batch_lines=bent(lambda lines: [another_id(line) for line in lines]))
     end_all(server, wire)
@@ -458,10 +454,10 @@ def test_results_of_another_batch_are_not_taken(tmp_path: Path, server: FakeProv
 
 
 def test_answers_and_errors_in_two_files_are_both_read_though_a_line_is_bad(
-    tmp_path: Path, server: FakeProvider
+    quick_path: Path, server: FakeProvider
 ) -> None:
     server.behavior = Behavior(batch_seconds=3600, batch_error_share=0.4, seed=2)
-    ask = asking(tmp_path, server, "openai", providers={"gpt": {"batch": True}}, generation={"requests": 20})
+    ask = asking(quick_path, server, "openai", providers={"gpt": {"batch": True}}, generation={"requests": 20})
     ask.generate("submit")
     server.behavior = replace(server.behavior, batch_lines=bent(BAD["null"]))
     end_all(server, "openai")
@@ -470,8 +466,8 @@ def test_answers_and_errors_in_two_files_are_both_read_though_a_line_is_bad(
     assert statuses["in_doubt"] == 1 and statuses["failed"] > 0 and sum(statuses.values()) == 20
 
 
-def test_token_counts_of_a_batch_are_believed_within_bounds_too(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, "openai", providers={"gpt": {"batch": True}})
+def test_token_counts_of_a_batch_are_believed_within_bounds_too(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, "openai", providers={"gpt": {"batch": True}})
 
     def inflated(line: str) -> str:
         answer = json.loads(line)

@@ -19,7 +19,6 @@ import pytest
 from pipelines.errors import WorkError
 from pipelines.generate.answers import Answer, Usage
 from pipelines.generate.journal import Charges, Journal, Request, Writer, opened
-from tests.asking import quick_folder
 
 REQUEST = Request(
     provider="local",
@@ -43,14 +42,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with opened(tmp_path / "lake" / "journal.sqlite") as journal:
+def journal(quick_path: Path) -> Iterator[Journal]:
+    with opened(quick_path / "lake" / "journal.sqlite") as journal:
         yield journal
 
 
@@ -133,8 +126,8 @@ def test_an_answer_is_kept_as_it_came(journal: Journal, raw: str) -> None:
     assert row["cost_usd"] is None, "an unmeasured cost is no number"
 
 
-def test_an_answered_request_is_never_sent_again_also_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_an_answered_request_is_never_sent_again_also_after_a_restart(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     first, second = numbered(2)
     with opened(path) as journal:
         journal.sending(first)
@@ -157,8 +150,8 @@ def test_a_failed_request_is_sent_again_and_says_why_it_failed(journal: Journal)
     assert (row_of(journal)["status"], row_of(journal)["error"], row_of(journal)["attempts"]) == ("answered", None, 2)
 
 
-def test_what_a_killed_process_left_in_flight_is_in_doubt_and_sent_again_once_at_most(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_what_a_killed_process_left_in_flight_is_in_doubt_and_sent_again_once_at_most(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     die_while_sending(path)
     with opened(path) as journal:
         assert row_of(journal)["status"] == "in_flight", "the note was committed before the request left"
@@ -173,8 +166,8 @@ def test_what_a_killed_process_left_in_flight_is_in_doubt_and_sent_again_once_at
         assert journal.mark_orphans_in_doubt() == 0, "it is counted once for each crash"
 
 
-def test_a_request_once_in_doubt_is_settled_by_its_answer(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_a_request_once_in_doubt_is_settled_by_its_answer(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     die_while_sending(path)
     with opened(path) as journal:
         journal.mark_orphans_in_doubt()
@@ -199,16 +192,16 @@ def test_requests_that_are_not_in_flight_are_not_put_in_doubt(journal: Journal) 
     ]
 
 
-def test_another_process_reads_an_answer_as_soon_as_it_is_given(journal: Journal, tmp_path: Path) -> None:
+def test_another_process_reads_an_answer_as_soon_as_it_is_given(journal: Journal, quick_path: Path) -> None:
     journal.sending(REQUEST)
     journal.answered(REQUEST.key, answer("kept"))
-    reader = sqlite3.connect(f"file:{tmp_path / 'lake' / 'journal.sqlite'}?mode=ro", uri=True)
+    reader = sqlite3.connect(f"file:{quick_path / 'lake' / 'journal.sqlite'}?mode=ro", uri=True)
     assert reader.execute("SELECT response FROM requests").fetchall() == [("kept",)]
     reader.close()
 
 
-def test_a_file_that_is_no_journal_is_an_error_that_names_it(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_a_file_that_is_no_journal_is_an_error_that_names_it(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     path.write_text("this is no database, but a text of more than a hundred characters " * 3, encoding="utf-8")
     with pytest.raises(WorkError, match=r"journal\.sqlite: the journal of LLM calls cannot be opened"):
         Journal(path)
@@ -273,8 +266,8 @@ CREATE TABLE requests (key TEXT PRIMARY KEY, provider TEXT NOT NULL, model TEXT 
 """
 
 
-def test_a_journal_of_the_first_version_keeps_its_answers(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_a_journal_of_the_first_version_keeps_its_answers(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     with sqlite3.connect(path) as db:
         db.execute(FIRST_VERSION)
         db.execute(
@@ -293,14 +286,14 @@ def test_a_journal_of_the_first_version_keeps_its_answers(tmp_path: Path) -> Non
 # --- many at once
 
 
-def test_writes_that_wait_for_one_another_are_all_committed(tmp_path: Path) -> None:
+def test_writes_that_wait_for_one_another_are_all_committed(quick_path: Path) -> None:
     requests = numbered(50)
 
     async def write_all() -> None:
-        with opened(tmp_path / "journal.sqlite") as journal:
+        with opened(quick_path / "journal.sqlite") as journal:
             writer = Writer(journal)
             await asyncio.gather(*(writer.write(partial(journal.sending, request)) for request in requests))
-            with sqlite3.connect(f"file:{tmp_path / 'journal.sqlite'}?mode=ro", uri=True) as db:
+            with sqlite3.connect(f"file:{quick_path / 'journal.sqlite'}?mode=ro", uri=True) as db:
                 assert db.execute("SELECT count(*) FROM requests WHERE status = 'in_flight'").fetchone() == (50,)
             db.close()
             await writer.close()
@@ -308,12 +301,12 @@ def test_writes_that_wait_for_one_another_are_all_committed(tmp_path: Path) -> N
     asyncio.run(write_all())
 
 
-def test_a_commit_that_fails_reaches_everybody_who_waits_for_it_and_writes_nothing_of_it(tmp_path: Path) -> None:
+def test_a_commit_that_fails_reaches_everybody_who_waits_for_it_and_writes_nothing_of_it(quick_path: Path) -> None:
     def breaks() -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     async def write_all() -> list[BaseException | None]:
-        with opened(tmp_path / "journal.sqlite") as journal:
+        with opened(quick_path / "journal.sqlite") as journal:
             writer = Writer(journal)
             works = [partial(journal.sending, request) for request in numbered(3)]
             done = await asyncio.gather(*(writer.write(work) for work in [*works, breaks]), return_exceptions=True)
@@ -327,11 +320,11 @@ def test_a_commit_that_fails_reaches_everybody_who_waits_for_it_and_writes_nothi
     assert all(isinstance(error, WorkError) and "disk is full" in str(error) for error in failed)
 
 
-def test_work_that_breaks_in_any_way_leaves_nobody_waiting(tmp_path: Path) -> None:
+def test_work_that_breaks_in_any_way_leaves_nobody_waiting(quick_path: Path) -> None:
     unwritable = replace(REQUEST, topic="half a character \ud83d")
 
     async def write_all() -> list[BaseException | None]:
-        with opened(tmp_path / "journal.sqlite") as journal:
+        with opened(quick_path / "journal.sqlite") as journal:
             writer = Writer(journal)
             works = [partial(journal.sending, unwritable), partial(journal.sending, REQUEST), partial(int, "no number")]
             done = [await asyncio.gather(writer.write(work), return_exceptions=True) for work in works]
@@ -343,9 +336,9 @@ def test_work_that_breaks_in_any_way_leaves_nobody_waiting(tmp_path: Path) -> No
     assert isinstance(first, WorkError) and second is None and isinstance(third, WorkError)
 
 
-def test_a_waiter_that_is_cancelled_loses_nothing_of_what_was_handed_in(tmp_path: Path) -> None:
+def test_a_waiter_that_is_cancelled_loses_nothing_of_what_was_handed_in(quick_path: Path) -> None:
     async def write_one() -> None:
-        with opened(tmp_path / "journal.sqlite") as journal:
+        with opened(quick_path / "journal.sqlite") as journal:
             writer = Writer(journal)
             waiting = asyncio.create_task(writer.write(partial(journal.sending, REQUEST)))
             await asyncio.sleep(0)
@@ -375,8 +368,8 @@ def test_a_disk_that_is_full_loses_the_transaction_alone(journal: Journal) -> No
     assert row_of(journal)["status"] == "answered"
 
 
-def test_two_processes_may_open_a_journal_of_the_first_version_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
+def test_two_processes_may_open_a_journal_of_the_first_version_at_once(quick_path: Path) -> None:
+    path = quick_path / "journal.sqlite"
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(FIRST_VERSION)

@@ -2,7 +2,6 @@
 refused settings."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,15 @@ from pipelines.generate.journal import Request
 from pipelines.generate.prices import OVERHEAD_TOKENS, batch_share, costs_of, worst_cost, worst_usage
 from pipelines.generate.requests import request_source
 from pipelines.settings.providers import Provider
-from tests.asking import Asking, asking, quick_folder, ready
+from tests.asking import Asking, asking, ready
 from tests.fakes.behavior import Behavior, Fault
 from tests.fakes.llm_server import Reply, chat_server, completion
 from tests.fakes.provider import FakeProvider
 
 
 @pytest.fixture
-def ask(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asking]:
-    ready(running, monkeypatch, Behavior())
-    with quick_folder() as root:
-        yield asking(root, running)
+def ask(quick_path: Path, running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> Asking:
+    return asking(quick_path, ready(running, monkeypatch, Behavior()))
 
 
 def requests_of(ask: Asking, name: str) -> list[Request]:

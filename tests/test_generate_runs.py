@@ -13,7 +13,7 @@ import pytest
 from pipelines.generate import pacing, send
 from pipelines.generate.generate import generated_records
 from pipelines.generate.journal import opened
-from tests.asking import Asking, asking, quick_folder, ready, started, wait_for
+from tests.asking import Asking, asking, ready, started, wait_for
 from tests.fakes.behavior import Behavior, Fault
 from tests.fakes.llm_server import ChatServer, Reply, chat_server, completion
 from tests.fakes.provider import FakeProvider
@@ -29,28 +29,22 @@ def compatible() -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
-
-
-@pytest.fixture
 def server(running: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
     monkeypatch.setattr(pacing, "FIRST_BACKOFF_SECONDS", 0.02)
     return ready(running, monkeypatch, Behavior())
 
 
 @pytest.fixture
-def ask(tmp_path: Path, server: FakeProvider) -> Asking:
+def ask(quick_path: Path, server: FakeProvider) -> Asking:
     """Six requests of one provider."""
-    return asking(tmp_path, server, "openai")
+    return asking(quick_path, server, "openai")
 
 
 @pytest.fixture
-def mine(tmp_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
+def mine(quick_path: Path, server: FakeProvider, compatible: ChatServer) -> Asking:
     """Six requests of a single compatible server."""
     compatible.answer_with(lambda *_: GOOD)
-    ask = asking(tmp_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
+    ask = asking(quick_path, server, providers={"claude": {"enabled": False}, "gpt": {"enabled": False}})
     settings = {"kind": "openai-compatible", "model": "mine", "base_url": compatible.url, "enabled": True}
     return ask.configure(providers={"mine": settings}, sources={"providers": ["mine"]})
 
@@ -103,10 +97,10 @@ def test_one_prompt_that_is_too_long_for_its_server_costs_no_other(mine: Asking,
 
 
 def test_an_interrupt_does_not_wait_for_requests_that_would_be_tried_again_later(
-    tmp_path: Path, server: FakeProvider
+    quick_path: Path, server: FakeProvider
 ) -> None:
     server.behavior = Behavior(script=lambda *_: "overloaded", retry_after=False)
-    ask = asking(tmp_path, server, generation={"requests": 10})
+    ask = asking(quick_path, server, generation={"requests": 10})
     process = started(ask)
     wait_for(lambda: server.ledger.openai.requests > 5 and server.ledger.anthropic.requests > 5)
     process.send_signal(signal.SIGTERM)
@@ -115,9 +109,9 @@ def test_an_interrupt_does_not_wait_for_requests_that_would_be_tried_again_later
     assert set(ask.statuses()) == {"failed"} and ask.charged() == 0
 
 
-def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: Path, server: FakeProvider) -> None:
+def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(quick_path: Path, server: FakeProvider) -> None:
     server.behavior = Behavior(latency=1)
-    ask = asking(tmp_path, server, "openai", generation={"requests": 40}, providers={"gpt": {"concurrency": 4}})
+    ask = asking(quick_path, server, "openai", generation={"requests": 40}, providers={"gpt": {"concurrency": 4}})
     process = started(ask)
     wait_for(lambda: server.ledger.openai.in_progress == 4)
     assert process.stderr is not None
@@ -134,10 +128,10 @@ def test_an_interrupt_is_heard_when_nobody_reads_the_output_any_more(tmp_path: P
 
 
 def test_an_environment_in_which_one_cannot_be_reached_stops_that_one_alone(
-    tmp_path: Path, server: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    quick_path: Path, server: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "carrier-pigeon://nowhere")
-    ask = asking(tmp_path, server, providers={"gpt": {"base_url": "http://gateway.invalid/v1"}})
+    ask = asking(quick_path, server, providers={"gpt": {"base_url": "http://gateway.invalid/v1"}})
     result = ask.generate()
     assert "cannot be reached from here" in result.stopped["gpt"]
     assert result.providers["claude"].answered == 6, "on loopback, past every proxy"
@@ -145,11 +139,11 @@ def test_an_environment_in_which_one_cannot_be_reached_stops_that_one_alone(
 
 
 def test_a_schema_that_an_api_cannot_take_stops_that_api_and_costs_nothing(
-    tmp_path: Path, server: FakeProvider, compatible: ChatServer
+    quick_path: Path, server: FakeProvider, compatible: ChatServer
 ) -> None:
     compatible.answer_with(lambda *_: GOOD)
     mine = {"kind": "openai-compatible", "model": "mine", "base_url": compatible.url, "enabled": True}
-    ask = asking(tmp_path, server, providers={"mine": mine})
+    ask = asking(quick_path, server, providers={"mine": mine})
     ask.grid(schema={"type": ["object", "null"], "required": ["instruction", "output"]})
     result = ask.generate()
     assert set(result.stopped) == {"claude", "gpt"}
@@ -217,12 +211,12 @@ def test_a_journal_that_cannot_be_written_ends_the_run_before_anything_more_leav
 
 
 def test_a_key_that_the_server_repeats_stands_nowhere_nor_in_the_logs_of_the_sdks(
-    tmp_path: Path, server: FakeProvider
+    quick_path: Path, server: FakeProvider
 ) -> None:
     server.behavior = Behavior(
         script=lambda wire, prompt, nth: "unauthorized" if (wire, nth) == ("openai", 1) else None
     )
-    ask = asking(tmp_path, server)
+    ask = asking(quick_path, server)
     process = started(ask, OPENAI_LOG="debug", ANTHROPIC_LOG="debug")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 3, err

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from tests.asking import (
     asking,
     child,
     kill,
-    quick_folder,
     ready,
     started,
     wait_for,
@@ -36,12 +35,6 @@ from tests.fakes.behavior import Behavior, Fault, Wire
 from tests.fakes.provider import FakeProvider
 
 WIRES: list[Wire] = ["anthropic", "openai"]
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with quick_folder() as path:
-        yield path
 
 
 @pytest.fixture
@@ -58,15 +51,15 @@ def wire(request: pytest.FixtureRequest) -> Wire:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, server: FakeProvider, wire: Wire) -> Asking:
+def ask(quick_path: Path, server: FakeProvider, wire: Wire) -> Asking:
     """Six requests of one provider."""
-    return asking(tmp_path, server, wire)
+    return asking(quick_path, server, wire)
 
 
 @pytest.fixture
-def both(tmp_path: Path, server: FakeProvider) -> Asking:
+def both(quick_path: Path, server: FakeProvider) -> Asking:
     """Six requests of each of two providers."""
-    return asking(tmp_path, server)
+    return asking(quick_path, server)
 
 
 def first(*faults: Fault | None) -> Callable[[Wire, str, int], Fault | None]:
@@ -87,9 +80,9 @@ def stopped(result: Any) -> str:
 
 
 def test_anthropic_gets_the_system_prompt_apart_and_the_schema_in_its_own_form(
-    tmp_path: Path, server: FakeProvider
+    quick_path: Path, server: FakeProvider
 ) -> None:
-    ask = asking(tmp_path, server, "anthropic", generation={"requests": 1})
+    ask = asking(quick_path, server, "anthropic", generation={"requests": 1})
     ask.configure(providers={"claude": {"parameters": {"temperature": 0.5, "output_config": {"effort": "low"}}}})
     assert ask.generate().complete
     body = server.ledger.received[0].body
@@ -102,8 +95,8 @@ def test_anthropic_gets_the_system_prompt_apart_and_the_schema_in_its_own_form(
     assert "maxLength: 400" in form["schema"]["properties"]["output"]["description"]
 
 
-def test_openai_gets_a_strict_schema_and_its_own_name_for_the_limit(tmp_path: Path, server: FakeProvider) -> None:
-    ask = asking(tmp_path, server, "openai", generation={"requests": 1})
+def test_openai_gets_a_strict_schema_and_its_own_name_for_the_limit(quick_path: Path, server: FakeProvider) -> None:
+    ask = asking(quick_path, server, "openai", generation={"requests": 1})
     assert ask.generate().complete
     body = server.ledger.received[0].body
     assert body["max_completion_tokens"] == 200 and "max_tokens" not in body
@@ -113,11 +106,11 @@ def test_openai_gets_a_strict_schema_and_its_own_name_for_the_limit(tmp_path: Pa
 
 
 def test_a_compatible_server_gets_the_schema_as_it_is_a_seed_and_no_key_of_anybody_else(
-    tmp_path: Path, server: FakeProvider
+    quick_path: Path, server: FakeProvider
 ) -> None:
     server.behavior = Behavior(api_keys=("none",))
     mine = {"kind": "openai-compatible", "model": "mine", "base_url": server.openai_url, "enabled": True}
-    ask = asking(tmp_path, server, "openai", providers={"mine": mine, "gpt": {"enabled": False}})
+    ask = asking(quick_path, server, "openai", providers={"mine": mine, "gpt": {"enabled": False}})
     ask.configure(generation={"requests": 2})
     assert ask.generate().complete, "the server takes no other key than the placeholder"
     bodies = [received.body for received in server.ledger.received]
@@ -487,10 +480,10 @@ def test_after_a_hundred_kills_every_record_is_made_within_the_budget(ask: Askin
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_sends_nothing_more_and_waits_for_what_is_under_way(
-    tmp_path: Path, server: FakeProvider, number: signal.Signals
+    quick_path: Path, server: FakeProvider, number: signal.Signals
 ) -> None:
     server.behavior = Behavior(latency=1)
-    ask = asking(tmp_path, server, "openai", generation={"requests": 40}, providers={"gpt": {"concurrency": 4}})
+    ask = asking(quick_path, server, "openai", generation={"requests": 40}, providers={"gpt": {"concurrency": 4}})
     process = started(ask)
     wait_for(lambda: server.ledger.openai.in_progress == 4)
     process.send_signal(number)
@@ -502,7 +495,9 @@ def test_an_interrupt_sends_nothing_more_and_waits_for_what_is_under_way(
     assert ask.leaks(out, err) == []
 
 
-def test_a_second_interrupt_ends_at_once_and_leaves_the_requests_in_doubt(tmp_path: Path, server: FakeProvider) -> None:
+def test_a_second_interrupt_ends_at_once_and_leaves_the_requests_in_doubt(
+    quick_path: Path, server: FakeProvider
+) -> None:
     first_alone: list[str] = []
 
     def hang(_: Wire, prompt: str, __: int) -> Fault | None:
@@ -510,7 +505,7 @@ def test_a_second_interrupt_ends_at_once_and_leaves_the_requests_in_doubt(tmp_pa
         return "hang" if len(first_alone) > 1 else None
 
     server.behavior = Behavior(script=hang)
-    ask = asking(tmp_path, server, "openai", generation={"requests": 5})
+    ask = asking(quick_path, server, "openai", generation={"requests": 5})
     process = started(ask)
     wait_for(lambda: server.ledger.openai.in_progress == 4)
     process.send_signal(signal.SIGINT)

@@ -2,7 +2,8 @@
 training."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,45 @@ def write(trained: Path, folder: Path, tokenizer: Any, base: Base) -> Path:
     """
     if missing := [name for name in (CONFIG, WEIGHTS) if not (trained / name).is_file()]:
         raise WorkError(f"{trained} lacks {' and '.join(missing)}: train the cell again (--force)")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with unfinished(folder) as partial:
         partial.mkdir(parents=True)
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(trained / name, partial / name)
         name_base(partial, base)
         tokenizer.save_pretrained(partial)
         older.make_tokenizer_readable(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return partial
 
 
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """The temporary folder beside `folder`, empty at first. It is removed if the block fails or is
+    interrupted, since a partial model is large."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with removed_on_error(partial):
+        yield partial
+
+
+@contextmanager
+def removed_on_error(partial: Path) -> Iterator[None]:
+    """Remove `partial` if the block fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def finish(partial: Path, folder: Path, more: Mapping[str, str | Path]) -> None:
-    """Add more files (texts, or files to copy) and rename `partial` to `folder`, which it
-    replaces."""
-    for name, held in more.items():
-        if isinstance(held, Path):
-            shutil.copyfile(held, partial / name)
-        else:
-            (partial / name).write_text(held, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    """Add more files (texts, or files to copy) and rename `partial` to `folder`, which it replaces.
+    If that fails, `partial` is removed."""
+    with removed_on_error(partial):
+        for name, held in more.items():
+            if isinstance(held, Path):
+                shutil.copyfile(held, partial / name)
+            else:
+                (partial / name).write_text(held, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)

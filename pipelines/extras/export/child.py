@@ -7,7 +7,6 @@ measurement of the exported files.
 
 import json
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 
 from pipelines.extras.export import adapter
-from pipelines.extras.export.adapter import finish
+from pipelines.extras.export.adapter import finish, removed_on_error
 from pipelines.extras.export.model_card import card
 from pipelines.lake.files import stable_hash, write_json, write_text
 from pipelines.lake.weights_record import RECORD
@@ -126,7 +125,7 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
         model = merging.merged_model(base, recipe, trained, compared=compared)
     worker.phase("save")
     partial = merging.write(model, form.tokenizer, Path(spec["merged"]), form.stop_tokens)
-    try:
+    with removed_on_error(partial):
         del model
         give_back_freed()
         model = merging.saved_model(partial, recipe)
@@ -136,9 +135,6 @@ def merge(worker: Worker, form: PromptFormat, examples: list[Tokenized]) -> None
             bits = merging.measured_bits_per_byte(model, examples, max_tokens)
             worker.measure(merged_bits_per_byte=bits)
         merging.require_alike(difference, merging.rounding(recipe))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     text = card("merged", spec, worker.report["measured"], provenance.base_of(base, spec["licence"]))
     more: dict[str, str | Path] = {"README.md": text, RECORD: json.dumps(spec["origin"], indent=1)}
     # llama.cpp's converter prefers this file to tokenizer.json.

@@ -3,7 +3,6 @@ difference."""
 # ruff: noqa: TID253
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from pipelines.errors import WorkError
 from pipelines.evaluate.scores import bits_per_byte
 from pipelines.extras.export import older
+from pipelines.extras.export.adapter import unfinished
 from pipelines.settings.methods import traits_of
 from pipelines.train.trainer import batches, loading, peft_adapter, tensor_file
 from pipelines.train.trainer.examples import Tokenized
@@ -93,17 +93,11 @@ def write(model: Any, tokenizer: Any, folder: Path, stops: Sequence[int]) -> Pat
 
     `stops` are the ids that end an answer.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with unfinished(folder) as partial:
         with tensor_file.used_by_transformers():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         older.make_readable(partial, stops)
-    except BaseException:
-        # Clean up even after an interrupt, since a partial model is large.
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return partial
 
 
