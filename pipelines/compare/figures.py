@@ -145,8 +145,8 @@ def _trade_off(rows: Sequence[Row], key: str) -> Iterator[Figure]:
 def _curves(project: Project, model: str, rows: Sequence[Row]) -> Iterator[Figure]:
     curves = {name: points for name, points in curves_of(project, rows).items() if points}
     says = (
-        "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of more "
-        "than 256 on a fixed sample."
+        "The newest attempt of each cell. Above, each optimizer step's own loss; below, the loss on held-out records, of "
+        "more than curve_records on a fixed sample."
     )
     longest = max(map(len, curves.values()), default=0)
     if longest > plots.MAX_POINTS:
