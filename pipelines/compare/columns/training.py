@@ -78,7 +78,7 @@ TRAINING_CURVE = Table(
             count("examples", "Number of examples trained on so far, counted again in each epoch."),
             real("train_loss", "Loss of this optimizer step on its own examples, per completion token.", NATS, 3, better="lower",
                  heading="training loss"),
-            real("eval_loss", "Mean loss per completion token of a fixed sample of evaluation records (curve_records); NULL between.",
+            real("eval_loss", "Mean loss per completion token of a sample of evaluation records (curve_records); NULL between.",
                  NATS, 3, better="lower", heading="held-out loss"),
             real("learning_rate", "Learning rate of this step.", None, None),
             real("process_memory_mb", "Resident memory of the training process after this step.", "MB", 0),
