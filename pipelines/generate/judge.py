@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipelines.generate.estimate import Estimate, of_requests
 from pipelines.generate.generate import GenerationResult, Session, outcome, session
 from pipelines.generate.journal import Journal, Request
-from pipelines.generate.providers import enabled, job_for, missing_key
+from pipelines.generate.providers import enabled, job_for, refusal
 from pipelines.generate.requests import RequestSource, request_source
 from pipelines.generate.send import Progress, Tally, send_all
 from pipelines.generate.trained_on import sources_of
@@ -171,13 +171,9 @@ def ask_enabled(run: Session, by_provider: Mapping[str, list[Request]], role: st
     such as "judge".
     """
     jobs, tallies = [], dict[str, Tally]()
-    allowed = enabled(run.experiments)
     for name, requests in by_provider.items():
         provider, pending = run.experiments.provider(name), run.journal.to_send(requests)
-        not_enabled = (
-            f"the {role} {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
-        )
-        why = missing_key(provider) if name in allowed else not_enabled
+        why = refusal(run.experiments, name, role)
         if why or not pending:
             tallies[name] = Tally(total=len(pending), stopped=why if pending else None)
         else:

@@ -39,6 +39,13 @@ def missing_key(provider: Provider) -> str | None:
     return None
 
 
+def refusal(experiments: Experiments, name: str, role: str) -> str | None:
+    """Why the API may not be asked as `role`, such as "judge"; None if it may."""
+    if name not in enabled(experiments):
+        return f"the {role} {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
+    return missing_key(experiments.provider(name))
+
+
 def job_for(name: str, provider: Provider, requests: list[Request], *, base_url: str | None = None) -> Job:
     return Job(
         provider=name,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import UnavailableError, UsageError
-from pipelines.generate.providers import enabled, missing_key
+from pipelines.generate.embeddings import ROLE, provider_of
+from pipelines.generate.providers import refusal
 from pipelines.lake.files import announce, stable_hash
 from pipelines.lake.paths import DataRoot
 from pipelines.retrieval import documents, embedding_model
@@ -33,15 +34,6 @@ def _api_identity(experiments: Experiments) -> str:
     return stable_hash(
         [provider.kind, provider.base_url, provider.model, provider.parameters, embeddings.embedded_bytes]
     )
-
-
-def _api_refusal(experiments: Experiments) -> str | None:
-    """Why the provider that embeds may not be asked; None if it may."""
-    assert experiments.embeddings and experiments.embeddings.provider
-    name = experiments.embeddings.provider
-    if name not in enabled(experiments):
-        return f"the embedding model {name} is not enabled, and asking it may cost money: set providers.{name}.enabled: true"
-    return missing_key(experiments.provider(name))
 
 
 def contents(data: DataRoot, experiments: Experiments, retrieval: Retrieval) -> dict[str, Any]:
@@ -97,7 +89,8 @@ def out_of_reach(data: DataRoot, experiments: Experiments, method: str) -> str |
         if retrieval and retrieval.documents:
             documents.files_of(retrieval.documents, retrieval.folder)
         if retrieval and embeds_over_api(experiments, retrieval):
-            return REWORDED if retrieval.rewrites else _api_refusal(experiments)
+            name = provider_of(experiments)
+            return REWORDED if retrieval.rewrites else refusal(experiments, name, ROLE)
         if retrieval and retrieval.embeds and not (experiments.embeddings and experiments.embeddings.wheel):
             embedding_model.fetch(data, experiments.embeddings)
     except (UsageError, UnavailableError) as error:
